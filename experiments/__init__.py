@@ -1,0 +1,1 @@
+"""Launchers: one a study, each run as ``python -m experiments.NAME``."""

@@ -1,0 +1,284 @@
+"""The recurrence of every memory, over a chunk of tokens: in closed form, and token by token.
+
+    S_t = μ_t S_{t-1} - η_t g_t x_tᵀ
+    W_t = W₀ + α_t (W_{t-1} - W₀) - β_t (W_{t-1} x_t) x_tᵀ + S_t
+
+with keys x, gradients g at the memory's output, learning rate η, retention α, momentum μ and delta strength β per
+token (Eq. 83-93 of arXiv 2512.24695; W₀ = 0 unless an ``anchor`` is given). All g_t known, no loop over tokens is
+needed: with A[t,s] = Π_{s<i≤t} α_i, M likewise from μ, D = A M, and ' for a shift by one token, the answers
+p_t = W_{t-1} x_t solve one unit lower-triangular system, and everything else is linear in them and in the forcings
+f_t = -η_t g_t:
+
+    (I + (A' ∘ X Xᵀ) diag β) P = X W₀ᵀ + a' ∘ X (W - W₀)ᵀ + c' ∘ X Sᵀ + (D' ∘ X Xᵀ) F
+
+All ratios are products of numbers in [0, 1], taken without logarithms, so α = 0 and μ = 0 are exact.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from nl_jax.memory.triangular import inverse_unit_lower
+
+
+@jax.custom_vjp
+def decay_products(rate: Float[Array, "... C"]) -> Float[Array, "... C C"]:
+    """Lower-triangular matrix of ``Π_{s<i≤t} rate_i`` at [t, s]; ones on the diagonal, zeros above."""
+    return _decay_products(rate)
+
+
+def _decay_products(rate):
+    size = rate.shape[-1]
+    t, s = jnp.arange(size)[:, None], jnp.arange(size)
+    products = jnp.where(t > s, rate[..., :, None], jnp.ones((), rate.dtype))
+    shift = 1
+    while shift < size:  # cumulative product along t by doubling
+        above = jnp.ones((*products.shape[:-2], shift, size), rate.dtype)
+        products = products * jnp.concatenate([above, products[..., :-shift, :]], axis=-2)
+        shift *= 2
+    return jnp.where(t >= s, products, jnp.zeros((), rate.dtype))
+
+
+def _decay_forward(rate):
+    products = _decay_products(rate)
+    return products, products
+
+
+def _decay_backward(products, cotangent):
+    # d products[t,s] / d rate_i = products[t,i] products[i-1,s]: no division, so exact at rate 0
+    through = jnp.swapaxes(products, -1, -2) @ jnp.tril(cotangent)
+    return (_pad_first(jnp.sum(through[..., 1:, :] * products[..., :-1, :], axis=-1), -1),)
+
+
+decay_products.defvjp(_decay_forward, _decay_backward)
+
+
+def _pad_first(x: Array, axis: int, value: float = 0.0) -> Array:
+    """One entry more at the front of ``axis``."""
+    pads = [(0, 0)] * x.ndim
+    pads[axis] = (1, 0)
+    return jnp.pad(x, pads, constant_values=value)
+
+
+class Decay(NamedTuple):
+    """What the coefficients α and μ of one chunk say, shared by all memories that have the same ones."""
+
+    state: Float[Array, "... C C"]  # A: how a write to W at s is left at t
+    forcing: Float[Array, "... C C"]  # D = A M: how a forcing at s has reached W at t, momentum included
+    momentum: Float[Array, "... C C"] | None  # M; None without momentum
+    state_start: Float[Array, "... C"]  # a: what is left at t of W at the chunk's start
+    momentum_start: Float[Array, "... C"] | None  # m: what is left at t of S at the chunk's start
+    forcing_start: Float[Array, "... C"] | None  # c = A m: what S at the chunk's start has added to W at t
+
+
+def chunk_decay(
+    alpha: Float[Array, "... C"],
+    mu: Float[Array, "... C"] | None,
+    valid: Float[Array, "... C"] | None = None,
+) -> Decay:
+    """Decay matrices of one chunk.
+
+    Args:
+      alpha: retention per token, in [0, 1].
+      mu: momentum per token, in [0, 1]; None where there is no momentum.
+      valid: 1 for a token, 0 for padding, through which W and S pass unchanged (the caller sets α = μ = 1, η = β = 0
+        there); None if all are tokens.
+    """
+    state = decay_products(alpha)
+    state_start = alpha[..., :1] * state[..., :, 0]
+    if mu is None:
+        return Decay(state, state, None, state_start, None, None)
+    momentum = decay_products(mu)
+    momentum_start = mu[..., :1] * momentum[..., :, 0]
+    entering = state if valid is None else state * valid[..., None, :]  # S enters W at tokens only
+    forcing = entering @ momentum
+    forcing_start = jnp.squeeze(entering @ momentum_start[..., None], -1)
+    return Decay(state, forcing, momentum, state_start, momentum_start, forcing_start)
+
+
+class Chunk(NamedTuple):
+    """One chunk of one memory, solved: enough to read it at any of its tokens and to carry it to the next chunk."""
+
+    change: Float[Array, "... out in"]  # W - W₀ at the chunk's start
+    momentum: Float[Array, "... out in"] | None  # S at the chunk's start
+    keys: Float[Array, "... C in"]
+    forcings: Float[Array, "... C out"]  # -η g
+    writes: Float[Array, "... C out"]  # β p: what the delta term takes away at each token
+    answers: Float[Array, "... C out"]  # p_t = W_{t-1} x_t
+    decay: Decay
+
+
+def solve_chunk(
+    change: Float[Array, "... out in"],
+    momentum: Float[Array, "... out in"] | None,
+    keys: Float[Array, "... C in"],
+    forcings: Float[Array, "... C out"],
+    beta: Float[Array, "... C"],
+    decay: Decay,
+    *,
+    initial_answers: Float[Array, "... C out"] | None = None,
+    change_answers: Float[Array, "... C out"] | None = None,
+) -> Chunk:
+    """Solves one chunk for the answers of the memory to its own keys.
+
+    Args:
+      change: W - W₀ at the chunk's start, where W₀ is what retention pulls toward (W itself if that is zero).
+      momentum: S at the chunk's start, or None.
+      keys, forcings: x and f = -η g.
+      beta: strength of the delta term; β‖x‖² ≤ 2 keeps the recurrence non-expansive.
+      decay: of this chunk's α and μ.
+      initial_answers: X W₀ᵀ; None for W₀ = 0.
+      change_answers: X (W - W₀)ᵀ where the caller has it already.
+    """
+    gram = keys @ jnp.swapaxes(keys, -1, -2)
+    earlier = _pad_first(decay.state[..., :-1, :], -2)  # A'
+    inverse = inverse_unit_lower(earlier * gram * beta[..., None, :])
+    if change_answers is None:
+        change_answers = keys @ jnp.swapaxes(change, -1, -2)
+    right = _pad_first(decay.state_start[..., :-1], -1, 1.0)[..., None] * change_answers
+    if initial_answers is not None:
+        right = right + initial_answers
+    if momentum is not None:
+        assert decay.forcing_start is not None
+        start = _pad_first(decay.forcing_start[..., :-1], -1)
+        right = right + start[..., None] * (keys @ jnp.swapaxes(momentum, -1, -2))
+        earlier = _pad_first(decay.forcing[..., :-1, :], -2)  # D'
+    right = right + (earlier * gram) @ forcings
+    answers = inverse @ right
+    return Chunk(change, momentum, keys, forcings, beta[..., None] * answers, answers, decay)
+
+
+def end_of_chunk(
+    chunk: Chunk,
+) -> tuple[Float[Array, "... out in"], Float[Array, "... out in"] | None]:
+    """``(W - W₀, S)`` after the chunk's last token."""
+    decay = chunk.decay
+    left = decay.forcing[..., -1, :, None] * chunk.forcings - decay.state[..., -1, :, None] * chunk.writes
+    change = decay.state_start[..., -1, None, None] * chunk.change
+    if chunk.momentum is None:
+        return change + jnp.swapaxes(left, -1, -2) @ chunk.keys, None
+    assert decay.momentum is not None
+    assert decay.momentum_start is not None
+    assert decay.forcing_start is not None
+    remembered = decay.momentum[..., -1, :, None] * chunk.forcings
+    both = jnp.concatenate([left, remembered], axis=-1)  # one product writes W and S
+    written, kept = jnp.split(jnp.swapaxes(both, -1, -2) @ chunk.keys, 2, axis=-2)
+    change = change + decay.forcing_start[..., -1, None, None] * chunk.momentum + written
+    return change, decay.momentum_start[..., -1, None, None] * chunk.momentum + kept
+
+
+def read_chunk(
+    chunk: Chunk,
+    queries: Float[Array, "... C in"],
+    initial_answers: Float[Array, "... C out"] | None = None,
+) -> Float[Array, "... C out"]:
+    """Every query t answered by W_t, the state updated up to and including token t.
+
+    ``initial_answers`` is Q W₀ᵀ; None for W₀ = 0.
+    """
+    decay = chunk.decay
+    scores = queries @ jnp.swapaxes(chunk.keys, -1, -2)
+    out = decay.state_start[..., None] * (queries @ jnp.swapaxes(chunk.change, -1, -2))
+    if chunk.momentum is not None:
+        assert decay.forcing_start is not None
+        out = out + decay.forcing_start[..., None] * (queries @ jnp.swapaxes(chunk.momentum, -1, -2))
+        out = out + (decay.forcing * scores) @ chunk.forcings - (decay.state * scores) @ chunk.writes
+    else:
+        out = out + (decay.state * scores) @ (chunk.forcings - chunk.writes)
+    return out if initial_answers is None else out + initial_answers
+
+
+def _check(W, S, x, g, coefficients, anchor):
+    chunk, size_in, size_out = x.shape[-2], x.shape[-1], g.shape[-1]
+    if g.shape[-2] != chunk:
+        raise ValueError(f"g has {g.shape[-2]} tokens, x has {chunk}; they must be equal")
+    for name, value in coefficients.items():
+        if value.shape[-1:] != (chunk,):
+            raise ValueError(f"{name} has shape {value.shape}; its last axis must be the {chunk} tokens of x")
+    for name, value in {"W": W, "S": S, "anchor": anchor}.items():
+        if value is not None and value.shape[-2:] != (size_out, size_in):
+            raise ValueError(f"{name} has shape {value.shape}; its last axes must be out, in = {size_out}, {size_in}")
+
+
+def chunk_update(
+    W: Float[Array, "... out in"],
+    S: Float[Array, "... out in"],
+    x: Float[Array, "... C in"],
+    g: Float[Array, "... C out"],
+    *,
+    eta: Float[Array, "... C"],
+    alpha: Float[Array, "... C"],
+    mu: Float[Array, "... C"],
+    beta: Float[Array, "... C"],
+    anchor: Float[Array, "... out in"] | None = None,
+) -> tuple[Float[Array, "... out in"], Float[Array, "... out in"]]:
+    """State of a memory after a chunk of C tokens, in closed form: matrix products and one triangular inverse.
+
+    Leading axes broadcast. Equal to ``sequential_update`` up to rounding.
+
+    Args:
+      W: weights at the chunk's start.
+      S: momentum at the chunk's start.
+      x: keys.
+      g: gradients of the loss at the memory's output.
+      eta: learning rate of each token.
+      alpha: retention of each token, in [0, 1].
+      mu: momentum of each token, in [0, 1].
+      beta: delta strength of each token; β‖x‖² ≤ 2 keeps the update non-expansive.
+      anchor: the weights that retention pulls toward; None for zero, the form printed in the paper.
+
+    Returns:
+      ``(W, S)`` after the last token, with the leading axes that all arguments broadcast to.
+
+    Raises:
+      ValueError: if the shapes do not fit.
+    """
+    _check(W, S, x, g, {"eta": eta, "alpha": alpha, "mu": mu, "beta": beta}, anchor)
+    change = W if anchor is None else W - anchor
+    initial = None if anchor is None else x @ jnp.swapaxes(anchor, -1, -2)
+    decay = chunk_decay(alpha, mu)
+    chunk = solve_chunk(change, S, x, -eta[..., None] * g, beta, decay, initial_answers=initial)
+    change, momentum = end_of_chunk(chunk)
+    assert momentum is not None
+    return (change if anchor is None else anchor + change), momentum
+
+
+def sequential_update(
+    W: Float[Array, "... out in"],
+    S: Float[Array, "... out in"],
+    x: Float[Array, "... C in"],
+    g: Float[Array, "... C out"],
+    *,
+    eta: Float[Array, "... C"],
+    alpha: Float[Array, "... C"],
+    mu: Float[Array, "... C"],
+    beta: Float[Array, "... C"],
+    anchor: Float[Array, "... out in"] | None = None,
+) -> tuple[Float[Array, "... out in"], Float[Array, "... out in"]]:
+    """The same as ``chunk_update``, token by token: the definition, and the reference for tests."""
+    _check(W, S, x, g, {"eta": eta, "alpha": alpha, "mu": mu, "beta": beta}, anchor)
+    rest = jnp.zeros((), W.dtype) if anchor is None else anchor
+
+    def token(state, inputs):
+        W, S = state
+        x, g, eta, alpha, mu, beta = inputs
+        answer = jnp.sum(W * x[..., None, :], axis=-1)
+        S = mu[..., None, None] * S - eta[..., None, None] * g[..., :, None] * x[..., None, :]
+        W = (
+            rest
+            + alpha[..., None, None] * (W - rest)
+            - beta[..., None, None] * answer[..., :, None] * x[..., None, :]
+            + S
+        )
+        return (W, S), None
+
+    shapes = [W.shape[:-2], S.shape[:-2], x.shape[:-2], g.shape[:-2]] + [c.shape[:-1] for c in (eta, alpha, mu, beta)]
+    if anchor is not None:
+        shapes.append(anchor.shape[:-2])
+    leading = jnp.broadcast_shapes(*shapes)
+    W, S = (jnp.broadcast_to(v, leading + v.shape[-2:]) for v in (W, S))
+    tokens = [jnp.moveaxis(v, -2, 0) for v in (x, g)] + [jnp.moveaxis(v, -1, 0) for v in (eta, alpha, mu, beta)]
+    (W, S), _ = jax.lax.scan(token, (W, S), tuple(tokens))
+    return W, S

@@ -1,0 +1,104 @@
+"""Language model: embedding, a stack of equal blocks run by one scan, final norm, logits from the tied embedding."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from nl_jax.errors import InputError
+from nl_jax.modules.blocks import Block, HopeAttentionBlock, HopeBlock, TransformerBlock
+
+BLOCKS = ("hope", "hope_attention", "transformer")
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """Everything that fixes a language model's shape.
+
+    Attributes:
+      block: "hope", "hope_attention" or "transformer".
+      vocab_size: number of token ids.
+      width: of the residual stream.
+      num_layers: blocks.
+      num_heads: of the mixer.
+      mlp_hidden: hidden units of each CMS block.
+      cms_periods: optimizer steps between updates of each CMS block of a layer; a Transformer has one block, period 1.
+      chunk_size: tokens between two boundaries of the memories (Hope).
+      context_length: tokens that attention remembers, and at most takes at once.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    block: str
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    mlp_hidden: int
+    cms_periods: tuple[int, ...] = (1,)
+    chunk_size: int = 64
+    context_length: int = 1024
+    remat: bool = False
+
+    def __post_init__(self):
+        """Checks what no module checks."""
+        if self.block not in BLOCKS:
+            raise InputError(f"unknown block {self.block!r}; expected one of {', '.join(BLOCKS)}")
+        for name in ("vocab_size", "num_layers"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+
+
+def _block(config: LanguageModelConfig, rngs: nnx.Rngs) -> Block:
+    sizes = (config.width, config.num_heads, config.mlp_hidden)
+    # residual branches start smaller in deeper models, so that the stream's scale does not grow with depth
+    scale = (2 * config.num_layers) ** -0.5
+    if config.block == "hope":
+        return HopeBlock(*sizes, config.cms_periods, chunk_size=config.chunk_size, output_scale=scale, rngs=rngs)
+    if config.block == "hope_attention":
+        return HopeAttentionBlock(
+            *sizes, config.cms_periods, context_length=config.context_length, output_scale=scale, rngs=rngs
+        )
+    return TransformerBlock(*sizes, context_length=config.context_length, output_scale=scale, rngs=rngs)
+
+
+class LanguageModel(nnx.Module):
+    """Predicts the next token: ``logits, state = model(tokens, state)``.
+
+    The blocks' parameters are stacked on a leading axis and run by one ``jax.lax.scan``, so compile time does not grow
+    with depth. The module is a pytree of parameters and is never changed by a call.
+    """
+
+    def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embed = nnx.Embed(
+            config.vocab_size,
+            config.width,
+            embedding_init=nnx.initializers.normal(config.width**-0.5),
+            rngs=rngs,
+        )
+        make = nnx.vmap(lambda rngs: _block(config, rngs), in_axes=0, out_axes=0)
+        self.blocks = make(rngs.split(config.num_layers))
+        self.final_norm = nnx.RMSNorm(config.width, rngs=rngs)
+
+    def init_state(self, batch_size: int) -> Any:
+        """State of every block before the first token, stacked over layers."""
+        return jax.vmap(lambda block: block.init_state(batch_size))(self.blocks)
+
+    def __call__(
+        self, tokens: Int[Array, "batch time"], state: Any = None
+    ) -> tuple[Float[Array, "batch time vocab"], Any]:
+        """Logits of the token after each, and the state after the last; ``state=None`` starts a text.
+
+        Causal: logits at t depend on tokens up to t only. A text may be given in any number of calls.
+        """
+        x = self.embed(tokens) * self.config.width**0.5
+
+        def body(x, inputs):
+            block, state = inputs
+            return block(x, state)
+
+        x, state = jax.lax.scan(jax.checkpoint(body) if self.config.remat else body, x, (self.blocks, state))
+        return self.embed.attend(self.final_norm(x)).astype(jnp.float32), state

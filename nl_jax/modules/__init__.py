@@ -1,0 +1,19 @@
+"""Flax modules: sequence mixers, the continuum memory, and the blocks made of them."""
+
+from nl_jax.modules.attention import Attention, AttentionState
+from nl_jax.modules.blocks import Block, HopeAttentionBlock, HopeBlock, TransformerBlock
+from nl_jax.modules.continuum_memory import ContinuumMemory, FeedForward
+from nl_jax.modules.self_modifying_titans import SelfModifyingTitans, SelfModifyingTitansState
+
+__all__ = [
+    "Attention",
+    "AttentionState",
+    "Block",
+    "ContinuumMemory",
+    "FeedForward",
+    "HopeAttentionBlock",
+    "HopeBlock",
+    "SelfModifyingTitans",
+    "SelfModifyingTitansState",
+    "TransformerBlock",
+]

@@ -1,0 +1,60 @@
+"""A continuum memory of parameters: every group with its own optimizer and its own update frequency (§7, Eq. 70-71).
+
+References:
+  Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
+"""
+
+from collections.abc import Callable, Hashable, Mapping
+
+import optax
+
+
+def multi_frequency(
+    transforms: Mapping[Hashable, tuple[optax.GradientTransformation, int]],
+    param_labels: optax.Params | Callable[[optax.Params], optax.Params],
+) -> optax.GradientTransformationExtraArgs:
+    r"""Updates each group of parameters once a period, with the sum of its gradients over that period.
+
+    Group :math:`\ell` with period :math:`C^{(\ell)}` follows Eq. 71,
+
+    .. math::
+      \theta^{(\ell)}_{t+1} = \theta^{(\ell)}_t - \begin{cases}
+        f^{(\ell)}\big(\sum_{i=t-C^{(\ell)}+1}^{t} g_i\big) & t + 1 \equiv 0 \pmod{C^{(\ell)}} \\
+        0 & \text{otherwise,}
+      \end{cases}
+
+    where :math:`f^{(\ell)}` is the group's transformation. Its computation is skipped at steps where it is not due; the
+    sum costs one buffer of the group's size, which a period of 1 does without.
+
+    Args:
+      transforms: label → (transformation, period in optimizer steps).
+      param_labels: the label of every parameter, as a tree or as a function that makes it.
+
+    Returns:
+      The corresponding ``optax.GradientTransformationExtraArgs``.
+
+    Raises:
+      ValueError: for a period below 1, or a label without a transformation.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from nl_jax.optim import multi_frequency
+      >>> tx = multi_frequency({"fast": (optax.sgd(0.1), 1), "slow": (optax.sgd(0.1), 2)}, {"a": "fast", "b": "slow"})
+      >>> params = grads = {"a": jnp.ones(()), "b": jnp.ones(())}
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> print({k: round(float(v), 3) for k, v in updates.items()})
+      {'a': -0.1, 'b': 0.0}
+      >>> updates, state = tx.update(grads, state, params)
+      >>> print({k: round(float(v), 3) for k, v in updates.items()})
+      {'a': -0.1, 'b': -0.2}
+    """
+    for label, (_, period) in transforms.items():
+        if not isinstance(period, int) or period < 1:
+            raise ValueError(f"period of {label!r} is {period!r}; it must be an integer of at least 1")
+    return optax.partition(
+        {
+            label: tx if period == 1 else optax.MultiSteps(tx, period, use_grad_mean=False).gradient_transformation()
+            for label, (tx, period) in transforms.items()
+        },
+        param_labels,
+    )
