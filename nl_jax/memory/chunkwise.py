@@ -14,7 +14,7 @@ f_t = -η_t g_t:
 All ratios are products of numbers in [0, 1], taken without logarithms, so α = 0 and μ = 0 are exact.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +109,16 @@ class Chunk(NamedTuple):
     answers: Float[Array, "... C out"]  # p_t = W_{t-1} x_t
     decay: Decay
 
+    def rows(self, rows: slice) -> "Chunk":
+        """The same chunk with some of the rows of W, that is, of the outputs."""
+        return self._replace(
+            change=self.change[..., rows, :],
+            momentum=None if self.momentum is None else self.momentum[..., rows, :],
+            forcings=self.forcings[..., rows],
+            writes=self.writes[..., rows],
+            answers=self.answers[..., rows],
+        )
+
 
 def solve_chunk(
     change: Float[Array, "... out in"],
@@ -150,10 +160,8 @@ def solve_chunk(
     return Chunk(change, momentum, keys, forcings, beta[..., None] * answers, answers, decay)
 
 
-def end_of_chunk(
-    chunk: Chunk,
-) -> tuple[Float[Array, "... out in"], Float[Array, "... out in"] | None]:
-    """``(W - W₀, S)`` after the chunk's last token."""
+def end_of_chunk(chunk: Chunk) -> tuple[Float[Array, "... out in"], Any]:
+    """``(W - W₀, S)`` after the chunk's last token, both [..., out, in]; S is None where there is no momentum."""
     decay = chunk.decay
     left = decay.forcing[..., -1, :, None] * chunk.forcings - decay.state[..., -1, :, None] * chunk.writes
     change = decay.state_start[..., -1, None, None] * chunk.change

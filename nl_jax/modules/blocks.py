@@ -1,7 +1,7 @@
-"""Blocks of a language model: a sequence mixer, then a continuum memory, both pre-norm and residual (§8.3, Eq. 94-97)."""
+"""Blocks of a language model: a sequence mixer, then a continuum memory, pre-norm and residual (§8.3, Eq. 94-97)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -11,15 +11,28 @@ from nl_jax.modules.continuum_memory import ContinuumMemory
 from nl_jax.modules.self_modifying_titans import SelfModifyingTitans
 
 
+class Mixer(Protocol):
+    """What a block asks of its sequence mixer."""
+
+    def init_state(self, batch_size: int) -> Any:
+        """State before the first token."""
+
+    def __call__(
+        self, x: Float[Array, "batch time width"], state: Any = None
+    ) -> tuple[Float[Array, "batch time width"], Any]:
+        """Output, and state after the last token."""
+
+
 class Block(nnx.Module):
     """``h = x + mixer(RMSNorm(x))``, then ``cms(h)``, whose levels bring their own norm and residual.
 
     Args:
-      mixer: a sequence mixer, ``y, state = mixer(x, state)`` with ``mixer.init_state(batch_size)``.
+      width: of the residual stream.
+      mixer: the sequence mixer.
       cms: the feed-forward part.
     """
 
-    def __init__(self, width: int, mixer: nnx.Module, cms: ContinuumMemory, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, mixer: Mixer, cms: ContinuumMemory, *, rngs: nnx.Rngs):
         self.mixer_norm = nnx.RMSNorm(width, rngs=rngs)
         self.mixer = mixer
         self.cms = cms
@@ -75,7 +88,7 @@ class HopeAttentionBlock(Block):
 
 
 class TransformerBlock(HopeAttentionBlock):
-    """Transformer++ (RMSNorm, RoPE, SwiGLU), the paper's baseline: Hope-Attention whose CMS is one block of period 1."""
+    """Transformer++ (RMSNorm, RoPE, SwiGLU), the paper's baseline: Hope-Attention whose CMS is one block."""
 
     def __init__(self, width: int, num_heads: int, mlp_hidden: int, **options: Any):
         super().__init__(width, num_heads, mlp_hidden, (1,), **options)

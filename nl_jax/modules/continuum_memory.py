@@ -25,7 +25,7 @@ class FeedForward(nnx.Module):
 
 
 class ContinuumMemory(nnx.Module):
-    """A chain of MLP blocks with periods, the sequential variant (Eq. 73); a Transformer's MLP is the case of one block.
+    """A chain of MLP blocks with periods, the sequential variant (Eq. 73); a Transformer's MLP is the case of one.
 
     Block ℓ is updated every ``periods[ℓ]`` optimizer steps with the sum over those steps of its gradient, unchanged in
     between (Eq. 71): the blocks are ``levels[ℓ]``, and ``nl_jax.optim.multi_frequency`` keeps the cadence.

@@ -39,5 +39,5 @@ class CausalConv(nnx.Module):
         """Convolved x, and the last three inputs."""
         time = x.shape[1]
         padded = jnp.concatenate([state.astype(x.dtype), x], axis=1)
-        y = sum(self.kernel[...][i] * padded[:, i : i + time] for i in range(self.width))
-        return y, padded[:, time:]
+        taps = [self.kernel[...][i] * padded[:, i : i + time] for i in range(self.width)]
+        return taps[0] + taps[1] + taps[2] + taps[3], padded[:, time:]

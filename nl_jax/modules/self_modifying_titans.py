@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from nl_jax.memory import Decay, chunk_decay, end_of_chunk, read_chunk, solve_chunk
+from nl_jax.memory import chunk_decay, end_of_chunk, read_chunk, solve_chunk
 from nl_jax.modules.layers import CausalConv, linear, unit_length
 
 MEMORIES = ("key", "eta", "alpha", "value", "memory")  # stacked in this order; the first three read u_k
@@ -82,8 +82,8 @@ class SelfModifyingTitans(nnx.Module):
       rngs: source of the initial weights.
 
     Raises:
-      ValueError: for a head count that does not divide width, a chunk size below 1, chunk sizes of which neither divides
-        the other, or an unknown read.
+      ValueError: for a head count that does not divide width, a chunk size below 1, chunk sizes of which neither
+        divides the other, or an unknown read.
     """
 
     def __init__(
@@ -153,14 +153,12 @@ class SelfModifyingTitans(nnx.Module):
         mu = jnp.moveaxis(jax.nn.sigmoid(self.mu(x).astype(jnp.float32)), 1, 2)
         inputs = _Inputs(key, value, query, mu, jnp.ones((time,)))
         # a first token inside a piece is put at its place there, so that pieces end where chunks end
-        offset = 0 if fresh else state.position % self.piece
         if fresh or time == 1:
-            size = min(self.piece, time)
+            size, offset = min(self.piece, time), jnp.zeros((), jnp.int32)
             pieces = -(-time // size)
             padded = jax.tree.map(lambda u: _pad_time(u, pieces * size - time), inputs)
-            offset = 0
         else:
-            size = self.piece
+            size, offset = self.piece, state.position % self.piece
             pieces = -(-(time + size - 1) // size)
             padded = jax.tree.map(lambda u: _place(u, pieces * size, offset), inputs)
         starts = state.position - offset + size * jnp.arange(pieces)
@@ -248,7 +246,7 @@ class SelfModifyingTitans(nnx.Module):
         )
         eta, damp = eta[:, :, None], damp[:, :, None]
         eta_outer = eta / (1.0 + (1.0 + _FOLD) * eta * jnp.sum(jnp.square(features), axis=-1))
-        shared = Decay(*(d[:, :, None] for d in decay))
+        shared = jax.tree.map(lambda d: d[:, :, None], decay)
         outer = solve_chunk(
             change.outer,
             momentum.outer,
@@ -258,28 +256,17 @@ class SelfModifyingTitans(nnx.Module):
             shared,
             initial_answers=features @ _transpose(initial.outer),
         )
-        change, momentum = _end(inner, outer)
+        (inner_change, inner_momentum), (outer_change, outer_momentum) = end_of_chunk(inner), end_of_chunk(outer)
+        change, momentum = Weights(inner_change, outer_change), Weights(inner_momentum, outer_momentum)
         if self.read == "boundary":
             y = answer(inputs.query, 4, 5)[:, :, 0]
         else:
-            last = inner._replace(
-                change=inner.change[:, :, 4 * hidden :],
-                momentum=None if inner.momentum is None else inner.momentum[:, :, 4 * hidden :],
-                forcings=inner.forcings[..., 4 * hidden :],
-                writes=inner.writes[..., 4 * hidden :],
-            )
-            query = inputs.query
-            rows = read_chunk(last, query, query @ _transpose(initial.inner[:, 4 * hidden :]))
-            features = jax.nn.silu(rows)
-            last = jax.tree.map(lambda u: u[:, :, -1], outer)
-            y = query + read_chunk(last, features, features @ _transpose(initial.outer[:, 4]))
+            query, first = inputs.query, 4 * hidden  # the memory that answers is the last of the stack
+            own = inner.rows(slice(first, None))
+            features = jax.nn.silu(read_chunk(own, query, query @ _transpose(initial.inner[:, first:])))
+            own = jax.tree.map(lambda u: u[:, :, -1], outer)
+            y = query + read_chunk(own, features, features @ _transpose(initial.outer[:, 4]))
         return y, change, momentum
-
-
-def _end(inner, outer) -> tuple[Weights, Weights]:
-    inner_change, inner_momentum = end_of_chunk(inner)
-    outer_change, outer_momentum = end_of_chunk(outer)
-    return Weights(inner_change, outer_change), Weights(inner_momentum, outer_momentum)
 
 
 def _transpose(w: Array) -> Array:
