@@ -1,0 +1,26 @@
+"""Text for language models: documents, tokenizers, packed tokens, and the batches that training and evaluation take."""
+
+from nl_jax.data.corpus import Document, Splits, fingerprint, load_documents, split_documents
+from nl_jax.data.packing import Packed, pack, windows
+from nl_jax.data.pipeline import EvaluationSet, TextData, evaluation_batches, load_text_data, train_iterator
+from nl_jax.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, load_tokenizer
+
+__all__ = [
+    "ByteTokenizer",
+    "Document",
+    "EvaluationSet",
+    "HuggingFaceTokenizer",
+    "Packed",
+    "Splits",
+    "TextData",
+    "Tokenizer",
+    "evaluation_batches",
+    "fingerprint",
+    "load_documents",
+    "load_text_data",
+    "load_tokenizer",
+    "pack",
+    "split_documents",
+    "train_iterator",
+    "windows",
+]
