@@ -33,11 +33,8 @@ def _decay_products(rate):
     size = rate.shape[-1]
     t, s = jnp.arange(size)[:, None], jnp.arange(size)
     products = jnp.where(t > s, rate[..., :, None], jnp.ones((), rate.dtype))
-    shift = 1
-    while shift < size:  # cumulative product along t by doubling
-        above = jnp.ones((*products.shape[:-2], shift, size), rate.dtype)
-        products = products * jnp.concatenate([above, products[..., :-shift, :]], axis=-2)
-        shift *= 2
+    # a doubling loop of our own over pad, roll or concatenate is miscompiled by XLA's CPU fusion emitters (BUILD_NOTES.md)
+    products = jax.lax.cumprod(products, axis=products.ndim - 2)
     return jnp.where(t >= s, products, jnp.zeros((), rate.dtype))
 
 

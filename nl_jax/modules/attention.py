@@ -62,6 +62,8 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "batch time width"], AttentionState]:
         """Attends to the tokens up to and including each; ``state=None`` starts a text."""
         batch, time, width = x.shape
+        if time > self.context_length:
+            raise ValueError(f"{time} tokens in one call are more than context_length={self.context_length}")
         heads = (batch, time, self.num_heads, width // self.num_heads)
         start = jnp.zeros((), jnp.int32) if state is None else state.position
         positions = start + jnp.arange(time)

@@ -144,13 +144,14 @@ class SelfModifyingTitans(nnx.Module):
         batch, time, width = x.shape
         fresh = state is None
         state = self.init_state(batch) if state is None else state
+        wide = jnp.promote_types(x.dtype, jnp.float32)  # memories learn in float32, whatever the products run in
         projected = jnp.concatenate([self.key(x), self.value(x), self.query(x)], axis=-1)
         projected, conv = self.conv(projected, state.conv)
         key, value, query = (
             unit_length(jnp.moveaxis(jax.nn.silu(u).reshape(batch, time, self.num_heads, self.head_dim), 1, 2))
-            for u in jnp.split(projected.astype(jnp.float32), 3, axis=-1)
+            for u in jnp.split(projected.astype(wide), 3, axis=-1)
         )
-        mu = jnp.moveaxis(jax.nn.sigmoid(self.mu(x).astype(jnp.float32)), 1, 2)
+        mu = jnp.moveaxis(jax.nn.sigmoid(self.mu(x).astype(wide)), 1, 2)
         inputs = _Inputs(key, value, query, mu, jnp.ones((time,)))
         # a first token inside a piece is put at its place there, so that pieces end where chunks end
         if fresh or time == 1:

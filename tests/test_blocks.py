@@ -1,0 +1,114 @@
+"""Every block: causality, attention against NumPy, splits of a text, and the continuum memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from nl_jax.modules import Attention, ContinuumMemory, HopeAttentionBlock, HopeBlock, TransformerBlock
+
+WIDTH, HEADS = 8, 2
+apply = jax.jit(lambda module, x, state=None: module(x, state))
+
+
+def blocks():
+    sizes = (WIDTH, HEADS, 12)
+    return {
+        "hope": HopeBlock(*sizes, (1, 2), chunk_size=4, rngs=nnx.Rngs(0)),
+        "hope, boundary read": HopeBlock(*sizes, (1,), chunk_size=4, read="boundary", rngs=nnx.Rngs(0)),
+        "hope, two chunk sizes": HopeBlock(*sizes, (1,), chunk_size=2, projection_chunk_size=6, rngs=nnx.Rngs(0)),
+        "hope_attention": HopeAttentionBlock(*sizes, (1, 4), context_length=32, rngs=nnx.Rngs(0)),
+        "transformer": TransformerBlock(*sizes, context_length=32, rngs=nnx.Rngs(0)),
+    }
+
+
+@pytest.mark.parametrize("name", blocks())
+def test_causality(name):
+    block = blocks()[name]
+    x = jax.random.normal(jax.random.key(0), (1, 15, WIDTH))
+    y, _ = apply(block, x)
+    for t in (0, 3, 4, 7, 14):
+        changed, _ = apply(block, x.at[:, t].add(1.0))
+        np.testing.assert_array_equal(changed[:, :t], y[:, :t])
+        assert float(jnp.max(jnp.abs(changed[:, t] - y[:, t]))) > 1e-3
+
+
+@pytest.mark.parametrize("name", blocks())
+def test_a_text_in_parts(name):
+    block = blocks()[name]
+    x = jax.random.normal(jax.random.key(0), (2, 11, WIDTH))
+    y, last = apply(block, x)
+    state, parts = block.init_state(2), []
+    for part in (x[:, :1], x[:, 1:7], x[:, 7:]):
+        out, state = apply(block, part, state)
+        parts.append(out)
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), y, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(last), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_attention_equals_numpy():
+    module = Attention(WIDTH, HEADS, context_length=16, rngs=nnx.Rngs(0))
+    x = np.asarray(jax.random.normal(jax.random.key(0), (6, WIDTH)))
+    p = jax.tree.map(np.asarray, module)
+    d = WIDTH // HEADS
+
+    def turn(u, t):
+        angle = t * 10_000.0 ** (-np.arange(d // 2) / (d // 2))
+        a, b = u[: d // 2], u[d // 2 :]
+        return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)])
+
+    q, k, v = ((x @ w.kernel[...]).reshape(6, HEADS, d) for w in (p.query, p.key, p.value))
+    y = np.zeros((6, HEADS, d))
+    for h in range(HEADS):
+        for t in range(6):
+            scores = np.array([turn(q[t, h], t) @ turn(k[s, h], s) for s in range(t + 1)]) / d**0.5
+            weights = np.exp(scores - scores.max())
+            y[t, h] = weights @ v[: t + 1, h] / weights.sum()
+    out, _ = apply(module, jnp.asarray(x)[None])
+    np.testing.assert_allclose(out[0], y.reshape(6, -1) @ p.output.kernel[...], atol=1e-5)
+
+
+def test_attention_forgets_beyond_its_context():
+    module = Attention(WIDTH, HEADS, context_length=4, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (1, 9, WIDTH))
+
+    def last(x):
+        state = module.init_state(1)
+        for t in range(9):
+            y, state = apply(module, x[:, t : t + 1], state)
+        return y
+
+    np.testing.assert_array_equal(last(x), last(x.at[:, :5].add(1.0)))
+    assert float(jnp.max(jnp.abs(last(x) - last(x.at[:, 5].add(1.0))))) > 1e-4
+
+
+def test_continuum_memory_is_the_chain_of_its_levels():
+    cms = ContinuumMemory(WIDTH, 12, (1, 3, 9), rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 5, WIDTH))
+    expected = np.asarray(x)
+    for level in cms.levels:
+        n = expected / np.sqrt(np.mean(expected**2, axis=-1, keepdims=True) + level.norm.epsilon)
+        gate = n @ np.asarray(level.gate.kernel[...])
+        hidden = gate / (1 + np.exp(-gate)) * (n @ np.asarray(level.up.kernel[...]))
+        expected = expected + hidden @ np.asarray(level.down.kernel[...])
+    np.testing.assert_allclose(cms(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("periods", [(), (0,), (1, -2), (1.5,)])
+def test_bad_periods(periods):
+    with pytest.raises(ValueError, match="periods="):
+        ContinuumMemory(WIDTH, 12, periods, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(("width", "heads"), [(8, 3), (6, 2)])
+def test_bad_heads(width, heads):
+    with pytest.raises(ValueError, match=f"num_heads={heads} must divide width={width}"):
+        Attention(width, heads, context_length=4, rngs=nnx.Rngs(0))
+
+
+def test_more_tokens_than_attention_remembers():
+    module = Attention(WIDTH, HEADS, context_length=4, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="5 tokens.*context_length=4"):
+        module(jnp.zeros((1, 5, WIDTH)))

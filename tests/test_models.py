@@ -1,0 +1,86 @@
+"""The language model and its named configurations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from nl_jax import InputError
+from nl_jax.models import MODEL_NAMES, PRESETS, LanguageModel, LanguageModelConfig, count_parameters, named_config
+
+apply = jax.jit(lambda model, tokens, state=None: model(tokens, state))
+
+
+def small(name, **options):
+    return named_config(
+        name, "tiny", **{"width": 16, "mlp_hidden": 8, "chunk_size": 4, "context_length": 16, **options}
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_parameter_counts(name, preset):
+    assert abs(count_parameters(named_config(name, preset)) / PRESETS[preset].parameters - 1) < 0.015  # so ± 3 % apart
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_another_vocabulary_keeps_the_blocks(name):
+    assert named_config(name, "tiny", 5000).mlp_hidden == named_config(name, "tiny").mlp_hidden
+
+
+def test_count_is_that_of_the_model():
+    config = small("hope")
+    model = LanguageModel(config, rngs=nnx.Rngs(0))
+    assert count_parameters(config) == sum(leaf.size for leaf in jax.tree.leaves(model))
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_causal_and_in_parts(name):
+    model = LanguageModel(small(name), rngs=nnx.Rngs(0))
+    tokens = jax.random.randint(jax.random.key(0), (2, 13), 0, 257)
+    logits, _ = apply(model, tokens)
+    assert logits.shape == (2, 13, 257)
+    changed, _ = apply(model, tokens.at[:, 6].add(1))
+    np.testing.assert_array_equal(changed[:, :6], logits[:, :6])
+    assert float(jnp.max(jnp.abs(changed[:, 6:] - logits[:, 6:]))) > 1e-3
+    state, parts = model.init_state(2), []
+    for part in (tokens[:, :5], tokens[:, 5:6], tokens[:, 6:]):
+        out, state = apply(model, part, state)
+        parts.append(out)
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_program_does_not_grow_with_depth(name):
+    def program(layers):
+        model = nnx.eval_shape(lambda: LanguageModel(small(name, num_layers=layers), rngs=nnx.Rngs(0)))
+        loss = jax.grad(lambda model, tokens: jnp.sum(model(tokens)[0]))
+        return jax.jit(loss).lower(model, jax.ShapeDtypeStruct((1, 8), jnp.int32)).as_text().count("\n")
+
+    assert program(12) == program(2)
+
+
+def test_remat_changes_nothing_but_memory():
+    tokens = jax.random.randint(jax.random.key(0), (1, 8), 0, 257)
+    gradients = []
+    for remat in (False, True):
+        model = LanguageModel(small("hope", remat=remat), rngs=nnx.Rngs(0))
+        gradients.append(jax.jit(jax.grad(lambda m: jnp.sum(jnp.sin(m(tokens)[0]))))(model))
+    for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: named_config("hopp", "tiny"), "unknown model 'hopp'; expected one of hope, "),
+        (lambda: named_config("hope", "huge"), "unknown preset 'huge'; expected one of tiny, "),
+        (lambda: LanguageModelConfig("rnn", 257, 16, 2, 2, 8), "unknown block 'rnn'"),
+        (lambda: LanguageModelConfig("hope", 257, 16, 0, 2, 8), "num_layers=0"),
+        (lambda: named_config("hope", "tiny", num_layers=40), "more than preset 'tiny'"),
+    ],
+)
+def test_bad_configurations(call, message):
+    with pytest.raises(InputError, match=message):
+        call()

@@ -1,0 +1,155 @@
+"""Self-modifying Titans against the rule of its docstring, written out token by token in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from nl_jax.modules import SelfModifyingTitans
+
+WIDTH, HEADS = 8, 2
+apply = jax.jit(lambda mixer, x, state: mixer(x, state))
+MEMORIES = ("key", "eta", "alpha", "value", "memory")
+
+
+def make(float64=False, **options):
+    mixer = SelfModifyingTitans(WIDTH, HEADS, rngs=nnx.Rngs(0), **{"chunk_size": 4, **options})
+    mixer.eta_bias[...] = jnp.full((HEADS,), 0.5)  # learn fast, so that mistakes show
+    return jax.tree.map(lambda p: p.astype(jnp.float64), mixer) if float64 else mixer
+
+
+def tokens(time, batch=2, dtype=jnp.float32):
+    return jax.random.normal(jax.random.key(1), (batch, time, WIDTH)).astype(dtype)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def unit(x):
+    return x / np.sqrt(np.sum(x * x) + 1e-6)
+
+
+def reference(mixer, x):
+    """One sequence [time, width], one token at a time."""
+    p = jax.tree.map(np.asarray, mixer)
+    time, hidden, d = len(x), p.hidden, p.head_dim
+    slow = np.concatenate([x @ p.key.kernel[...], x @ p.value.kernel[...], x @ p.query.kernel[...]], axis=-1)
+    slow = np.concatenate([np.zeros((3, slow.shape[1])), slow])
+    slow = sum(p.conv.kernel[...][i] * slow[i : i + time] for i in range(4))
+    slow = (slow * sigmoid(slow)).reshape(time, 3, HEADS, d)
+    mus = sigmoid(x @ p.mu.kernel[...] + p.mu.bias[...])
+    y = np.zeros((time, HEADS, d))
+    for h in range(HEADS):
+        initial = {}
+        for i, name in enumerate(MEMORIES):
+            inner = p.memories.inner[...][h, i * hidden : (i + 1) * hidden]
+            initial[name] = (inner, p.memories.outer[...][h, i])
+        weights = dict(initial)
+        momentum = {name: (0.0, 0.0) for name in MEMORIES}
+        boundary = dict(initial)
+        chunk = dict(zip(MEMORIES, p.chunk_sizes, strict=True))
+
+        def answer(pair, u):
+            pre = pair[0] @ u
+            return u + pair[1] @ (pre * sigmoid(pre))
+
+        for t in range(time):
+            for name in MEMORIES:
+                if t % chunk[name] == 0:
+                    boundary[name] = weights[name]
+            u_key, u_value, u_query = (unit(u) for u in slow[t, :, h])
+            k = unit(answer(boundary["key"], u_key))
+            v = unit(answer(boundary["value"], u_value))
+            eta = np.log1p(np.exp(answer(boundary["eta"], u_key) @ p.eta_read[...][h] + p.eta_bias[...][h]))
+            alpha = sigmoid(answer(boundary["alpha"], u_key) @ p.alpha_read[...][h] + p.alpha_bias[...][h])
+            mu = mus[t, h]
+            new = {}
+            for name in MEMORIES:
+                inner, outer = boundary[name]
+                pre = inner @ k
+                z, slope = pre * sigmoid(pre), sigmoid(pre) * (1 + pre * (1 - sigmoid(pre)))
+                target = unit(answer(boundary[name], v))
+                g = slope * (outer.T @ (2 * (k + outer @ z - target)))
+                (w2, w1), (s2, s1), (i2, i1) = weights[name], momentum[name], initial[name]
+                rate = eta / (1 + eta * k @ k)
+                s2 = mu * s2 - (1 - mu) * rate * np.outer(g, k)
+                w2 = i2 + alpha * (w2 - i2) - rate * np.outer(w2 @ k, k) + s2
+                rate = eta / (1 + 3 * eta * z @ z)
+                s1 = mu * s1 + (1 - mu) * 2 * rate * np.outer(target - k, z)
+                w1 = i1 + alpha * (w1 - i1) - 3 * rate * np.outer(w1 @ z, z) + s1
+                new[name], momentum[name] = (w2, w1), (s2, s1)
+            weights = new
+            y[t, h] = answer(weights["memory"] if p.read == "token" else boundary["memory"], u_query)
+    y = y / np.sqrt(np.mean(y * y, axis=-1, keepdims=True) + 1e-6) * p.output_norm.scale[...]
+    return y.reshape(time, -1) @ p.output.kernel[...]
+
+
+@pytest.mark.parametrize("read", ["token", "boundary"])
+@pytest.mark.parametrize(("chunk", "projections"), [(1, 1), (4, 4), (2, 6), (6, 2), (16, 16)])
+def test_equals_the_rule_written_out(chunk, projections, read):
+    with jax.enable_x64(True):
+        mixer = make(float64=True, chunk_size=chunk, projection_chunk_size=projections, read=read)
+        x = tokens(13, dtype=jnp.float64)
+        y, _ = apply(mixer, x, None)
+        for row, expected in zip(np.asarray(y), [reference(mixer, row) for row in np.asarray(x)], strict=True):
+            np.testing.assert_allclose(row, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(("chunk", "projections"), [(1, 1), (4, 4), (4, 8), (8, 4)])
+@pytest.mark.parametrize("split", [(1,) * 21, (5, 16), (3, 4, 14), (9, 1, 11)])
+def test_any_split_gives_the_same(chunk, projections, split):
+    mixer = make(chunk_size=chunk, projection_chunk_size=projections)
+    x = tokens(21)
+    whole = apply(mixer, x, None)
+    state, parts = mixer.init_state(2), []
+    for part in jnp.split(x, np.cumsum(split)[:-1], axis=1):
+        y, state = apply(mixer, part, state)
+        parts.append(y)
+    parted = jnp.concatenate(parts, axis=1), state
+    for a, b in zip(jax.tree.leaves(parted), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_gradients_are_exact_through_the_inner_updates(chunk):
+    with jax.enable_x64(True):
+        mixer, x = make(float64=True, chunk_size=chunk), tokens(9, batch=1, dtype=jnp.float64)
+        loss = jax.jit(lambda mixer: jnp.sum(jnp.sin(mixer(x)[0])))
+        gradient = jax.jit(jax.grad(loss))(mixer)
+        rng = np.random.default_rng(0)
+        direction = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape)), mixer)
+        step = 1e-5
+        ahead, behind = (loss(jax.tree.map(lambda p, d, s=s: p + s * step * d, mixer, direction)) for s in (1, -1))
+        along = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
+        assert along == pytest.approx(float(ahead - behind) / (2 * step), rel=1e-6)
+        # every parameter matters, the initial weights of every memory and the slow ones
+        assert all(float(jnp.max(jnp.abs(g))) > 1e-8 for g in jax.tree.leaves(gradient))
+        assert float(jnp.min(jnp.max(jnp.abs(gradient.memories.outer[...]), axis=(2, 3)))) > 1e-8
+
+
+def test_memory_learns_in_context():
+    mixer = make()
+    _, state = apply(mixer, tokens(12), None)
+    assert all(float(jnp.max(jnp.abs(leaf))) > 1e-3 for leaf in jax.tree.leaves(state.change))
+
+
+def test_state_size_does_not_grow():
+    mixer = make()
+    shapes = [jax.tree.map(jnp.shape, apply(mixer, tokens(time), None)[1]) for time in (3, 50)]
+    assert shapes[0] == shapes[1] == jax.tree.map(jnp.shape, mixer.init_state(2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_heads": 3}, "num_heads=3 must divide width=8"),
+        ({"chunk_size": 0}, "chunk_size=0"),
+        ({"chunk_size": 4, "projection_chunk_size": 6}, "projection_chunk_size=6"),
+        ({"read": "other"}, "read='other'"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        SelfModifyingTitans(**{"width": WIDTH, "num_heads": HEADS, "rngs": nnx.Rngs(0), **options})
