@@ -110,5 +110,5 @@ def test_bad_heads(width, heads):
 
 def test_more_tokens_than_attention_remembers():
     module = Attention(WIDTH, HEADS, context_length=4, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="5 tokens.*context_length=4"):
+    with pytest.raises(ValueError, match=r"5 tokens.*context_length=4"):
         module(jnp.zeros((1, 5, WIDTH)))

@@ -98,10 +98,10 @@ def test_equals_the_rule_written_out(chunk, projections, read):
 
 
 @pytest.mark.parametrize(("chunk", "projections"), [(1, 1), (4, 4), (4, 8), (8, 4)])
-@pytest.mark.parametrize("split", [(1,) * 21, (5, 16), (3, 4, 14), (9, 1, 11)])
+@pytest.mark.parametrize("split", [(1,) * 14, (5, 9), (9, 5), (1, 5, 3, 5)])
 def test_any_split_gives_the_same(chunk, projections, split):
     mixer = make(chunk_size=chunk, projection_chunk_size=projections)
-    x = tokens(21)
+    x = tokens(14)
     whole = apply(mixer, x, None)
     state, parts = mixer.init_state(2), []
     for part in jnp.split(x, np.cumsum(split)[:-1], axis=1):

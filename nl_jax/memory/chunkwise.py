@@ -33,7 +33,7 @@ def _decay_products(rate):
     size = rate.shape[-1]
     t, s = jnp.arange(size)[:, None], jnp.arange(size)
     products = jnp.where(t > s, rate[..., :, None], jnp.ones((), rate.dtype))
-    # a doubling loop of our own over pad, roll or concatenate is miscompiled by XLA's CPU fusion emitters (BUILD_NOTES.md)
+    # our own doubling loop over pad, roll or concatenate is miscompiled by XLA on CPU (BUILD_NOTES.md)
     products = jax.lax.cumprod(products, axis=products.ndim - 2)
     return jnp.where(t >= s, products, jnp.zeros((), rate.dtype))
 

@@ -4,8 +4,8 @@ References:
   Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
 """
 
-from collections.abc import Callable, Hashable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def _every(inner: optax.GradientTransformation, period: int) -> optax.GradientTr
 
 
 def multi_frequency(
-    transforms: Mapping[Hashable, tuple[optax.GradientTransformation, int]],
+    transforms: Mapping[Any, tuple[optax.GradientTransformation, int]],
     param_labels: optax.Params | Callable[[optax.Params], optax.Params],
 ) -> optax.GradientTransformationExtraArgs:
     r"""Updates each group of parameters once a period, with the sum of its gradients over that period.

@@ -1,0 +1,203 @@
+"""Trains language models on text, each in turn with the same data, order and budget, and compares them.
+
+    python -m experiments.language_model --workdir=runs/first
+    python -m experiments.language_model --workdir=runs/mine --data=~/texts --models=hope,transformer --steps=2000
+
+The same command goes on where a stopped run was, and prints the table again when all is done. Into the workdir go
+config.json (what the run is), metrics.jsonl (every step), validation.png (bits per byte against tokens), results.json
+(final figures), and for each model MODEL/checkpoints and MODEL/tensorboard.
+"""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import jax
+from absl import flags
+from flax import nnx
+
+from experiments import launcher
+from nl_jax import InputError
+from nl_jax.data import EvaluationSet, TextData, evaluation_batches, load_text_data, train_iterator
+from nl_jax.evaluation import bigram_bits_per_byte, gzip_bits_per_byte
+from nl_jax.models import MODEL_NAMES, PRESETS, LanguageModel, LanguageModelConfig, named_config
+from nl_jax.training import evaluate, fit, make_optimizer, parse_mesh, plot_validation
+from nl_jax.training.metrics import FIGURE, METRICS
+
+NAME = "language_model"
+RESULTS = "results.json"
+VALIDATION_TOKENS = 65_536  # what the evaluations during training look at; the test split is scored whole, once
+# What may change when a run goes on: it does not change the results (another mesh only rounds differently).
+FREE_FLAGS = ("workdir", "mesh", "checkpoint_every")
+
+
+def define_flags() -> flags.FlagValues:
+    """The flags, not yet parsed."""
+    values = flags.FlagValues()
+
+    def define(kind: Any, name: str, default: Any, text: str) -> None:
+        kind(name, default, text, flag_values=values)
+
+    define(flags.DEFINE_string, "workdir", None, "Directory of the run; made if need be. Required.")
+    define(flags.DEFINE_list, "models", "hope,transformer", f"Models to train, of {', '.join(MODEL_NAMES)}.")
+    define(flags.DEFINE_string, "preset", "tiny", f"Size of the models: {', '.join(PRESETS)}.")
+    define(flags.DEFINE_string, "data", None, "Text file, directory or .jsonl; without it Python's standard library.")
+    define(flags.DEFINE_string, "text_key", "text", "Key of the text in .jsonl lines.")
+    define(flags.DEFINE_string, "tokenizer", None, "Hugging Face tokenizer.json; without it bytes are the tokens.")
+    define(flags.DEFINE_integer, "steps", 600, "Optimizer steps for each model.")
+    define(flags.DEFINE_integer, "batch_size", 8, "Sequences in a batch, all devices together.")
+    define(flags.DEFINE_integer, "seq_len", 512, "Tokens in a sequence.")
+    define(flags.DEFINE_float, "learning_rate", 3e-3, "Peak learning rate of AdamW.")
+    define(flags.DEFINE_integer, "seed", 0, "Decides initial parameters and the order of the data.")
+    define(flags.DEFINE_integer, "eval_every", 100, "Steps between evaluations.")
+    define(flags.DEFINE_integer, "checkpoint_every", 100, "Steps between checkpoints.")
+    define(flags.DEFINE_string, "mesh", None, "Devices, as data:2,fsdp:4,tensor:1; without it all split the batch.")
+    return values
+
+
+def main(argv: list[str] | None = None) -> int:
+    return launcher.run(train, define_flags(), __doc__, argv)
+
+
+def train(values: flags.FlagValues) -> None:
+    """Trains what is not yet trained and prints the table. All checks come first, before anything is compiled."""
+    workdir = launcher.workdir_of(values)
+    mesh = check(values)
+    given = {name: value for name, value in values.flag_values_dict().items() if name not in FREE_FLAGS}
+    stored = launcher.read_config(workdir, NAME, written=(RESULTS, METRICS))
+    if stored:
+        launcher.check_same(workdir, "flags", stored["flags"], given)
+    results = launcher.read_json(workdir / RESULTS) or {}
+    finished = results.setdefault("models", {})
+    if set(finished) == set(values.models):
+        return report(workdir, results)
+
+    data = load_text_data(values.data, values.tokenizer, values.text_key)
+    # Attention remembers as many tokens in generation as it has seen in training.
+    shape = {"vocab_size": data.tokenizer.vocab_size, "context_length": values.seq_len}
+    configs = {name: named_config(name, values.preset, **shape) for name in values.models}
+    models = {name: dataclasses.asdict(config) for name, config in configs.items()}
+    if stored:
+        launcher.check_same(workdir, "data", stored["data"], data.fingerprint)
+        launcher.check_same(workdir, "models", stored["models"], models)
+    batches = batches_of(values, data)  # raises where the text is too short
+    if not stored:
+        config = {"launcher": NAME, "flags": given, "data": data.fingerprint, "models": models}
+        launcher.write_json(workdir / launcher.CONFIG, config)
+
+    results |= {
+        "yardsticks": {
+            "gzip -9": gzip_bits_per_byte(data.test_text),
+            "bigram": bigram_bits_per_byte(data.train_text, data.test_text),
+        },
+        "configuration": {"flags": given, "models": models},
+        "data": data.fingerprint,
+        "seed": values.seed,
+        "versions": launcher.versions(),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+    for name in values.models:
+        if name not in finished:
+            finished[name] = train_model(name, configs[name], batches, values, workdir, mesh)
+            plot_validation(workdir, results["yardsticks"])
+            launcher.write_json(workdir / RESULTS, results)
+    report(workdir, results)
+
+
+class Batches(NamedTuple):
+    """What every model of a run gets: the same batches in the same order."""
+
+    train: Callable[[], grain.DatasetIterator]
+    validation: EvaluationSet
+    test: EvaluationSet
+
+
+def batches_of(values: flags.FlagValues, data: TextData) -> Batches:
+    """Batches by the flags, this process' share of those for training."""
+    sizes = {"batch_size": values.batch_size, "seq_len": values.seq_len}
+    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    train = functools.partial(train_iterator, data.train, **sizes, **process, seed=values.seed)
+    train()
+    validation = evaluation_batches(data.validation, **sizes, max_tokens=VALIDATION_TOKENS)
+    return Batches(train, validation, test=evaluation_batches(data.test, **sizes))
+
+
+def train_model(
+    name: str,
+    config: LanguageModelConfig,
+    batches: Batches,
+    values: flags.FlagValues,
+    workdir: Path,
+    mesh: jax.sharding.Mesh,
+) -> dict[str, float]:
+    """Trains one model, goes on where it was stopped, and returns its final figures."""
+    optimizer = make_optimizer(learning_rate=values.learning_rate, steps=values.steps, cms_periods=config.cms_periods)
+    state, progress = fit(
+        name,
+        lambda: LanguageModel(config, rngs=nnx.Rngs(values.seed)),
+        optimizer,
+        batches.train(),
+        batches.validation,
+        workdir=workdir,
+        mesh=mesh,
+        steps=values.steps,
+        eval_every=values.eval_every,
+        checkpoint_every=values.checkpoint_every,
+    )
+    return {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.model)),
+        "tokens": progress.tokens,
+        "validation_bits_per_byte": progress.validation_bits_per_byte,
+        "test_bits_per_byte": evaluate(state.model, batches.test, mesh),
+        "tokens_per_second": progress.tokens_per_second,
+        "peak_memory_bytes": progress.peak_memory_bytes,
+    }
+
+
+def check(values: flags.FlagValues) -> jax.sharding.Mesh:
+    """Checks the flags that need no data, and makes the mesh."""
+    for name in ("steps", "batch_size", "seq_len", "eval_every", "checkpoint_every"):
+        launcher.check_range(values, name, 1)
+    launcher.check_range(values, "seed", 0, 2**31 - 1)
+    launcher.check_range(values, "learning_rate", 1e-12, 1e3)
+    if not values.models or len(set(values.models)) < len(values.models):
+        raise InputError(f"--models={','.join(values.models)}: expected some of {', '.join(MODEL_NAMES)}, none twice")
+    mesh = parse_mesh(values.mesh)
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if values.batch_size % parts:
+        raise InputError(
+            f"--batch_size={values.batch_size}: expected a multiple of {parts}, among which the mesh splits it"
+        )
+    return mesh
+
+
+def report(workdir: Path, results: dict[str, Any]) -> None:
+    """Prints the table of all models and yardsticks, and where everything is."""
+    rows = [("model", "parameters", "tokens", "validation", "test", "tokens/s", "peak memory")]
+    rows.append(("", "", "", "bits/byte", "bits/byte", "", "a device"))
+    for name, figures in results["models"].items():
+        rows.append(
+            (
+                name,
+                f"{figures['parameters']:,}",
+                f"{figures['tokens']:,}",
+                f"{figures['validation_bits_per_byte']:.4f}",
+                f"{figures['test_bits_per_byte']:.4f}",
+                f"{figures['tokens_per_second']:,.0f}",
+                f"{figures['peak_memory_bytes'] / 2**20:,.0f} MiB",
+            )
+        )
+    rows += [(name, "", "", "", f"{value:.4f}", "", "") for name, value in results["yardsticks"].items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
+        print("  ".join(cells).rstrip())
+    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {FIGURE}, MODEL/checkpoints, MODEL/tensorboard")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""What launchers share: flags in, one line and an exit code out, and a workdir that belongs to one configuration."""
+
+import json
+import math
+import platform
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from nl_jax import InputError
+from nl_jax.training import TrainingDiverged, TrainingInterrupted
+from nl_jax.training.metrics import write_atomically
+
+CONFIG = "config.json"
+
+
+def run(
+    body: Callable[[flags.FlagValues], None],
+    values: flags.FlagValues,
+    description: str | None,
+    argv: list[str] | None = None,
+) -> int:
+    """Parses flags and runs a launcher.
+
+    Args:
+        body: the launcher; gets the parsed flags.
+        values: its flags, not yet parsed.
+        description: the launcher's docstring, which ``--help`` prints before the flags.
+        argv: program name and arguments; default ``sys.argv``.
+
+    Returns:
+        The exit code: 0; 1 after divergence; 2 after bad flags or other bad input, or where the file system refuses;
+        128 + signal after a signal. Anything but 0 comes with one line on stderr.
+    """
+    argv = sys.argv if argv is None else argv
+    if {"--help", "-h"} & set(argv[1:]):
+        print(_help(description or "", values))
+        return 0
+    try:
+        extra = values(argv)[1:]
+        if extra:
+            raise InputError(f"argument {extra[0]!r}: expected flags only, as --name=value; --help lists them")
+        body(values)
+    except (flags.Error, InputError, OSError) as error:
+        return _fail(error, 2)
+    except TrainingDiverged as error:
+        return _fail(error, 1)
+    except TrainingInterrupted as error:
+        return _fail(f"{error}; the same command goes on from there", 128 + error.signum)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on from the last checkpoint", 128 + signal.SIGINT)
+    return 0
+
+
+def check_range(values: flags.FlagValues, name: str, low: float, high: float = math.inf) -> None:
+    """Raises `InputError` unless a flag's number is finite and within ``[low, high]``."""
+    value: Any = values[name].value
+    if not (math.isfinite(value) and low <= value <= high):
+        expected = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+        raise InputError(f"--{name}={value}: expected {expected}")
+
+
+def workdir_of(values: flags.FlagValues) -> Path:
+    """The path that ``--workdir`` names; `InputError` if it is not given or not a directory."""
+    if not values.workdir:
+        raise InputError("--workdir: missing; expected a directory, such as --workdir=runs/first")
+    path = Path(values.workdir).expanduser()
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--workdir={values.workdir}: expected a directory, found a file")
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object from a file, None where there is no such file; `InputError` if it holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(f"{path}: cannot be read ({error}); expected what a launcher wrote there") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object, found a {type(content).__name__}")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON atomically; directories are made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_config(workdir: Path, name: str, written: Iterable[str] = ()) -> dict[str, Any] | None:
+    """The configuration of the run that a workdir holds, None where it holds none.
+
+    Args:
+        workdir: may not exist.
+        name: the launcher whose run it should be.
+        written: names of files that the launcher writes; they must not be there without a configuration.
+
+    Raises:
+        InputError: the workdir holds a run of another launcher, or something that is no run.
+    """
+    config = read_json(workdir / CONFIG)
+    if config is None:
+        for file in written:
+            if (workdir / file).exists():
+                raise InputError(f"{workdir / file}: there without a {CONFIG}; expected an empty or new workdir")
+    elif config.get("launcher") != name or not {"flags", "data", "models"} <= config.keys():
+        found = config.get("launcher")
+        raise InputError(f"{workdir / CONFIG}: of launcher {found!r}; expected one of {name!r}, or a new workdir")
+    return config
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    packages = ("nl-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+
+
+def check_same(workdir: Path, what: str, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raises `InputError` that lists how a workdir's configuration differs from the one given."""
+    stored, given = json.loads(json.dumps(stored)), json.loads(json.dumps(given))  # tuples become lists
+    differences = [
+        f"{name} {stored.get(name)!r} there, {given.get(name)!r} here"
+        for name in sorted({*stored, *given})
+        if stored.get(name) != given.get(name)
+    ]
+    if differences:
+        raise InputError(
+            f"{workdir} holds a run with other {what}: {'; '.join(differences)}; expected the same or a new one"
+        )
+
+
+def _help(description: str, values: flags.FlagValues) -> str:
+    lines = [description.strip(), "", "Flags:"]
+    for name in values:
+        default = values[name].default_as_str
+        lines.append(f"  --{name}: {values[name].help}" + (f" Default: {default}." if default else ""))
+    return "\n".join(lines)
+
+
+def _fail(problem: object, code: int) -> int:
+    print("error:", " ".join(str(problem).split()), file=sys.stderr)
+    return code

@@ -1,0 +1,41 @@
+"""Pre-training: mesh and shardings, optimizer, step, loop, checkpoints and metrics.
+
+`fit` is the loop; everything it is made of is a pure function or a small file format of its own, so that a notebook can
+take single parts: `init_state` and `train_step` for a step, `evaluate` for bits per byte, `restore_newest` for a model.
+"""
+
+from nl_jax.training.checkpoint import Checkpoint, CheckpointWriter, restore_newest
+from nl_jax.training.loop import Progress, TrainingDiverged, TrainingInterrupted, fit
+from nl_jax.training.mesh import parse_mesh
+from nl_jax.training.metrics import MetricsWriter, plot_validation, read_metrics
+from nl_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
+from nl_jax.training.sharding import batch_sharding, logical_axes, named_leaves, parameter_shardings, state_shardings
+from nl_jax.training.step import TrainState, compile_step, evaluate, init_state, peak_memory_bytes, train_step
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointWriter",
+    "MetricsWriter",
+    "Progress",
+    "TrainState",
+    "TrainingDiverged",
+    "TrainingInterrupted",
+    "batch_sharding",
+    "compile_step",
+    "decay_mask",
+    "evaluate",
+    "fit",
+    "init_state",
+    "learning_rate_schedule",
+    "logical_axes",
+    "make_optimizer",
+    "named_leaves",
+    "parameter_shardings",
+    "parse_mesh",
+    "peak_memory_bytes",
+    "plot_validation",
+    "read_metrics",
+    "restore_newest",
+    "state_shardings",
+    "train_step",
+]

@@ -1,0 +1,129 @@
+"""Checkpoints that survive a kill at any moment: written aside and renamed, read back newest first.
+
+A checkpoint is a directory named by its step. Orbax writes it under a temporary name and renames it when it is
+complete, so that a step is there whole or not at all; the one before it is kept until then and beyond.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+from nl_jax.errors import InputError
+from nl_jax.training.sharding import named_leaves
+
+PyTree = Any
+
+
+class Checkpoint(NamedTuple):
+    """What `restore_newest` returns: the step, the restored pytrees by name, and the JSON saved beside them."""
+
+    step: int
+    items: dict[str, PyTree]
+    about: dict[str, Any]
+
+
+def restore_newest(
+    directory: Path, like: Mapping[str, PyTree], iterator: grain.DatasetIterator | None = None
+) -> Checkpoint | None:
+    """Restores the newest checkpoint that can be read; changes nothing on disk.
+
+    Args:
+        directory: where a `CheckpointWriter` wrote.
+        like: which items to restore, each as a pytree of arrays or `jax.ShapeDtypeStruct`; where these have a sharding
+            the restored arrays get it, whatever mesh they were saved from.
+        iterator: the training iterator, set to where it stood when the checkpoint was saved.
+
+    Returns:
+        The checkpoint, or None where there is none yet. Each one that is skipped is reported in a warning of one line.
+
+    Raises:
+        InputError: there are checkpoints, but none can be read.
+    """
+    for partial in sorted(directory.glob("*.orbax-checkpoint-tmp*")):
+        logging.warning("skipped %s: partly written", partial)
+    steps = _steps(directory)
+    if not steps:
+        return None
+    args: dict[str, Any] = {
+        name: ocp.args.StandardRestore(jax.tree.map(_shape, named_leaves(tree))) for name, tree in like.items()
+    }
+    args["about"] = ocp.args.JsonRestore()
+    if iterator is not None:
+        args["data"] = grain.checkpoint.CheckpointRestore(iterator)
+    with ocp.CheckpointManager(directory.absolute(), options=ocp.CheckpointManagerOptions(create=False)) as manager:
+        for step in steps:
+            try:
+                restored = manager.restore(step, args=ocp.args.Composite(**args))
+            except Exception as error:  # what a damaged file raises depends on the file; orbax has no common class
+                reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+                logging.warning("skipped %s: cannot be read (%s)", directory / str(step), reason)
+            else:
+                items = {name: _like(tree, restored[name]) for name, tree in like.items()}
+                return Checkpoint(step, items, restored["about"])
+    raise InputError(
+        f"{directory}: none of the checkpoints {', '.join(map(str, steps))} can be read ({reason}); "
+        "expected at least one that is whole; start anew in another workdir"
+    )
+
+
+class CheckpointWriter:
+    """Writes checkpoints in the background and keeps the newest two.
+
+    Use as a context manager: leaving it waits for the last one.
+
+    Args:
+        directory: made if need be.
+        resumed_from: the step restored, 0 at the start of a run. Checkpoints of later steps, which could not be read,
+            are renamed to ``STEP.damaged``, since the run will write these steps again.
+    """
+
+    def __init__(self, directory: Path, resumed_from: int = 0):
+        for step in _steps(directory):
+            if step > resumed_from:
+                _move_aside(directory / str(step))
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+
+    def save(
+        self, step: int, items: Mapping[str, PyTree], iterator: grain.DatasetIterator, about: Mapping[str, Any]
+    ) -> None:
+        """Copies everything to the host and returns; the files are written meanwhile. A step that is there stays."""
+        if step in self._manager.all_steps():
+            return
+        args: dict[str, Any] = {name: ocp.args.StandardSave(named_leaves(tree)) for name, tree in items.items()}
+        args["about"] = ocp.args.JsonSave(dict(about))
+        args["data"] = grain.checkpoint.CheckpointSave(iterator)
+        self._manager.save(step, args=ocp.args.Composite(**args))
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+
+def _steps(directory: Path) -> list[int]:
+    """Steps of the finished checkpoints, newest first."""
+    names = [path.name for path in directory.glob("*") if path.is_dir()]
+    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _like(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
+    return jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in named_leaves(tree)])
+
+
+def _move_aside(path: Path) -> None:
+    target, count = path.with_name(f"{path.name}.damaged"), 1
+    while target.exists():
+        target, count = path.with_name(f"{path.name}.damaged{count}"), count + 1
+    path.rename(target)
+    logging.warning("moved %s to %s", path, target)

@@ -1,0 +1,239 @@
+"""The training loop: steps, evaluations, checkpoints, and going on after a stop as if there had been none."""
+
+import dataclasses
+import functools
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import grain
+import jax
+import optax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from nl_jax.data import EvaluationSet
+from nl_jax.training.checkpoint import CheckpointWriter, restore_newest
+from nl_jax.training.metrics import VALIDATION, MetricsWriter
+from nl_jax.training.sharding import batch_sharding, parameter_shardings
+from nl_jax.training.step import TrainState, compile_step, evaluate, init_state, peak_memory_bytes
+
+PyTree = Any
+CHECKPOINTS = "checkpoints"  # below the model's directory
+
+
+class TrainingDiverged(ArithmeticError):
+    """Loss or gradient stopped being finite; the message names model and step. The checkpoints are from before."""
+
+
+class TrainingInterrupted(Exception):
+    """SIGINT or SIGTERM came and everything up to the end of the step is saved; `signum` says which it was."""
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.signum = signum
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a run is; saved as JSON beside each checkpoint.
+
+    Attributes:
+        step: optimizer steps taken.
+        tokens: tokens trained on.
+        seconds: time spent in these steps, without compilation, evaluation and checkpoints.
+        validation_bits_per_byte: at the last evaluation.
+        peak_memory_bytes: what a step needs on one device.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    validation_bits_per_byte: float = math.nan
+    peak_memory_bytes: int = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Training speed; NaN before the first step."""
+        return self.tokens / self.seconds if self.seconds else math.nan
+
+
+def fit(
+    name: str,
+    init_model: Callable[[], PyTree],
+    optimizer: optax.GradientTransformation,
+    iterator: grain.DatasetIterator,
+    validation: EvaluationSet,
+    *,
+    workdir: Path,
+    mesh: Mesh,
+    steps: int,
+    eval_every: int,
+    checkpoint_every: int,
+) -> tuple[TrainState, Progress]:
+    """Trains a model, from the newest checkpoint in ``workdir/name`` where there is one.
+
+    The result depends on the arguments only (on the same devices bit for bit), not on how often the run was stopped.
+
+    Args:
+        name: the model's name in metrics and messages, and of its directory.
+        init_model: makes the model; pure, so seeds are fixed inside. Nothing random happens after that, so a checkpoint
+            holds no key: model, optimizer state and the iterator's position are all there is.
+        optimizer: an optax transformation for the model's parameters.
+        iterator: endless batches of ``inputs`` and ``targets``, int32 ``[B, T]``: this process' rows of a global batch.
+        validation: what to evaluate on.
+        workdir: where ``metrics.jsonl`` is written, shared by models; made if need be.
+        mesh: the devices, from `parse_mesh`.
+        steps: optimizer steps in all.
+        eval_every: steps between evaluations; there is one after the last step too.
+        checkpoint_every: steps between checkpoints; likewise.
+
+    Returns:
+        The final state, and the progress of the whole run, not only of this process.
+
+    Raises:
+        TrainingDiverged: loss or gradient is not finite.
+        TrainingInterrupted: SIGINT or SIGTERM; a second one ends the process at once.
+        InputError: there are checkpoints, but none can be read.
+    """
+    directory = workdir / name / CHECKPOINTS
+    directory.mkdir(parents=True, exist_ok=True)
+    state, progress = _start(init_model, optimizer, iterator, directory, mesh)
+    put = functools.partial(jax.make_array_from_process_local_data, batch_sharding(mesh))
+    compiled: jax.stages.Compiled | None = None
+    started, tokens_before = 0.0, 0  # when the clock that leaves out all but steps last ran on, and the tokens then
+
+    with (
+        MetricsWriter(workdir, name, progress.step) as metrics,
+        CheckpointWriter(directory, progress.step) as checkpoints,
+        _progress_bar(name, progress, steps) as bar,
+        _Signals() as signals,
+    ):
+
+        def report(step: int, tokens: int, outputs: dict[str, jax.Array]) -> None:
+            values = {key: float(value) for key, value in outputs.items()}  # waits for the device
+            _check_finite(name, step, values)
+            metrics.write(step, tokens, values)
+            rate = (tokens - tokens_before) / (time.perf_counter() - started)
+            bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:,.0f} tokens/s", refresh=False)
+            bar.update()
+
+        unreported: list[tuple[int, int, dict[str, jax.Array]]] = []
+        for step in range(progress.step + 1, steps + 1):
+            batch = jax.tree.map(put, next(iterator))
+            if compiled is None:
+                compiled = compile_step(optimizer, mesh, state, batch)
+                progress = dataclasses.replace(progress, peak_memory_bytes=peak_memory_bytes(compiled))
+                started, tokens_before = time.perf_counter(), progress.tokens
+            state, outputs = compiled(state, batch)
+            progress = dataclasses.replace(progress, step=step, tokens=progress.tokens + batch["inputs"].size)
+            # A step is reported while the next one runs, so that the device never waits for the host.
+            unreported.append((step, progress.tokens, outputs))
+            last = step == steps
+            pause = last or step % eval_every == 0 or step % checkpoint_every == 0 or signals.received is not None
+            while len(unreported) > (0 if pause else 1):
+                report(*unreported.pop(0))
+            if not pause:
+                continue
+
+            jax.block_until_ready(state)
+            progress = dataclasses.replace(progress, seconds=progress.seconds + time.perf_counter() - started)
+            if last or step % eval_every == 0:
+                score = evaluate(state.model, validation, mesh)
+                _check_finite(name, step, {VALIDATION: score})
+                progress = dataclasses.replace(progress, validation_bits_per_byte=score)
+                speed = progress.tokens_per_second
+                metrics.write(step, progress.tokens, {VALIDATION: score, "tokens_per_second": speed})
+            if last or step % checkpoint_every == 0 or signals.received is not None:
+                items = {"model": state.model, "optimizer": state.opt_state}
+                checkpoints.save(step, items, iterator, dataclasses.asdict(progress))
+            if signals.received is not None and not last:
+                raise TrainingInterrupted(f"{name}: stopped after step {step}, which is saved", signals.received)
+            started, tokens_before = time.perf_counter(), progress.tokens
+    return state, progress
+
+
+def _start(
+    init_model: Callable[[], PyTree],
+    optimizer: optax.GradientTransformation,
+    iterator: grain.DatasetIterator,
+    directory: Path,
+    mesh: Mesh,
+) -> tuple[TrainState, Progress]:
+    """State and progress from the newest checkpoint, else of a model just made; split over the mesh either way."""
+    make = functools.partial(init_state, init_model, optimizer)
+    shapes = jax.eval_shape(make)
+    shardings = parameter_shardings(mesh, shapes)
+    like = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings)
+    restored = restore_newest(directory, {"model": like.model, "optimizer": like.opt_state}, iterator)
+    if restored is None:
+        return jax.jit(make, out_shardings=shardings)(), Progress()
+    return TrainState(restored.items["model"], restored.items["optimizer"]), Progress(**restored.about)
+
+
+def _check_finite(name: str, step: int, values: dict[str, float]) -> None:
+    if not all(map(math.isfinite, values.values())):
+        what = ", ".join(f"{key} {value:g}" for key, value in values.items())
+        raise TrainingDiverged(f"{name} diverged at step {step} ({what}); a lower learning rate may help")
+
+
+class _Signals:
+    """While it is entered, notes the first SIGINT or SIGTERM in `received` and leaves the second to Python."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        # Only the main thread may set handlers; a fit in another one (a notebook's, say) is not interruptible.
+        main = threading.current_thread() is threading.main_thread()
+        self._signums = (signal.SIGINT, signal.SIGTERM) if main else ()
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "_Signals":
+        self._previous = {signum: signal.signal(signum, self._receive) for signum in self._signums}
+        return self
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(signum)
+        self._restore()
+
+    def _restore(self) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def __exit__(self, exception_type: type[BaseException] | None, *_: object) -> None:
+        self._restore()
+        if self.received is not None and exception_type is None:
+            signal.raise_signal(self.received)  # came with the last step: for the caller to handle
+
+
+class _Lines(tqdm):
+    """Progress for a log file: lines under each other, where a terminal gets one bar that moves."""
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        """Replaces tqdm's, which draws over the line before."""
+
+        def show(text: str) -> None:
+            print(text, file=file, flush=True)
+
+        return show
+
+    def close(self) -> None:
+        """Prints where it ended; tqdm's own adds an empty line."""
+        if not self.disable:
+            self.display()
+            self.sp = None  # nothing more to print with
+        super().close()
+
+
+def _progress_bar(name: str, progress: Progress, steps: int) -> tqdm:
+    shared = {"desc": name, "initial": progress.step, "total": steps, "file": sys.stderr}
+    layout = "{desc} {percentage:3.0f}%|{bar:20}| step {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+    if sys.stderr.isatty():
+        return tqdm(**shared, bar_format=layout, dynamic_ncols=True)
+    return _Lines(**shared, bar_format=layout.replace("|{bar:20}|", ""), mininterval=10)

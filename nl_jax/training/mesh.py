@@ -1,0 +1,51 @@
+"""The device mesh: which devices split the batch, the parameters and the heads.
+
+A mesh always has the three axes of `AXES`, so that shardings need no special cases: an axis that is not asked for has
+size 1. ``data`` splits the batch, ``fsdp`` the batch and the parameters, ``tensor`` the heads and hidden units.
+"""
+
+import re
+from collections.abc import Sequence
+from math import prod
+
+import jax
+
+from nl_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def parse_mesh(text: str | None = None, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """Builds a mesh from text such as ``"data:2,fsdp:4"``.
+
+    Args:
+        text: ``axis:size`` pairs separated by commas, in any order; an axis left out has size 1. None or empty puts all
+            devices on ``data``.
+        devices: the devices to use; default all of them (of all hosts).
+
+    Returns:
+        A mesh with the axes of `AXES`, in that order.
+
+    Raises:
+        InputError: for an unknown or repeated axis, a size that is not a positive integer, or sizes whose product is
+            not the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = _parse_sizes(text) if text else {"data": len(devices)}
+    if prod(sizes.values()) != len(devices):
+        raise InputError(f"mesh {text!r} asks for {prod(sizes.values())} devices, but there are {len(devices)}")
+    shape = tuple(sizes.get(axis, 1) for axis in AXES)
+    return jax.make_mesh(shape, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def _parse_sizes(text: str) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for pair in text.split(","):
+        axis, _, size = pair.strip().partition(":")
+        if axis not in AXES or axis in sizes:
+            problem = "repeated" if axis in sizes else "unknown"
+            raise InputError(f"mesh {text!r}: {problem} axis {axis!r}; expected axis:size with axes {', '.join(AXES)}")
+        if not re.fullmatch("[1-9][0-9]{0,5}", size):
+            raise InputError(f"mesh {text!r}: size of axis {axis!r} is {size!r}; expected a positive integer")
+        sizes[axis] = int(size)
+    return sizes

@@ -1,0 +1,78 @@
+"""The optimizer of pre-training: AdamW with clipping, warm-up and cosine decay, each CMS level at its own cadence."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+
+from nl_jax.optim import multi_frequency
+from nl_jax.training.sharding import logical_axes, path_name
+
+PyTree = Any
+
+# Axes that do not make a parameter a matrix: along them lie copies of it, or all there is of a vector of each head.
+_COPIES = {None, "layers", "memories", "taps", "head_dim"}
+
+
+def make_optimizer(
+    *,
+    learning_rate: float,
+    steps: int,
+    warmup_steps: int | None = None,
+    weight_decay: float = 0.1,
+    cms_periods: Sequence[int] = (1,),
+) -> optax.GradientTransformation:
+    r"""AdamW (β₁ 0.9, β₂ 0.95) on gradients clipped to global norm 1.
+
+    The blocks of CMS level :math:`\ell` are updated every ``cms_periods[l]`` steps with the sum of the clipped
+    gradients of these steps and are unchanged in between (paper Eq. 70-71); all other parameters at every step.
+
+    Args:
+        learning_rate: the peak; reached after the warm-up, then a cosine down to a tenth of it.
+        steps: optimizer steps of the run, where the cosine ends.
+        warmup_steps: steps of linear warm-up; default a tenth of ``steps``.
+        weight_decay: times the learning rate is what matrices lose per update; vectors and scales are not decayed.
+        cms_periods: optimizer steps between two updates of each CMS level, fastest first.
+
+    Returns:
+        An optax transformation for the parameters of a model.
+    """
+    warmup_steps = steps // 10 if warmup_steps is None else warmup_steps
+    schedule = learning_rate_schedule(learning_rate, steps, warmup_steps)
+
+    def adamw(period: int) -> optax.GradientTransformation:
+        # Update number c of a level happens at step (c + 1) * period, counted from 1.
+        rate = lambda count: schedule((count + 1) * period - 1)  # noqa: E731
+        return optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=weight_decay, mask=decay_mask)
+
+    clip = optax.clip_by_global_norm(1.0)
+    periods = sorted({1, *cms_periods})
+    if periods == [1]:
+        return optax.chain(clip, adamw(1))
+    transforms = {f"every_{period}": (adamw(period), period) for period in periods}
+    return optax.chain(clip, multi_frequency(transforms, lambda params: _cadence_labels(params, cms_periods)))
+
+
+def learning_rate_schedule(peak: float, steps: int, warmup_steps: int) -> optax.Schedule:
+    """Linear warm-up to ``peak`` over ``warmup_steps``, then a cosine to a tenth of it at ``steps``."""
+    first = peak / (warmup_steps + 1)  # not 0, which would waste a step
+    return optax.warmup_cosine_decay_schedule(first, peak, warmup_steps, max(steps, warmup_steps + 1), 0.1 * peak)
+
+
+def decay_mask(params: PyTree) -> PyTree:
+    """True for matrices: parameters with two or more axes in the sharding table, not counting copies such as layers."""
+
+    def is_matrix(path: tuple[Any, ...], _: Any) -> bool:
+        return sum(name not in _COPIES for name in logical_axes(path_name(path)) or ()) >= 2
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+
+def _cadence_labels(params: PyTree, cms_periods: Sequence[int]) -> PyTree:
+    def label(path: tuple[Any, ...], _: Any) -> str:
+        level = re.search(r"\.cms\.levels\.(\d+)\.", path_name(path))
+        return f"every_{cms_periods[int(level[1])] if level else 1}"
+
+    return jax.tree_util.tree_map_with_path(label, params)

@@ -1,0 +1,104 @@
+"""One training step and one evaluation, as pure functions of explicit state."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from nl_jax.data import EvaluationSet
+from nl_jax.training.sharding import batch_sharding, parameter_shardings
+
+PyTree = Any
+Batch = dict[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+        model: the model, a pytree of parameters.
+        opt_state: the optimizer's state: moments, number of steps, the sums of gradients of CMS levels.
+    """
+
+    model: PyTree
+    opt_state: PyTree
+
+
+def init_state(init_model: Callable[[], PyTree], optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; pure, so that ``jit`` can create it split over a mesh."""
+    model = init_model()
+    return TrainState(model, optimizer.init(model))
+
+
+def token_losses(model: PyTree, batch: Batch) -> Float[Array, "B T"]:
+    """Loss in nats of each target of a batch of ``inputs`` and ``targets``, both int32 ``[B, T]``."""
+    logits, _ = model(batch["inputs"], None)
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["targets"])
+
+
+def train_step(
+    optimizer: optax.GradientTransformation, state: TrainState, batch: Batch
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One optimizer step.
+
+    Returns:
+        The new state, and ``loss`` (nats per token before the step) and ``grad_norm`` (before clipping). Where one of
+        these is not finite the new state is not to be used.
+    """
+    loss, grads = jax.value_and_grad(lambda model: token_losses(model, batch).mean())(state.model)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
+    model = optax.apply_updates(state.model, updates)
+    return TrainState(model, opt_state), {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+
+
+def compile_step(
+    optimizer: optax.GradientTransformation, mesh: Mesh, state: PyTree, batch: PyTree
+) -> jax.stages.Compiled:
+    """Compiles `train_step` ahead of time for a mesh; the state passed to it is donated.
+
+    Args:
+        optimizer: as for `train_step`.
+        mesh: where state and batch lie, split as `parameter_shardings` and `batch_sharding` say.
+        state, batch: arrays, or their shapes and types.
+    """
+    state_sharding = parameter_shardings(mesh, state)
+    step = jax.jit(
+        lambda state, batch: train_step(optimizer, state, batch),
+        in_shardings=(state_sharding, batch_sharding(mesh)),
+        out_shardings=(state_sharding, None),
+        donate_argnums=0,
+    )
+    return step.lower(state, batch).compile()
+
+
+@jax.jit
+def _total_nats(model: PyTree, batch: Batch) -> Float[Array, ""]:
+    return jnp.sum(token_losses(model, batch) * batch["mask"])
+
+
+def evaluate(model: PyTree, data: EvaluationSet, mesh: Mesh) -> float:
+    """Bits per byte of a model on a fixed set of batches: summed nats / ln 2 / bytes of text."""
+    put = functools.partial(jax.device_put, device=batch_sharding(mesh))
+    nats = math.fsum(float(_total_nats(model, put(batch))) for batch in data.batches)  # float64, on the host
+    return nats / math.log(2) / data.num_bytes
+
+
+def peak_memory_bytes(compiled: jax.stages.Compiled) -> int:
+    """Bytes that one device needs for a compiled step, by XLA's account of it, donated buffers counted once.
+
+    Not what the device measured: that peak covers all that the process ever ran, another model's training too, and a
+    CPU does not measure.
+    """
+    need: Any = compiled.memory_analysis()
+    return int(
+        need.argument_size_in_bytes + need.output_size_in_bytes + need.temp_size_in_bytes - need.alias_size_in_bytes
+    )

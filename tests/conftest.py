@@ -1,0 +1,6 @@
+"""Compiles with fewer optimizations, which halves the time of the suite; subprocesses of tests inherit it."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")

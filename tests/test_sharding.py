@@ -1,0 +1,119 @@
+"""Shardings: every parameter has a row, and a run split over 8 devices is the run of one device."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from nl_jax.data import ByteTokenizer, Document, evaluation_batches, pack, train_iterator
+from nl_jax.models import MODEL_NAMES, LanguageModel, named_config
+from nl_jax.training import (
+    fit,
+    init_state,
+    logical_axes,
+    make_optimizer,
+    named_leaves,
+    parameter_shardings,
+    parse_mesh,
+    read_metrics,
+)
+from nl_jax.training.sharding import STATE_AXES
+
+PACKED = pack([Document("test", Path(__file__).read_bytes())], ByteTokenizer())
+SIZES = {"batch_size": 8, "seq_len": 32}
+
+
+def make_model(name):
+    return LanguageModel(named_config(name, "tiny", 264), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_every_parameter_and_all_state_has_a_row(name):
+    model = jax.eval_shape(functools.partial(make_model, name))
+    for path, leaf in named_leaves(model).items():
+        assert len(logical_axes(path) or ()) == len(leaf.shape), path
+    state = jax.eval_shape(lambda model: model.init_state(8), model)
+    for path, leaf in named_leaves(state).items():
+        assert len(logical_axes(path, STATE_AXES) or ()) == len(leaf.shape), path
+
+
+def test_optimizer_state_is_split_as_its_parameters():
+    mesh = jax.sharding.AbstractMesh((1, 2, 2), ("data", "fsdp", "tensor"))
+    state = jax.eval_shape(lambda: init_state(lambda: make_model("hope"), make_optimizer(learning_rate=1.0, steps=1)))
+    specs = {path: sharding.spec for path, sharding in named_leaves(parameter_shardings(mesh, state)).items()}
+    matching = {path: spec for path, spec in specs.items() if path.endswith("embed.embedding")}
+    assert set(matching.values()) == {P(("tensor",), ("fsdp",))}
+    assert len(matching) == 3  # the parameter and AdamW's two moments
+    assert {spec for path, spec in specs.items() if path.endswith("count")} == {P()}
+
+
+def test_an_axis_that_does_not_divide_is_not_split():
+    mesh = jax.sharding.AbstractMesh((1, 3, 2), ("data", "fsdp", "tensor"))
+    tree = {"embed": {"embedding": jax.ShapeDtypeStruct((257, 66), np.float32)}}
+    assert parameter_shardings(mesh, tree)["embed"]["embedding"].spec == P(None, ("fsdp",))
+
+
+EXACT = {"model", "step", "tokens"}
+
+
+def bytes_per_device(tree):
+    """Bytes on one device as a share of all."""
+    leaves = jax.tree.leaves(tree)
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves) / sum(leaf.nbytes for leaf in leaves)
+
+
+def train(name, mesh, workdir, steps):
+    state, _ = fit(
+        name,
+        functools.partial(make_model, name),
+        make_optimizer(learning_rate=1e-3, steps=4, warmup_steps=0),
+        train_iterator(PACKED, **SIZES, seed=0),
+        evaluation_batches(PACKED, **SIZES, max_tokens=256),
+        workdir=workdir,
+        mesh=mesh,
+        steps=steps,
+        eval_every=2,
+        checkpoint_every=2,
+    )
+    return {"model": bytes_per_device(state.model), "optimizer": bytes_per_device(state.opt_state)}
+
+
+def compare(name):
+    """Trains on one of eight devices, and on all, changing the mesh half-way; prints what the test looks at."""
+    with tempfile.TemporaryDirectory() as folder:
+        one, eight = Path(folder, "one"), Path(folder, "eight")
+        train(name, parse_mesh("data:1", jax.devices()[:1]), one, 4)
+        shares = [
+            train(name, parse_mesh("fsdp:4,tensor:2"), eight, 2),
+            train(name, parse_mesh("data:2,fsdp:2,tensor:2"), eight, 4),
+        ]
+        print(json.dumps({"one": read_metrics(one), "eight": read_metrics(eight), "shares": shares}))
+
+
+@pytest.mark.parametrize("name", ["hope", "transformer"])
+def test_eight_devices_give_the_run_of_one(name):
+    """In a process of its own, since the number of devices is fixed when jax starts."""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, __file__, name]
+    report = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+    for expected, row in zip(report["one"], report["eight"], strict=True):
+        assert {key: row[key] for key in row if key in EXACT} == {key: expected[key] for key in row if key in EXACT}
+        for key in set(expected) - EXACT - {"tokens_per_second"}:
+            assert row[key] == pytest.approx(expected[key], rel=1e-4), (row, expected)
+    # Split over fsdp alone or over tensor too: all but a few small vectors.
+    for shares, parts in zip(report["shares"], (4, 2), strict=True):
+        assert 1 / 8 <= shares["model"] < 1.1 / parts
+        assert 1 / 8 <= shares["optimizer"] < 1.1 / parts
+
+
+if __name__ == "__main__":
+    compare(sys.argv[1])
