@@ -12,6 +12,9 @@ import pytest
 from nl_jax import InputError
 from nl_jax.training import CheckpointWriter, restore_newest
 
+# Of a read that fails Orbax leaves the others under way.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def make_iterator():
     return iter(grain.MapDataset.range(100).seed(3).shuffle().repeat().batch(4).to_iter_dataset())
@@ -77,7 +80,6 @@ def test_without_checkpoints_there_is_nothing(tmp_path):
     assert not (tmp_path / "missing").exists()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # reads that Orbax gives up
 def test_any_truncated_file_is_noticed_or_does_not_matter(saved, tmp_path, caplog):
     source, following = saved
     skipped = 0
