@@ -148,6 +148,7 @@ def train_model(
         eval_every=values.eval_every,
         checkpoint_every=values.checkpoint_every,
     )
+    print(f"{name}: scoring the test split", file=sys.stderr)
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.model)),
         "tokens": progress.tokens,

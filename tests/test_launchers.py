@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -281,13 +282,15 @@ def test_kill_and_resume_gives_the_same_results(tmp_path):
     """The default models by command line, killed a few times wherever it hits, against a run never killed."""
     (tmp_path / "data.txt").write_bytes(Path(language_model.__file__).read_bytes())
     command = [sys.executable, "-m", "experiments.language_model", f"--data={tmp_path / 'data.txt'}", *RUN]
+    start = time.perf_counter()
     subprocess.run([*command, f"--workdir={tmp_path / 'whole'}"], check=True)
+    duration = time.perf_counter() - start
     random = np.random.default_rng()
     kills = 0
     while True:
         process = subprocess.Popen([*command, f"--workdir={tmp_path / 'killed'}"])
         try:
-            process.wait(timeout=600 if kills == 3 else random.uniform(10, 40))
+            process.wait(timeout=600 if kills == 3 else random.uniform(0.2, 0.7) * duration)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

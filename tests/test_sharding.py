@@ -25,6 +25,7 @@ from nl_jax.training import (
     parameter_shardings,
     parse_mesh,
     read_metrics,
+    state_shardings,
 )
 from nl_jax.training.sharding import STATE_AXES
 
@@ -60,6 +61,16 @@ def test_optimizer_state_is_split_as_its_parameters():
     ]:
         assert [spec for path, spec in specs.items() if path.endswith(name)] == [spec] * count
     assert {spec for path, spec in specs.items() if path.endswith("count")} == {P()}
+
+
+def test_memory_state_is_split_over_batch_and_heads():
+    mesh = jax.sharding.AbstractMesh((1, 2, 2), ("data", "fsdp", "tensor"))
+    for name, path, spec in [
+        ("hope", "change.inner", P(None, ("data", "fsdp"), ("tensor",), None, None)),
+        ("transformer", "keys", P(None, ("data", "fsdp"), None, ("tensor",), None)),
+    ]:
+        state = jax.eval_shape(lambda name=name: make_model(name).init_state(8))
+        assert named_leaves(state_shardings(mesh, state))[path].spec == spec
 
 
 def test_an_axis_that_does_not_divide_is_not_split():

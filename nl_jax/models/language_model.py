@@ -94,11 +94,13 @@ class LanguageModel(nnx.Module):
 
         Causal: logits at t depend on tokens up to t only. A text may be given in any number of calls.
         """
-        x = self.embed(tokens) * self.config.width**0.5
+        embedding = self.embed.embedding[...]  # used directly: nnx.Embed would fix the dtype it was made with
+        x = embedding[tokens] * self.config.width**0.5
 
         def body(x, inputs):
             block, state = inputs
             return block(x, state)
 
         x, state = jax.lax.scan(jax.checkpoint(body) if self.config.remat else body, x, (self.blocks, state))
-        return self.embed.attend(self.final_norm(x)).astype(jnp.float32), state
+        logits = self.final_norm(x) @ embedding.T
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), state

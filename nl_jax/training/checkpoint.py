@@ -60,7 +60,7 @@ def restore_newest(
             try:
                 restored = manager.restore(step, args=ocp.args.Composite(**args))
             except Exception as error:  # what a damaged file raises depends on the file; orbax has no common class
-                reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+                reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
                 logging.warning("skipped %s: cannot be read (%s)", directory / str(step), reason)
             else:
                 items = {name: _like(tree, restored[name]) for name, tree in like.items()}

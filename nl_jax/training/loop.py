@@ -131,6 +131,7 @@ def fit(
                 compiled = compile_step(optimizer, mesh, state, batch)
                 progress = dataclasses.replace(progress, peak_memory_bytes=peak_memory_bytes(compiled))
                 started, tokens_before = time.perf_counter(), progress.tokens
+                bar.unpause()
             state, outputs = compiled(state, batch)
             progress = dataclasses.replace(progress, step=step, tokens=progress.tokens + batch["inputs"].size)
             # A step is reported while the next one runs, so that the device never waits for the host.
@@ -150,12 +151,14 @@ def fit(
                 progress = dataclasses.replace(progress, validation_bits_per_byte=score)
                 speed = progress.tokens_per_second
                 metrics.write(step, progress.tokens, {VALIDATION: score, "tokens_per_second": speed})
-            if last or step % checkpoint_every == 0 or signals.received is not None:
+            stop = signals.received
+            if last or step % checkpoint_every == 0 or stop is not None:
                 items = {"model": state.model, "optimizer": state.opt_state}
                 checkpoints.save(step, items, iterator, dataclasses.asdict(progress))
-            if signals.received is not None and not last:
-                raise TrainingInterrupted(f"{name}: stopped after step {step}, which is saved", signals.received)
+            if stop is not None and not last:
+                raise TrainingInterrupted(f"{name}: stopped after step {step}, which is saved", stop)
             started, tokens_before = time.perf_counter(), progress.tokens
+            bar.unpause()
     return state, progress
 
 
@@ -194,7 +197,8 @@ class _Signals:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "_Signals":
-        self._previous = {signum: signal.signal(signum, self._receive) for signum in self._signums}
+        # None stands for a handler that Python did not install.
+        self._previous = {s: signal.signal(s, self._receive) or signal.SIG_DFL for s in self._signums}
         return self
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
