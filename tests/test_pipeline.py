@@ -218,3 +218,12 @@ def test_load_text_data(tmp_path):
     )
     with pytest.raises(InputError, match="no such file"):
         load_text_data(str(tmp_path), tokenizer_path=str(tmp_path / "none.json"))
+
+
+@pytest.mark.parametrize("length", [30, 100, 101])
+def test_batches_of_one(length):
+    packed = Packed(np.arange(length, dtype=np.uint16), np.ones(length, np.uint8))
+    batches = train_iterator(packed, batch_size=1, seq_len=10, seed=0)
+    count = (length - 1) // 10
+    starts = [int(next(batches)["inputs"][0, 0]) for _ in range(2 * count)]
+    assert sorted(starts[:count]) == sorted(starts[count:]) == list(range(0, 10 * count, 10))
