@@ -105,9 +105,7 @@ def train_iterator(
         return {"inputs": sequences[:, :-1], "targets": sequences[:, 1:]}
 
     # Indices are batched, not sequences, so that a process reads its own rows only.
-    epochs = 2**62 // len(
-        rows
-    )  # endless; the length that grain gives to endless repetition overflows in batches of one
+    epochs = 2**62 // len(rows)  # as good as endless, whose length in grain overflows in batches of one
     dataset = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat(epochs).batch(batch_size).map(read)
     # Grain's default of 500 batches read ahead is gigabytes; text in memory needs few.
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))

@@ -126,7 +126,6 @@ def solve_chunk(
     decay: Decay,
     *,
     initial_answers: Float[Array, "... C out"] | None = None,
-    change_answers: Float[Array, "... C out"] | None = None,
 ) -> Chunk:
     """Solves one chunk for the answers of the memory to its own keys.
 
@@ -137,13 +136,11 @@ def solve_chunk(
       beta: strength of the delta term; β‖x‖² ≤ 2 keeps the recurrence non-expansive.
       decay: of this chunk's α and μ.
       initial_answers: X W₀ᵀ; None for W₀ = 0.
-      change_answers: X (W - W₀)ᵀ where the caller has it already.
     """
     gram = keys @ jnp.swapaxes(keys, -1, -2)
     earlier = _pad_first(decay.state[..., :-1, :], -2)  # A'
     inverse = inverse_unit_lower(earlier * gram * beta[..., None, :])
-    if change_answers is None:
-        change_answers = keys @ jnp.swapaxes(change, -1, -2)
+    change_answers = keys @ jnp.swapaxes(change, -1, -2)
     right = _pad_first(decay.state_start[..., :-1], -1, 1.0)[..., None] * change_answers
     if initial_answers is not None:
         right = right + initial_answers

@@ -234,7 +234,6 @@ class SelfModifyingTitans(nnx.Module):
         damp = 1.0 - mu  # momentum sums to 1 / (1 - μ) of its forcing
 
         eta_inner = eta / (1.0 + eta * jnp.sum(jnp.square(key), axis=-1))
-        change_answers = key @ _transpose(change.inner)
         inner = solve_chunk(
             change.inner,
             momentum.inner,
@@ -243,7 +242,6 @@ class SelfModifyingTitans(nnx.Module):
             eta_inner,
             decay,
             initial_answers=key @ _transpose(initial.inner),
-            change_answers=change_answers,
         )
         eta, damp = eta[:, :, None], damp[:, :, None]
         eta_outer = eta / (1.0 + (1.0 + _FOLD) * eta * jnp.sum(jnp.square(features), axis=-1))
