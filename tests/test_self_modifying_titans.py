@@ -10,7 +10,7 @@ from nl_jax.modules import SelfModifyingTitans
 
 WIDTH, HEADS = 8, 2
 apply = jax.jit(lambda mixer, x, state: mixer(x, state))
-MEMORIES = ("key", "eta", "alpha", "value", "memory")
+MEMORIES = ("key", "eta", "alpha", "value", "memory")  # of the default, in the order of the stack
 
 
 def make(float64=False, **options):
@@ -34,22 +34,22 @@ def unit(x):
 def reference(mixer, x):
     """One sequence [time, width], one token at a time."""
     p = jax.tree.map(np.asarray, mixer)
-    time, hidden, d = len(x), p.hidden, p.head_dim
+    time, hidden, d = len(x), p.architecture.hidden, p.head_dim
     slow = np.concatenate([x @ p.key.kernel[...], x @ p.value.kernel[...], x @ p.query.kernel[...]], axis=-1)
     slow = np.concatenate([np.zeros((3, slow.shape[1])), slow])
     slow = sum(p.conv.kernel[...][i] * slow[i : i + time] for i in range(4))
     slow = (slow * sigmoid(slow)).reshape(time, 3, HEADS, d)
-    mus = sigmoid(x @ p.mu.kernel[...] + p.mu.bias[...])
+    mus = sigmoid(x @ p.mu.linear.kernel[...] + p.mu.linear.bias[...])
     y = np.zeros((time, HEADS, d))
     for h in range(HEADS):
         initial = {}
         for i, name in enumerate(MEMORIES):
-            inner = p.memories.inner[...][h, i * hidden : (i + 1) * hidden]
-            initial[name] = (inner, p.memories.outer[...][h, i])
+            inner = p.memories.layers[0][...][h, i * hidden : (i + 1) * hidden]
+            initial[name] = (inner, p.memories.layers[1][...][h, i])
         weights = dict(initial)
         momentum = {name: (0.0, 0.0) for name in MEMORIES}
         boundary = dict(initial)
-        chunk = dict(zip(MEMORIES, p.chunk_sizes, strict=True))
+        chunk = dict(zip(MEMORIES, p.memory_chunk_sizes, strict=True))
 
         def answer(pair, u):
             pre = pair[0] @ u
@@ -71,10 +71,14 @@ def reference(mixer, x):
                 pre = inner @ k
                 z, slope = pre * sigmoid(pre), sigmoid(pre) * (1 + pre * (1 - sigmoid(pre)))
                 target = unit(answer(boundary[name], v))
-                g = slope * (outer.T @ (2 * (k + outer @ z - target)))
+                e = 2 * (k + outer @ z - target)
+                g = slope * (outer.T @ e)
+                curvature = 2 * (g @ g * (k @ k) + e @ e * (z @ z)) / (e @ e + 1e-6)
+                seen = t % chunk[name] + 1
                 (w2, w1), (s2, s1), (i2, i1) = weights[name], momentum[name], initial[name]
                 rate = eta / (1 + eta * k @ k)
-                s2 = mu * s2 - (1 - mu) * rate * np.outer(g, k)
+                step = eta / (1 + eta * seen * (k @ k + curvature))
+                s2 = mu * s2 - (1 - mu) * step * np.outer(g, k)
                 w2 = i2 + alpha * (w2 - i2) - rate * np.outer(w2 @ k, k) + s2
                 rate = eta / (1 + 3 * eta * z @ z)
                 s1 = mu * s1 + (1 - mu) * 2 * rate * np.outer(target - k, z)
@@ -126,7 +130,7 @@ def test_gradients_are_exact_through_the_inner_updates(chunk):
         assert along == pytest.approx(float(ahead - behind) / (2 * step), rel=1e-6)
         # every parameter matters, the initial weights of every memory and the slow ones
         assert all(float(jnp.max(jnp.abs(g))) > 1e-8 for g in jax.tree.leaves(gradient))
-        assert float(jnp.min(jnp.max(jnp.abs(gradient.memories.outer[...]), axis=(2, 3)))) > 1e-8
+        assert float(jnp.min(jnp.max(jnp.abs(gradient.memories.layers[1][...]), axis=(2, 3)))) > 1e-8
 
 
 def test_memory_learns_in_context():
