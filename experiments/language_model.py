@@ -193,10 +193,7 @@ def report(workdir: Path, results: dict[str, Any]) -> None:
             )
         )
     rows += [(name, "", "", "", f"{value:.4f}", "", "") for name, value in results["yardsticks"].items()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
-        print("  ".join(cells).rstrip())
+    launcher.print_table(rows)
     print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {FIGURE}, MODEL/checkpoints, MODEL/tensorboard")
 
 

@@ -5,7 +5,7 @@ import math
 import platform
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,14 @@ def read_config(workdir: Path, name: str, written: Iterable[str] = ()) -> dict[s
         found = config.get("launcher")
         raise InputError(f"{workdir / CONFIG}: of launcher {found!r}; expected one of {name!r}, or a new workdir")
     return config
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Prints rows, the header first, in columns: the first one flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
+        print("  ".join(cells).rstrip())
 
 
 def versions() -> dict[str, str]:
