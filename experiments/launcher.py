@@ -124,7 +124,7 @@ def read_config(workdir: Path, name: str, written: Iterable[str] = ()) -> dict[s
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Prints rows of cells in columns, the first to the left, the others to the right."""
+    """Prints rows, the header first, in columns: the first one flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]

@@ -43,7 +43,7 @@ class SelfModifyingTitans(MemoryMixer):
       memory_hidden: hidden units of each memory; None for the head size.
       adaptive: which of key, value, query, eta, alpha have a memory (Table 6); the others are slow weights.
       momentum: with momentum, μ a gate of the input.
-      weight_decay: with retention; without it α = 1.
+      weight_decay: with retention; without it α = 1, and no memory makes it.
       frozen: η = 0, memories that never learn in context: the control. It has the same parameters.
       eta_bias, alpha_bias: of the gates' initial biases: softplus(-2) ≈ 0.13, sigmoid(4) ≈ 0.98.
       **options: of ``MemoryMixer``: objective, rule, read, retention, output_scale.
@@ -80,7 +80,8 @@ class SelfModifyingTitans(MemoryMixer):
             )
         if not set(adaptive) <= set(MEMORIES[:-1]) or len(set(adaptive)) < len(adaptive):
             raise ValueError(f"adaptive={adaptive} must be some of {', '.join(MEMORIES[:-1])}, none twice")
-        self.stack = tuple(name for name in MEMORIES if name in adaptive or name == "memory")
+        adaptive = tuple(name for name in adaptive if weight_decay or name != "alpha")
+        self.stack = tuple(name for name in MEMORIES if name in (*adaptive, "memory"))
         count = len(self.stack)
         architecture = Architecture(
             head_dim, head_dim, hidden=memory_hidden or head_dim, depth=2, residual=True, stack=count
