@@ -1,10 +1,14 @@
 """Every mixer by name: splits of a text, causality, published recurrences, and what the parts of a memory do."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nl_jax.modules import MIXERS, mixer
 
@@ -57,3 +61,149 @@ def test_causality(name, options):
         changed, _ = apply(module, x.at[:, t].add(1.0))
         np.testing.assert_array_equal(changed[:, :t], y[:, :t])
         assert float(jnp.max(jnp.abs(changed[:, t] - y[:, t]))) > 1e-4
+
+
+def projected(module, x):
+    """Keys, values, queries and coefficients of one sequence in NumPy: [time, heads, ...]."""
+    inputs, _ = module.slow_inputs(x, module.conv.init_state(1))
+    return {name: np.moveaxis(np.asarray(u[0]), 0, 1) for name, u in inputs._asdict().items() if np.ndim(u) > 1}
+
+
+def outer(a, b):
+    return np.einsum("hi,hj->hij", a, b)
+
+
+# W_t from W_{t-1}, key, value and coefficients [heads, ...], as their papers print them
+PUBLISHED = {
+    "linear_attention": lambda W, k, v, eta, alpha: W + outer(v, k),
+    "linear_attention_pp": lambda W, k, v, eta, alpha: W + outer(v, k),
+    "retention": lambda W, k, v, eta, alpha: np.array([1 - 2**-5, 1 - 2**-6])[:, None, None] * W + outer(v, k),
+    "delta_net": lambda W, k, v, eta, alpha: (
+        W @ (np.eye(D) - eta[:, None, None] * outer(k, k)) + eta[:, None, None] * outer(v, k)
+    ),
+    "gated_delta_net": lambda W, k, v, eta, alpha: (
+        alpha[:, None, None] * W @ (np.eye(D) - eta[:, None, None] * outer(k, k)) + eta[:, None, None] * outer(v, k)
+    ),
+    "oja": lambda W, k, v, eta, alpha: (
+        (alpha[:, None, None] * np.eye(D) - eta[:, None, None] * outer(v, v)) @ W + eta[:, None, None] * outer(v, k)
+    ),
+}
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 16])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_recurrences(name, chunk):
+    with jax.enable_x64(True):
+        module = jax.tree.map(lambda p: p.astype(jnp.float64), make(name, chunk_size=chunk))
+        x = tokens(13, batch=1).astype(jnp.float64)
+        p = projected(module, x)
+        W = np.asarray(module.init_state(1).change[0][0])
+        expected = []
+        for t in range(13):
+            W = PUBLISHED[name](W, p["key"][t], p["value"][t], p["eta"][t], p["alpha"][t])
+            y = np.einsum("hij,hj->hi", W, p["query"][t])
+            expected.append(y / np.sqrt(np.mean(y * y, axis=-1, keepdims=True) + 1e-6))
+        expected = np.stack(expected).reshape(13, WIDTH) @ np.asarray(module.output.kernel[...])
+        y, _ = apply(module, x)
+        np.testing.assert_allclose(y[0], expected, rtol=1e-9, atol=1e-10)
+
+
+def test_negative_eigenvalues_reach_minus_one():
+    """β = 2 mirrors the memory at a key; a value of zero then flips its answer's sign: parity."""
+    module = make("delta_net", negative_eigenvalues=True, eta=1.0)
+    key = jnp.zeros((1, HEADS, 1, D)).at[..., 0].set(1.0)
+    W = jnp.broadcast_to(jnp.eye(D), (1, HEADS, D, D))
+    inputs = module.slow_inputs(tokens(1, batch=1), module.conv.init_state(1))[0]._replace(key=key, value=0.0 * key)
+    _, change, _ = module._learn(inputs, jnp.zeros((), int), jnp.zeros((), int), (W,), (), ())
+    np.testing.assert_allclose(change[0][0, 0], np.diag([-1.0, 1.0, 1.0, 1.0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["self_modifying_titans", "titans", "ttt_mlp", "ttt_linear", "atlas", "delta_net", "oja"])
+def test_meta_gradient_is_exact(name):
+    with jax.enable_x64(True):
+        module = jax.tree.map(lambda p: p.astype(jnp.float64), make(name))
+        x = tokens(9, batch=1).astype(jnp.float64)
+        loss = jax.jit(lambda module: jnp.sum(jnp.sin(module(x)[0])))
+        gradient = jax.grad(loss)(module)
+        rng = np.random.default_rng(0)
+        direction = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape)), module)
+        ahead, behind = (loss(jax.tree.map(lambda p, d, s=s: p + s * 1e-5 * d, module, direction)) for s in (1, -1))
+        along = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
+        assert along == pytest.approx(float(ahead - behind) / 2e-5, rel=1e-6)
+
+
+STREAMS = {
+    "random": lambda rng, time: rng.standard_normal((1, time, WIDTH)),
+    "one token repeated": lambda rng, time: np.repeat(rng.standard_normal((1, 1, WIDTH)), time, axis=1),
+    "two nearly equal tokens": lambda rng, time: (
+        rng.standard_normal((1, 1, WIDTH)) + 1e-3 * (np.arange(time) % 2)[None, :, None]
+    ),
+    "huge": lambda rng, time: 1e15 * rng.standard_normal((1, time, WIDTH)),
+    "zero": lambda rng, time: np.zeros((1, time, WIDTH)),
+}
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    stream=st.sampled_from(sorted(STREAMS)),
+    eta=st.sampled_from([0.0, 0.1, 10.0, 1e4]),
+    alpha=st.sampled_from([0.0, 0.5, 0.98, 1.0]),
+    chunk=st.sampled_from([1, 16, 512]),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
+    momentum=st.booleans(),
+)
+def test_default_rule_is_bounded(stream, eta, alpha, chunk, dtype, momentum):
+    """By the bound in memory/learning.py, for any coefficients and any stream."""
+    time = {1: 64, 16: 256, 512: 600}[chunk]
+    module = make("self_modifying_titans", chunk_size=chunk, eta=eta, alpha=alpha, momentum=momentum)
+    module = jax.tree.map(lambda p: p.astype(dtype), module)
+    x = jnp.asarray(STREAMS[stream](np.random.default_rng(0), time), dtype)
+    y, state = apply(module, x)
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves((y, state)))
+
+    def norm(w):
+        return np.linalg.norm(np.asarray(w, np.float64), ord=2, axis=(-2, -1))
+
+    first, last = (w.astype(jnp.float32) for w in module.initial_weights())
+    first = first.reshape(HEADS, 3, D, D)
+    change = state.change[0][0].reshape(HEADS, 3, D, D)
+    bound = 1.01 * time * (norm(last) + 1.16 * eta**0.5)
+    assert np.all(norm(state.change[1][0]) <= bound)
+    assert np.all(norm(change) <= 1.01 * time * (norm(first) + 1.42 + 0.5 * (norm(last) + bound)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("chunk", "alpha"), [(64, 0.98), (64, 1.0), (512, 1.0)])
+def test_default_rule_is_bounded_over_65536_tokens(chunk, alpha):
+    module = make("self_modifying_titans", chunk_size=chunk, eta=1e4, alpha=alpha)
+    for stream in STREAMS.values():
+        out = apply(module, jnp.asarray(stream(np.random.default_rng(0), 65_536), jnp.float32))
+        assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(out))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("other", {}, "unknown mixer 'other'"),
+        ("titans", {"num_heads": 3}, "num_heads=3 must divide width=8"),
+        ("titans", {"chunk_size": 0}, "chunk_size=0 must be at least 1"),
+        ("titans", {"rule": "other"}, "rule='other' must be one of 'folded', 'normalized', 'printed'"),
+        ("titans", {"objective": "other"}, "objective='other' must be one of"),
+        ("titans", {"read": "other"}, "read='other' must be one of 'token', 'boundary'"),
+        ("titans", {"steps": 2}, "steps=2 must be 1"),
+        ("titans", {"initial": "zero"}, "initial='zero' with depth=2"),
+        ("titans", {"eta": -1.0}, "eta=-1.0 must be"),
+        ("titans", {"alpha": float("nan")}, "alpha=nan must be"),
+        ("titans", {"alpha": (0.5, 0.5, 0.5)}, "alpha=(0.5, 0.5, 0.5) must be"),
+        ("titans", {"mu": ("tanh", 0.0)}, "mu=('tanh', 0.0): the activation"),
+        ("titans", {"depth": 0}, "depth=0"),
+        ("titans", {"depth": 3, "gated": True}, "depth=3: a gated memory has depth 2"),
+        ("delta_net", {"window": 2}, "window=2 must be at least 1, and 1 with a delta term"),
+        ("delta_net", {"unknown": 1}, "unknown"),
+        ("attention", {"num_heads": 0}, "num_heads=0"),
+        ("self_modifying_titans", {"adaptive": ("memory",)}, "adaptive=('memory',)"),
+    ],
+)
+def test_bad_input(name, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        mixer(name, **{"width": WIDTH, "num_heads": HEADS, "chunk_size": 4, "rngs": nnx.Rngs(0), **options})

@@ -137,6 +137,7 @@ def solve_chunk(
     decay: Decay,
     *,
     initial_answers: Float[Array, "... C out"] | None = None,
+    start_answers: Float[Array, "... C out"] | None = None,
 ) -> Chunk:
     """Solves one chunk for what the delta term takes away at each of its tokens.
 
@@ -148,6 +149,7 @@ def solve_chunk(
         nothing is left to solve.
       decay: of this chunk's α and μ.
       initial_answers: X W₀ᵀ; None for W₀ = 0.
+      start_answers: X Wᵀ at the chunk's start, where the caller has it: ``initial_answers`` is then not needed.
     """
     if beta is None:
         return Chunk(change, momentum, keys, forcings, None, decay)
@@ -155,9 +157,13 @@ def solve_chunk(
     earlier = _pad_first(decay.state[..., :-1, :], -2)  # A'
     inverse = inverse_unit_lower(earlier * gram * beta[..., None, :])
     change_answers = keys @ jnp.swapaxes(change, -1, -2)
-    right = _pad_first(decay.state_start[..., :-1], -1, 1.0)[..., None] * change_answers
-    if initial_answers is not None:
-        right = right + initial_answers
+    start = _pad_first(decay.state_start[..., :-1], -1, 1.0)[..., None]  # a'
+    if start_answers is not None:
+        right = start_answers + (start - 1.0) * change_answers
+    else:
+        right = start * change_answers
+        if initial_answers is not None:
+            right = right + initial_answers
     if momentum is not None:
         assert decay.forcing_start is not None
         start = _pad_first(decay.forcing_start[..., :-1], -1)

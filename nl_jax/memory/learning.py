@@ -59,32 +59,32 @@ def apply_layer(weights: Layers):
     return lambda layer, x: x @ jnp.swapaxes(weights[layer], -1, -2)
 
 
+class _Gradients(NamedTuple):
+    """What a forward and a backward pass through a memory leave for learning; a list has an entry for each layer."""
+
+    inputs: list[Array]
+    outputs: list[Array]
+    gradients: list[Array]  # of the loss, at the outputs
+    at_answer: Array  # ∂L/∂answer
+
+
 def _gradients(architecture: Architecture, objective: Objective, weights: Layers, keys: Array, values: Array):
-    """Inputs of every layer, gradients of the loss at every layer's output, and (answer, gradient) of the memory."""
-    inputs: list[Array] = [keys] * architecture.depth
+    apply = apply_layer(weights)
 
     def forward(probes):
-        def linear(layer, x):
-            inputs[layer] = x
-            return x @ jnp.swapaxes(weights[layer], -1, -2) + probes[layer]
-
-        return architecture(linear, keys), tuple(inputs)
-
-    def outputs():
-        out = []
+        inputs, outputs = [], []
 
         def linear(layer, x):
-            out.append(x @ jnp.swapaxes(weights[layer], -1, -2))
-            return out[-1]
+            inputs.append(x)
+            outputs.append(apply(layer, x))
+            return outputs[-1] if probes is None else outputs[-1] + probes[layer]
 
-        architecture(linear, keys)
-        return out
+        return architecture(linear, keys), (inputs, outputs)
 
-    probes = [jnp.zeros(o.shape, o.dtype) for o in jax.eval_shape(outputs)]
-    answer, pull, layer_inputs = jax.vjp(forward, probes, has_aux=True)
+    shapes = jax.eval_shape(lambda: forward(None)[1][1])
+    answer, pull, (inputs, outputs) = jax.vjp(forward, [jnp.zeros(o.shape, o.dtype) for o in shapes], has_aux=True)
     at_answer = objective.gradient(answer, values)
-    (gradients,) = pull(at_answer)
-    return layer_inputs, gradients, at_answer
+    return _Gradients(inputs, outputs, pull(at_answer)[0], at_answer)
 
 
 def _square(x: Float[Array, "... C size"]) -> Float[Array, "... C"]:
@@ -107,6 +107,7 @@ def learn_chunk(
     damping: Float[Array, "... C"] | float,
     decay: Decay,
     since_boundary: Float[Array, "*stack C"],
+    boundary_is_start: bool = False,
 ) -> tuple[Chunk, ...]:
     """One chunk, solved for every layer.
 
@@ -121,25 +122,26 @@ def learn_chunk(
       damping: what momentum's forcing is scaled by, 1 - μ; 1 without momentum.
       decay: of alpha and mu.
       since_boundary: n_t, tokens since the boundary, t included.
+      boundary_is_start: the caller knows that the chunk starts at the boundary, which saves a product a layer.
     """
     last = architecture.depth - 1
     fold = rule.form == "folded" and objective.linear is not None
-    if last == 0 and (fold or objective.linear == 0.0):
-        inputs, gradients, at_answer = (keys,), (jnp.zeros(()),), None  # no gradient at the boundary is needed
-    else:
-        inputs, gradients, at_answer = _gradients(architecture, objective, boundary, keys, values)
+    # a matrix whose gradient folds, or does not depend on its answer, needs none at the boundary
+    found = None
+    if last > 0 or not (fold or objective.linear == 0.0):
+        found = _gradients(architecture, objective, boundary, keys, values)
     delta = 1.0 if rule.delta else 0.0
     stacked = last > 0
-    if at_answer is not None and rule.form != "printed":
+    if found is not None and rule.form != "printed":
         total = sum(
             _square(architecture.split(g) if stacked and layer == 0 else g)
             * (_square(x)[..., None, :] if stacked and layer == 0 else _square(x))
-            for layer, (g, x) in enumerate(zip(gradients, inputs, strict=True))
+            for layer, (g, x) in enumerate(zip(found.gradients, found.inputs, strict=True))
         )
-        slope = objective.curvature * total / (_square(at_answer) + 1e-6)  # Λ
+        slope = objective.curvature * total / (_square(found.at_answer) + 1e-6)  # Λ
     chunks = []
     for layer in range(architecture.depth):
-        x, gradient = inputs[layer], gradients[layer]
+        x, gradient = (keys, None) if found is None else (found.inputs[layer], found.gradients[layer])
         # an MLP's later layers have an axis for the stack
         axis = (lambda u: u) if layer == 0 else (lambda u: u if jnp.ndim(u) == 0 else jnp.expand_dims(u, -2))
         rate, damp = axis(eta), axis(damping)
@@ -147,7 +149,7 @@ def learn_chunk(
         if rule.form == "printed":
             rate = reflect * rate
             beta = delta * rate
-            forcing = -rate[..., None] * (objective.gradient(0.0 * values, values) if at_answer is None else gradient)
+            forcing = -rate[..., None] * (objective.gradient(0.0 * values, values) if gradient is None else gradient)
         elif layer == last and fold:
             assert objective.linear is not None
             strength = objective.linear + delta
@@ -170,7 +172,8 @@ def learn_chunk(
         if rule.delta_after_retention:
             beta = axis(alpha) * beta
         own = decay if layer == 0 else jax.tree.map(lambda d: jnp.expand_dims(d, 2), decay)
-        anchored = None if anchor is None else x @ jnp.swapaxes(anchor[layer], -1, -2)
+        at_start = found.outputs[layer] if found is not None and boundary_is_start else None
+        anchored = None if anchor is None or at_start is not None else x @ jnp.swapaxes(anchor[layer], -1, -2)
         chunks.append(
             solve_chunk(
                 change[layer],
@@ -180,6 +183,7 @@ def learn_chunk(
                 beta if rule.delta or (layer == last and fold and objective.linear) else None,
                 own,
                 initial_answers=anchored,
+                start_answers=at_start,
             )
         )
     return tuple(chunks)

@@ -339,6 +339,7 @@ class MemoryMixer(nnx.Module):
         position = start + jnp.arange(len(inputs.valid)) - past
         # tokens of the window were learned before: only their gradients count again
         valid = jnp.where((position >= jnp.maximum(start, first)), inputs.valid, 0.0) if past else inputs.valid
+        boundary_is_start = boundary is change and self.steps == 1
         boundary = boundary if self.uses_boundary else change
         weights = boundary if anchor is None else jax.tree.map(jnp.add, anchor, boundary)
         since_boundary = (1 + position % jnp.asarray(self.memory_chunk_sizes)[:, None]) * self.window
@@ -369,6 +370,7 @@ class MemoryMixer(nnx.Module):
                 damping=1.0 if inputs.mu is None else 1.0 - inputs.mu,
                 decay=decay,
                 since_boundary=since_boundary,
+                boundary_is_start=boundary_is_start,
             )
             ends = [end_of_chunk(chunk) for chunk in chunks]
             change = tuple(end[0] for end in ends)

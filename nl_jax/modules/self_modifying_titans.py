@@ -46,7 +46,7 @@ class SelfModifyingTitans(MemoryMixer):
       weight_decay: with retention; without it α = 1, and no memory makes it.
       frozen: η = 0, memories that never learn in context: the control. It has the same parameters.
       eta_bias, alpha_bias: of the gates' initial biases: softplus(-2) ≈ 0.13, sigmoid(4) ≈ 0.98.
-      **options: of ``MemoryMixer``: objective, rule, read, retention, output_scale.
+      **options: of ``MemoryMixer``: objective, rule, read, retention, output_scale; eta or alpha given here has no memory.
 
     Raises:
       ValueError: for a head count that does not divide width, a chunk size below 1, chunk sizes of which neither
@@ -80,7 +80,9 @@ class SelfModifyingTitans(MemoryMixer):
             )
         if not set(adaptive) <= set(MEMORIES[:-1]) or len(set(adaptive)) < len(adaptive):
             raise ValueError(f"adaptive={adaptive} must be some of {', '.join(MEMORIES[:-1])}, none twice")
-        adaptive = tuple(name for name in adaptive if weight_decay or name != "alpha")
+        if not weight_decay:
+            options = {"alpha": 1.0, **options}
+        adaptive = tuple(name for name in adaptive if name not in options)
         self.stack = tuple(name for name in MEMORIES if name in (*adaptive, "memory"))
         count = len(self.stack)
         architecture = Architecture(
@@ -90,13 +92,15 @@ class SelfModifyingTitans(MemoryMixer):
             width,
             num_heads,
             architecture=architecture,
-            eta=None if "eta" in adaptive else ("softplus", eta_bias),
-            alpha=1.0 if not weight_decay else None if "alpha" in adaptive else ("sigmoid", alpha_bias),
-            mu=("sigmoid", 1.0) if momentum else None,  # μ ≈ 0.73
             chunk_size=chunk_size,
             memory_chunk_sizes=(projection_chunk_size,) * (count - 1) + (chunk_size,),
             rngs=rngs,
-            **options,
+            **{
+                "eta": None if "eta" in adaptive else ("softplus", eta_bias),
+                "alpha": None if "alpha" in adaptive else ("sigmoid", alpha_bias),
+                "mu": ("sigmoid", 1.0) if momentum else None,  # μ ≈ 0.73
+                **options,
+            },
         )
         self.frozen = frozen
         if self.eta is None:
