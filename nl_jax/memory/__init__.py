@@ -1,5 +1,6 @@
-"""Associative memories: the chunkwise engine that every memory of the library runs on."""
+"""Associative memories: the chunkwise engine that every parametric memory runs on, and softmax attention in blocks."""
 
+from nl_jax.memory.attention import blockwise_attention
 from nl_jax.memory.chunkwise import (
     Chunk,
     Decay,
@@ -14,6 +15,7 @@ from nl_jax.memory.chunkwise import (
 __all__ = [
     "Chunk",
     "Decay",
+    "blockwise_attention",
     "chunk_decay",
     "chunk_update",
     "end_of_chunk",
