@@ -40,6 +40,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "hope": {"block": "hope", "cms_periods": (1, 4)},
     "hope_attention": {"block": "hope_attention", "cms_periods": (1, 4)},
     "transformer": {"block": "transformer"},
+    "transformer_conv": {"block": "transformer_conv"},  # the control for Hope's convolution
 }
 MODEL_NAMES = tuple(MODELS)
 

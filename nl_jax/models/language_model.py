@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from nl_jax.errors import InputError
 from nl_jax.modules.blocks import Block, HopeAttentionBlock, HopeBlock, TransformerBlock
 
-BLOCKS = ("hope", "hope_attention", "transformer")
+BLOCKS = ("hope", "hope_attention", "transformer", "transformer_conv")
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class LanguageModelConfig:
     """Everything that fixes a language model's shape.
 
     Attributes:
-      block: "hope", "hope_attention" or "transformer".
+      block: "hope", "hope_attention", "transformer", or "transformer_conv": with Hope's convolution in attention.
       vocab_size: number of token ids.
       width: of the residual stream.
       num_layers: blocks.
@@ -61,7 +61,13 @@ def _block(config: LanguageModelConfig, rngs: nnx.Rngs) -> Block:
         return HopeAttentionBlock(
             *sizes, config.cms_periods, context_length=config.context_length, output_scale=scale, rngs=rngs
         )
-    return TransformerBlock(*sizes, context_length=config.context_length, output_scale=scale, rngs=rngs)
+    return TransformerBlock(
+        *sizes,
+        context_length=config.context_length,
+        convolution=config.block == "transformer_conv",
+        output_scale=scale,
+        rngs=rngs,
+    )
 
 
 class LanguageModel(nnx.Module):

@@ -1,21 +1,25 @@
 """Causal softmax attention with rotary positions (Eq. 62-63): the non-parametric memory, whose state is its context."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from nl_jax.memory import blockwise_attention
-from nl_jax.modules.layers import linear
+from nl_jax.modules.layers import CausalConv, linear
 
 
 class AttentionState(NamedTuple):
-    """Keys and values of the last ``context_length`` tokens, the newest last, and how many tokens there were."""
+    """Keys and values of the last ``context_length`` tokens, the newest last, and how many tokens there were.
+
+    With a convolution also its last three inputs, ``conv``.
+    """
 
     keys: Float[Array, "batch context heads head_dim"]
     values: Float[Array, "batch context heads head_dim"]
     position: Int[Array, ""]
+    conv: Float[Array, "batch 3 channels"] | None = None
 
 
 def rotary(
@@ -39,6 +43,7 @@ class Attention(nnx.Module):
       width: of input and output.
       num_heads: must divide width into an even head size.
       context_length: tokens that each token sees, itself included, and that the state remembers.
+      convolution: a causal convolution of queries, keys and values before RoPE, as self-modifying Titans have.
 
     Raises:
       ValueError: for a head count that does not divide width into even head sizes, or a context length below 1.
@@ -50,6 +55,7 @@ class Attention(nnx.Module):
         num_heads: int,
         *,
         context_length: int,
+        convolution: bool = False,
         output_scale: float = 1.0,
         rngs: nnx.Rngs,
     ):
@@ -62,13 +68,15 @@ class Attention(nnx.Module):
         self.query = linear(width, width, rngs=rngs)
         self.key = linear(width, width, rngs=rngs)
         self.value = linear(width, width, rngs=rngs)
+        self.conv = CausalConv(3 * width, rngs=rngs) if convolution else None
         self.output = linear(width, width, scale=output_scale, rngs=rngs)
 
     def init_state(self, batch_size: int) -> AttentionState:
         """No tokens yet."""
         head_dim = self.query.out_features // self.num_heads
         empty = jnp.zeros((batch_size, self.context_length, self.num_heads, head_dim))
-        return AttentionState(empty, empty, jnp.zeros((), jnp.int32))
+        conv = None if self.conv is None else self.conv.init_state(batch_size)
+        return AttentionState(empty, empty, jnp.zeros((), jnp.int32), conv)
 
     def __call__(
         self, x: Float[Array, "batch time width"], state: AttentionState | None = None
@@ -81,6 +89,10 @@ class Attention(nnx.Module):
         fresh = state is None
         state = self.init_state(batch) if state is None else state
         query, key, value = self.query(x), self.key(x), self.value(x)
+        conv: Any = state.conv  # None without a convolution
+        if self.conv is not None:
+            projected, conv = self.conv(jnp.concatenate([query, key, value], axis=-1), conv)
+            query, key, value = jnp.split(projected, 3, axis=-1)
         heads = (batch, time, self.num_heads, width // self.num_heads)
         positions = state.position + jnp.arange(time)
         query, key = rotary(query.reshape(heads), positions), rotary(key.reshape(heads), positions)
@@ -92,5 +104,5 @@ class Attention(nnx.Module):
         else:
             empty = self.context_length - state.position
             y = blockwise_attention(query, keys, values, window=self.context_length, empty=empty)
-        state = AttentionState(keys[:, time:], values[:, time:], state.position + time)
+        state = AttentionState(keys[:, time:], values[:, time:], state.position + time, conv)
         return self.output(y.reshape(batch, time, width)), state
