@@ -165,8 +165,7 @@ def check(values: flags.FlagValues) -> jax.sharding.Mesh:
         launcher.check_range(values, name, 1)
     launcher.check_range(values, "seed", 0, 2**31 - 1)
     launcher.check_range(values, "learning_rate", 1e-12, 1e3)
-    if not values.models or len(set(values.models)) < len(values.models):
-        raise InputError(f"--models={','.join(values.models)}: expected some of {', '.join(MODEL_NAMES)}, none twice")
+    launcher.check_models(values)
     mesh = parse_mesh(values.mesh)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if values.batch_size % parts:
@@ -193,10 +192,7 @@ def report(workdir: Path, results: dict[str, Any]) -> None:
             )
         )
     rows += [(name, "", "", "", f"{value:.4f}", "", "") for name, value in results["yardsticks"].items()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
-        print("  ".join(cells).rstrip())
+    launcher.print_table(rows)
     print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {FIGURE}, MODEL/checkpoints, MODEL/tensorboard")
 
 

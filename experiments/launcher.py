@@ -5,7 +5,7 @@ import math
 import platform
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from absl import flags
 
 from nl_jax import InputError
+from nl_jax.models import MODEL_NAMES
 from nl_jax.training import TrainingDiverged, TrainingInterrupted
 from nl_jax.training.metrics import write_atomically
 
@@ -53,7 +54,7 @@ def run(
     except TrainingInterrupted as error:
         return _fail(f"{error}; the same command goes on from there", 128 + error.signum)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from the last checkpoint", 128 + signal.SIGINT)
+        return _fail("interrupted; the same command goes on from what is saved", 128 + signal.SIGINT)
     return 0
 
 
@@ -63,6 +64,12 @@ def check_range(values: flags.FlagValues, name: str, low: float, high: float = m
     if not (math.isfinite(value) and low <= value <= high):
         expected = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
         raise InputError(f"--{name}={value}: expected {expected}")
+
+
+def check_models(values: flags.FlagValues) -> None:
+    """Raises `InputError` unless ``--models`` names something, and nothing twice."""
+    if not values.models or len(set(values.models)) < len(values.models):
+        raise InputError(f"--models={','.join(values.models)}: expected some of {', '.join(MODEL_NAMES)}, none twice")
 
 
 def workdir_of(values: flags.FlagValues) -> Path:
@@ -114,6 +121,14 @@ def read_config(workdir: Path, name: str, written: Iterable[str] = ()) -> dict[s
         found = config.get("launcher")
         raise InputError(f"{workdir / CONFIG}: of launcher {found!r}; expected one of {name!r}, or a new workdir")
     return config
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Prints rows, the header first, in columns: the first one flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
+        print("  ".join(cells).rstrip())
 
 
 def versions() -> dict[str, str]:

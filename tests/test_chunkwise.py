@@ -140,7 +140,7 @@ def test_read_sees_the_state_up_to_its_own_token():
         part = {k: v[: t + 1] if k in ("x", "g", "eta", "alpha", "mu", "beta") else v for k, v in case.items()}
         before = {k: v[:t] if k in ("x", "g", "eta", "alpha", "mu", "beta") else v for k, v in case.items()}
         assert_close(answers[t], numpy_update(**part)[0] @ queries[t])
-        assert_close(chunk.answers[t], numpy_update(**before)[0] @ case["x"][t])
+        assert_close(chunk.writes[t], case["beta"][t] * (numpy_update(**before)[0] @ case["x"][t]))
 
 
 def test_padding_changes_nothing():

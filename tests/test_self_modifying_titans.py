@@ -10,12 +10,13 @@ from nl_jax.modules import SelfModifyingTitans
 
 WIDTH, HEADS = 8, 2
 apply = jax.jit(lambda mixer, x, state: mixer(x, state))
-MEMORIES = ("key", "eta", "alpha", "value", "memory")
+
 
 
 def make(float64=False, **options):
     mixer = SelfModifyingTitans(WIDTH, HEADS, rngs=nnx.Rngs(0), **{"chunk_size": 4, **options})
-    mixer.eta_bias[...] = jnp.full((HEADS,), 0.5)  # learn fast, so that mistakes show
+    if mixer.eta is None:
+        mixer.eta_bias[...] = jnp.full((HEADS,), 0.5)  # learn fast, so that mistakes show
     return jax.tree.map(lambda p: p.astype(jnp.float64), mixer) if float64 else mixer
 
 
@@ -32,69 +33,143 @@ def unit(x):
 
 
 def reference(mixer, x):
-    """One sequence [time, width], one token at a time."""
+    """One sequence [time, width], one token at a time: the docstrings of the mixer and of memory/learning.py."""
     p = jax.tree.map(np.asarray, mixer)
-    time, hidden, d = len(x), p.hidden, p.head_dim
+    time, hidden, d, stack = len(x), p.architecture.hidden, p.head_dim, p.stack
     slow = np.concatenate([x @ p.key.kernel[...], x @ p.value.kernel[...], x @ p.query.kernel[...]], axis=-1)
     slow = np.concatenate([np.zeros((3, slow.shape[1])), slow])
     slow = sum(p.conv.kernel[...][i] * slow[i : i + time] for i in range(4))
     slow = (slow * sigmoid(slow)).reshape(time, 3, HEADS, d)
-    mus = sigmoid(x @ p.mu.kernel[...] + p.mu.bias[...])
+
+    def coefficient(c, h, t, activation):
+        if isinstance(c, tuple):
+            return c[h]
+        return activation(x[t] @ c.linear.kernel[...][:, h] + c.linear.bias[...][h])
+
+    def softplus(u):
+        return np.log1p(np.exp(u))
+
+    printed, delta = p.rule.form == "printed", float(p.rule.delta)
+    c = p.objective.linear  # 2 for L2, 0 for the dot product
     y = np.zeros((time, HEADS, d))
     for h in range(HEADS):
         initial = {}
-        for i, name in enumerate(MEMORIES):
-            inner = p.memories.inner[...][h, i * hidden : (i + 1) * hidden]
-            initial[name] = (inner, p.memories.outer[...][h, i])
+        for i, name in enumerate(stack):
+            inner = p.memories.layers[0][...][h, i * hidden : (i + 1) * hidden]
+            initial[name] = (inner, p.memories.layers[1][...][h, i])
         weights = dict(initial)
-        momentum = {name: (0.0, 0.0) for name in MEMORIES}
+        momentum = {name: (0.0, 0.0) for name in stack}
         boundary = dict(initial)
-        chunk = dict(zip(MEMORIES, p.chunk_sizes, strict=True))
+        chunk = dict(zip(stack, p.memory_chunk_sizes, strict=True))
+        keep = 1.0 if p.retention == "initial" else 0.0
 
         def answer(pair, u):
             pre = pair[0] @ u
             return u + pair[1] @ (pre * sigmoid(pre))
 
         for t in range(time):
-            for name in MEMORIES:
+            for name in stack:
                 if t % chunk[name] == 0:
                     boundary[name] = weights[name]
-            u_key, u_value, u_query = (unit(u) for u in slow[t, :, h])
-            k = unit(answer(boundary["key"], u_key))
-            v = unit(answer(boundary["value"], u_value))
-            eta = np.log1p(np.exp(answer(boundary["eta"], u_key) @ p.eta_read[...][h] + p.eta_bias[...][h]))
-            alpha = sigmoid(answer(boundary["alpha"], u_key) @ p.alpha_read[...][h] + p.alpha_bias[...][h])
-            mu = mus[t, h]
+            u_key, u_value, q = (unit(u) for u in slow[t, :, h])
+            k = unit(answer(boundary["key"], u_key)) if "key" in stack else u_key
+            v = unit(answer(boundary["value"], u_value)) if "value" in stack else u_value
+            q = unit(answer(boundary["query"], q)) if "query" in stack else q
+            if "eta" in stack:
+                eta = softplus(answer(boundary["eta"], u_key) @ p.eta_read[...][h] + p.eta_bias[...][h])
+            else:
+                eta = coefficient(p.eta, h, t, softplus)
+            if "alpha" in stack:
+                alpha = sigmoid(answer(boundary["alpha"], u_key) @ p.alpha_read[...][h] + p.alpha_bias[...][h])
+            else:
+                alpha = coefficient(p.alpha, h, t, sigmoid)
+            mu = 0.0 if p.mu is None else coefficient(p.mu, h, t, sigmoid)
+            damp = 1.0 if printed else 1.0 - mu
             new = {}
-            for name in MEMORIES:
+            for name in stack:
                 inner, outer = boundary[name]
                 pre = inner @ k
                 z, slope = pre * sigmoid(pre), sigmoid(pre) * (1 + pre * (1 - sigmoid(pre)))
                 target = unit(answer(boundary[name], v))
-                g = slope * (outer.T @ (2 * (k + outer @ z - target)))
+                e = 2 * (k + outer @ z - target) if c else -target
+                g = slope * (outer.T @ e)
                 (w2, w1), (s2, s1), (i2, i1) = weights[name], momentum[name], initial[name]
-                rate = eta / (1 + eta * k @ k)
-                s2 = mu * s2 - (1 - mu) * rate * np.outer(g, k)
-                w2 = i2 + alpha * (w2 - i2) - rate * np.outer(w2 @ k, k) + s2
-                rate = eta / (1 + 3 * eta * z @ z)
-                s1 = mu * s1 + (1 - mu) * 2 * rate * np.outer(target - k, z)
-                w1 = i1 + alpha * (w1 - i1) - 3 * rate * np.outer(w1 @ z, z) + s1
+                i2, i1 = keep * i2, keep * i1
+                if printed:
+                    s2, s1 = mu * s2 - eta * np.outer(g, k), mu * s1 - eta * np.outer(e, z)
+                    w2 = i2 + alpha * (w2 - i2) - delta * eta * np.outer(w2 @ k, k) + s2
+                    w1 = i1 + alpha * (w1 - i1) - delta * eta * np.outer(w1 @ z, z) + s1
+                else:
+                    curvature = max(c, 1) * (g @ g * (k @ k) + e @ e * (z @ z)) / (e @ e + 1e-6)
+                    step = eta / (1 + eta * (t % chunk[name] + 1) * (delta * k @ k + curvature))
+                    s2 = mu * s2 - damp * step * np.outer(g, k)
+                    rate = delta * eta / (1 + delta * eta * k @ k)
+                    w2 = i2 + alpha * (w2 - i2) - rate * np.outer(w2 @ k, k) + s2
+                    rate = eta / (1 + (c + delta) * eta * z @ z)
+                    s1 = mu * s1 - damp * rate * np.outer(2 * (k - target) if c else -target, z)
+                    w1 = i1 + alpha * (w1 - i1) - (c + delta) * rate * np.outer(w1 @ z, z) + s1
                 new[name], momentum[name] = (w2, w1), (s2, s1)
             weights = new
-            y[t, h] = answer(weights["memory"] if p.read == "token" else boundary["memory"], u_query)
+            y[t, h] = answer(weights["memory"] if p.read == "token" else boundary["memory"], q)
     y = y / np.sqrt(np.mean(y * y, axis=-1, keepdims=True) + 1e-6) * p.output_norm.scale[...]
     return y.reshape(time, -1) @ p.output.kernel[...]
+
+
+def check(mixer):
+    x = tokens(13, dtype=jnp.float64)
+    y, _ = apply(mixer, x, None)
+    for row, expected in zip(np.asarray(y), [reference(mixer, row) for row in np.asarray(x)], strict=True):
+        np.testing.assert_allclose(row, expected, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("read", ["token", "boundary"])
 @pytest.mark.parametrize(("chunk", "projections"), [(1, 1), (4, 4), (2, 6), (6, 2), (16, 16)])
 def test_equals_the_rule_written_out(chunk, projections, read):
     with jax.enable_x64(True):
-        mixer = make(float64=True, chunk_size=chunk, projection_chunk_size=projections, read=read)
+        check(make(float64=True, chunk_size=chunk, projection_chunk_size=projections, read=read))
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+@pytest.mark.parametrize("options", [{}, {"momentum": False, "retention": "zero", "read": "boundary"}])
+def test_printed_rule_is_the_papers(chunk, options):
+    """At chunk size 1 the recurrence of Eq. 83-88, at larger ones that of Eq. 90, both written out plainly."""
+    with jax.enable_x64(True):
+        mixer = make(float64=True, chunk_size=chunk, rule="printed", **options)
+        mixer.eta_bias[...] = jnp.full((HEADS,), -2.0)  # it diverges with larger steps
+        check(mixer)
+
+
+# Table 6, and what else can be switched: each is the reference with the same switch, so it changes that and nothing else
+SWITCHES = [
+    {"delta": False},
+    {"momentum": False},
+    {"weight_decay": False},
+    {"adaptive": ("value", "eta", "alpha")},
+    {"adaptive": ("key", "eta", "alpha")},
+    {"adaptive": ("key", "value")},
+    {"adaptive": ()},
+    {"adaptive": ("key", "value", "query", "eta", "alpha")},
+    {"objective": "dot_product"},
+    {"retention": "zero"},
+]
+
+
+@pytest.mark.parametrize("options", SWITCHES, ids=str)
+def test_switches(options):
+    with jax.enable_x64(True):
+        mixer = make(float64=True, **options)
+        check(mixer)
         x = tokens(13, dtype=jnp.float64)
-        y, _ = apply(mixer, x, None)
-        for row, expected in zip(np.asarray(y), [reference(mixer, row) for row in np.asarray(x)], strict=True):
-            np.testing.assert_allclose(row, expected, rtol=1e-9, atol=1e-10)
+        assert float(jnp.max(jnp.abs(apply(mixer, x, None)[0] - apply(make(float64=True), x, None)[0]))) > 1e-4
+
+
+def test_frozen_has_the_same_parameters_and_never_learns():
+    mixer, x = make(frozen=True), tokens(12)
+    assert jax.tree.map(jnp.shape, nnx.state(mixer)) == jax.tree.map(jnp.shape, nnx.state(make()))
+    _, state = apply(mixer, x, None)
+    shared = [float(jnp.max(jnp.abs(s))) for s in state.momentum]
+    assert max(shared) == 0.0
+    assert max(float(jnp.max(jnp.abs(c))) for c in state.change) == 0.0
 
 
 @pytest.mark.parametrize(("chunk", "projections"), [(1, 1), (4, 4), (4, 8), (8, 4)])
@@ -126,7 +201,7 @@ def test_gradients_are_exact_through_the_inner_updates(chunk):
         assert along == pytest.approx(float(ahead - behind) / (2 * step), rel=1e-6)
         # every parameter matters, the initial weights of every memory and the slow ones
         assert all(float(jnp.max(jnp.abs(g))) > 1e-8 for g in jax.tree.leaves(gradient))
-        assert float(jnp.min(jnp.max(jnp.abs(gradient.memories.outer[...]), axis=(2, 3)))) > 1e-8
+        assert float(jnp.min(jnp.max(jnp.abs(gradient.memories.layers[1][...]), axis=(2, 3)))) > 1e-8
 
 
 def test_memory_learns_in_context():

@@ -1,8 +1,9 @@
-"""Text for language models: documents, tokenizers, packed tokens, and the batches that training and evaluation take."""
+"""Text for language models, from documents to the batches that training and evaluation take, and a recall task."""
 
 from nl_jax.data.corpus import Document, Splits, fingerprint, load_documents, split_documents
 from nl_jax.data.packing import Packed, pack, windows
 from nl_jax.data.pipeline import EvaluationSet, TextData, evaluation_batches, load_text_data, train_iterator
+from nl_jax.data.recall import recall_batch
 from nl_jax.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, load_tokenizer
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "load_text_data",
     "load_tokenizer",
     "pack",
+    "recall_batch",
     "split_documents",
     "train_iterator",
     "windows",

@@ -1,5 +1,6 @@
 """Figures to judge a model by."""
 
+from nl_jax.evaluation.flops import Flops, count_flops
 from nl_jax.evaluation.yardsticks import bigram_bits_per_byte, gzip_bits_per_byte
 
-__all__ = ["bigram_bits_per_byte", "gzip_bits_per_byte"]
+__all__ = ["Flops", "bigram_bits_per_byte", "count_flops", "gzip_bits_per_byte"]

@@ -1,5 +1,6 @@
-"""Associative memories: the chunkwise engine that every parametric memory runs on, and softmax attention in blocks."""
+"""Associative memories: architectures, objectives, learning rules, the chunkwise engine, and attention in blocks."""
 
+from nl_jax.memory.architectures import Architecture
 from nl_jax.memory.attention import blockwise_attention
 from nl_jax.memory.chunkwise import (
     Chunk,
@@ -8,18 +9,34 @@ from nl_jax.memory.chunkwise import (
     chunk_update,
     end_of_chunk,
     read_chunk,
+    read_chunk_transposed,
     sequential_update,
     solve_chunk,
 )
+from nl_jax.memory.learning import RULES, Rule, apply_layer, learn_chunk, read_memory
+from nl_jax.memory.objectives import OBJECTIVES, Objective, dot_product, huber, l2, lp
 
 __all__ = [
+    "OBJECTIVES",
+    "RULES",
+    "Architecture",
     "Chunk",
     "Decay",
+    "Objective",
+    "Rule",
+    "apply_layer",
     "blockwise_attention",
     "chunk_decay",
     "chunk_update",
+    "dot_product",
     "end_of_chunk",
+    "huber",
+    "l2",
+    "learn_chunk",
+    "lp",
     "read_chunk",
+    "read_chunk_transposed",
+    "read_memory",
     "sequential_update",
     "solve_chunk",
 ]

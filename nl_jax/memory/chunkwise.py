@@ -63,17 +63,23 @@ class Decay(NamedTuple):
     """What the coefficients α and μ of one chunk say, shared by all memories that have the same ones."""
 
     state: Float[Array, "... C C"]  # A: how a write to W at s is left at t
-    forcing: Float[Array, "... C C"]  # D = A M: how a forcing at s has reached W at t, momentum included
+    own_forcing: Float[Array, "... C C"] | None  # D = A M: how a forcing at s has reached W at t; None where that is A
     momentum: Float[Array, "... C C"] | None  # M; None without momentum
     state_start: Float[Array, "... C"]  # a: what is left at t of W at the chunk's start
     momentum_start: Float[Array, "... C"] | None  # m: what is left at t of S at the chunk's start
     forcing_start: Float[Array, "... C"] | None  # c = A m: what S at the chunk's start has added to W at t
+
+    @property
+    def forcing(self) -> Float[Array, "... C C"]:
+        """How a forcing at s has reached W at t, momentum included."""
+        return self.state if self.own_forcing is None else self.own_forcing
 
 
 def chunk_decay(
     alpha: Float[Array, "... C"],
     mu: Float[Array, "... C"] | None,
     valid: Float[Array, "... C"] | None = None,
+    window: int = 1,
 ) -> Decay:
     """Decay matrices of one chunk.
 
@@ -82,15 +88,22 @@ def chunk_decay(
       mu: momentum per token, in [0, 1]; None where there is no momentum.
       valid: 1 for a token, 0 for padding, through which W and S pass unchanged (the caller sets α = μ = 1, η = β = 0
         there); None if all are tokens.
+      window: a forcing enters at its own token and at the ``window - 1`` after it (Omega rule, Eq. 68); 1 for once.
     """
     state = decay_products(alpha)
     state_start = alpha[..., :1] * state[..., :, 0]
+    entering = state if valid is None or (mu is None and window == 1) else state * valid[..., None, :]
+    size = alpha.shape[-1]
+    age = jnp.arange(size)[:, None] - jnp.arange(size)
+    repeated = ((age >= 0) & (age < window)).astype(state.dtype)
     if mu is None:
-        return Decay(state, state, None, state_start, None, None)
+        forcing = None if window == 1 else entering @ repeated
+        return Decay(state, forcing, None, state_start, None, None)
     momentum = decay_products(mu)
     momentum_start = mu[..., :1] * momentum[..., :, 0]
-    entering = state if valid is None else state * valid[..., None, :]  # S enters W at tokens only
-    forcing = entering @ momentum
+    if window > 1:
+        momentum = momentum @ (repeated if valid is None else valid[..., :, None] * repeated)
+    forcing = entering @ momentum  # S enters W at tokens only
     forcing_start = jnp.squeeze(entering @ momentum_start[..., None], -1)
     return Decay(state, forcing, momentum, state_start, momentum_start, forcing_start)
 
@@ -102,8 +115,7 @@ class Chunk(NamedTuple):
     momentum: Float[Array, "... out in"] | None  # S at the chunk's start
     keys: Float[Array, "... C in"]
     forcings: Float[Array, "... C out"]  # -η g
-    writes: Float[Array, "... C out"]  # β p: what the delta term takes away at each token
-    answers: Float[Array, "... C out"]  # p_t = W_{t-1} x_t
+    writes: Float[Array, "... C out"] | None  # β p, p_t = W_{t-1} x_t: what the delta term takes away; None without it
     decay: Decay
 
     def rows(self, rows: slice) -> "Chunk":
@@ -112,8 +124,7 @@ class Chunk(NamedTuple):
             change=self.change[..., rows, :],
             momentum=None if self.momentum is None else self.momentum[..., rows, :],
             forcings=self.forcings[..., rows],
-            writes=self.writes[..., rows],
-            answers=self.answers[..., rows],
+            writes=None if self.writes is None else self.writes[..., rows],
         )
 
 
@@ -122,21 +133,24 @@ def solve_chunk(
     momentum: Float[Array, "... out in"] | None,
     keys: Float[Array, "... C in"],
     forcings: Float[Array, "... C out"],
-    beta: Float[Array, "... C"],
+    beta: Float[Array, "... C"] | None,
     decay: Decay,
     *,
     initial_answers: Float[Array, "... C out"] | None = None,
 ) -> Chunk:
-    """Solves one chunk for the answers of the memory to its own keys.
+    """Solves one chunk for what the delta term takes away at each of its tokens.
 
     Args:
       change: W - W₀ at the chunk's start, where W₀ is what retention pulls toward (W itself if that is zero).
       momentum: S at the chunk's start, or None.
       keys, forcings: x and f = -η g.
-      beta: strength of the delta term; β‖x‖² ≤ 2 keeps the recurrence non-expansive.
+      beta: strength of the delta term; β‖x‖² ≤ 2 keeps the recurrence non-expansive. None for no delta term, and then
+        nothing is left to solve.
       decay: of this chunk's α and μ.
       initial_answers: X W₀ᵀ; None for W₀ = 0.
     """
+    if beta is None:
+        return Chunk(change, momentum, keys, forcings, None, decay)
     gram = keys @ jnp.swapaxes(keys, -1, -2)
     earlier = _pad_first(decay.state[..., :-1, :], -2)  # A'
     inverse = inverse_unit_lower(earlier * gram * beta[..., None, :])
@@ -148,16 +162,18 @@ def solve_chunk(
         assert decay.forcing_start is not None
         start = _pad_first(decay.forcing_start[..., :-1], -1)
         right = right + start[..., None] * (keys @ jnp.swapaxes(momentum, -1, -2))
-        earlier = _pad_first(decay.forcing[..., :-1, :], -2)  # D'
+    if decay.own_forcing is not None:
+        earlier = _pad_first(decay.own_forcing[..., :-1, :], -2)  # D'
     right = right + (earlier * gram) @ forcings
-    answers = inverse @ right
-    return Chunk(change, momentum, keys, forcings, beta[..., None] * answers, answers, decay)
+    return Chunk(change, momentum, keys, forcings, beta[..., None] * (inverse @ right), decay)
 
 
 def end_of_chunk(chunk: Chunk) -> tuple[Float[Array, "... out in"], Any]:
     """``(W - W₀, S)`` after the chunk's last token, both [..., out, in]; S is None where there is no momentum."""
     decay = chunk.decay
-    left = decay.forcing[..., -1, :, None] * chunk.forcings - decay.state[..., -1, :, None] * chunk.writes
+    left = decay.forcing[..., -1, :, None] * chunk.forcings
+    if chunk.writes is not None:
+        left = left - decay.state[..., -1, :, None] * chunk.writes
     change = decay.state_start[..., -1, None, None] * chunk.change
     if chunk.momentum is None:
         return change + jnp.swapaxes(left, -1, -2) @ chunk.keys, None
@@ -186,10 +202,21 @@ def read_chunk(
     if chunk.momentum is not None:
         assert decay.forcing_start is not None
         out = out + decay.forcing_start[..., None] * (queries @ jnp.swapaxes(chunk.momentum, -1, -2))
-        out = out + (decay.forcing * scores) @ chunk.forcings - (decay.state * scores) @ chunk.writes
-    else:
+    if chunk.writes is None:
+        out = out + (decay.forcing * scores) @ chunk.forcings
+    elif decay.own_forcing is None:
         out = out + (decay.state * scores) @ (chunk.forcings - chunk.writes)
+    else:
+        out = out + (decay.forcing * scores) @ chunk.forcings - (decay.state * scores) @ chunk.writes
     return out if initial_answers is None else out + initial_answers
+
+
+def read_chunk_transposed(chunk: Chunk, queries: Float[Array, "... C out"]) -> Float[Array, "... C in"]:
+    """Every query t answered by W_tᵀ, the transpose of the state updated up to and including token t (W₀ = 0)."""
+    assert chunk.momentum is None
+    assert chunk.writes is not None
+    scores = queries @ jnp.swapaxes(chunk.forcings - chunk.writes, -1, -2)
+    return chunk.decay.state_start[..., None] * (queries @ chunk.change) + (chunk.decay.state * scores) @ chunk.keys
 
 
 def _check(W, S, x, g, coefficients, anchor):

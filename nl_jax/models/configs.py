@@ -14,6 +14,7 @@ from flax import nnx
 
 from nl_jax.errors import InputError
 from nl_jax.models.language_model import LanguageModel, LanguageModelConfig
+from nl_jax.modules import MIXERS
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,19 @@ PRESETS: dict[str, Preset] = {
     "paper_1_3b": Preset(1_300_000_000, 32_000, 2048, 24, 16),
 }
 
+# Hope, its relatives and controls, then every mixer by its own name with one feed-forward block behind it.
 MODELS: dict[str, dict[str, Any]] = {
-    "hope": {"block": "hope", "cms_periods": (1, 4)},
-    "hope_attention": {"block": "hope_attention", "cms_periods": (1, 4)},
-    "transformer": {"block": "transformer"},
-    "transformer_conv": {"block": "transformer_conv"},  # the control for Hope's convolution
+    "hope": {"mixer": "self_modifying_titans", "cms_periods": (1, 4)},
+    "hope_attention": {"mixer": "attention", "cms_periods": (1, 4)},
+    "transformer": {"mixer": "attention"},
+    # controls: memories that never learn in context; the Transformer with Hope's convolution
+    "hope_frozen": {
+        "mixer": "self_modifying_titans",
+        "cms_periods": (1, 4),
+        "mixer_options": (("frozen", True),),
+    },
+    "transformer_conv": {"mixer": "attention", "mixer_options": (("convolution", True),)},
+    **{name: {"mixer": name} for name in MIXERS},
 }
 MODEL_NAMES = tuple(MODELS)
 

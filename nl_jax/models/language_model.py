@@ -9,9 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from nl_jax.errors import InputError
-from nl_jax.modules.blocks import Block, HopeAttentionBlock, HopeBlock, TransformerBlock
-
-BLOCKS = ("hope", "hope_attention", "transformer", "transformer_conv")
+from nl_jax.modules import MIXERS, Block, ContinuumMemory, mixer
 
 
 @dataclass(frozen=True)
@@ -19,19 +17,20 @@ class LanguageModelConfig:
     """Everything that fixes a language model's shape.
 
     Attributes:
-      block: "hope", "hope_attention", "transformer", or "transformer_conv": with Hope's convolution in attention.
+      mixer: name of the sequence mixer, one of ``nl_jax.modules.MIXERS``.
+      mixer_options: (name, value) pairs of options for it.
       vocab_size: number of token ids.
       width: of the residual stream.
       num_layers: blocks.
       num_heads: of the mixer.
       mlp_hidden: hidden units of each CMS block.
       cms_periods: optimizer steps between updates of each CMS block of a layer; a Transformer has one block, period 1.
-      chunk_size: tokens between two boundaries of the memories (Hope).
+      chunk_size: tokens between two boundaries of the memories; attention has none.
       context_length: tokens that attention sees from each, itself included.
       remat: recompute each block in the backward pass instead of keeping its activations.
     """
 
-    block: str
+    mixer: str
     vocab_size: int
     width: int
     num_layers: int
@@ -41,33 +40,27 @@ class LanguageModelConfig:
     chunk_size: int = 64
     context_length: int = 1024
     remat: bool = False
+    mixer_options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self):
         """Checks what no module checks."""
-        if self.block not in BLOCKS:
-            raise InputError(f"unknown block {self.block!r}; expected one of {', '.join(BLOCKS)}")
+        if self.mixer not in MIXERS:
+            raise InputError(f"unknown mixer {self.mixer!r}; expected one of {', '.join(MIXERS)}")
         for name in ("vocab_size", "num_layers"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
 
 
 def _block(config: LanguageModelConfig, rngs: nnx.Rngs) -> Block:
-    sizes = (config.width, config.num_heads, config.mlp_hidden)
     # residual branches start smaller in deeper models, so that the stream's scale does not grow with depth
     scale = (2 * config.num_layers) ** -0.5
-    if config.block == "hope":
-        return HopeBlock(*sizes, config.cms_periods, chunk_size=config.chunk_size, output_scale=scale, rngs=rngs)
-    if config.block == "hope_attention":
-        return HopeAttentionBlock(
-            *sizes, config.cms_periods, context_length=config.context_length, output_scale=scale, rngs=rngs
-        )
-    return TransformerBlock(
-        *sizes,
-        context_length=config.context_length,
-        convolution=config.block == "transformer_conv",
-        output_scale=scale,
-        rngs=rngs,
-    )
+    options = dict(config.mixer_options)
+    if config.mixer == "attention":
+        options["context_length"] = config.context_length
+    sizes = {"width": config.width, "num_heads": config.num_heads, "chunk_size": config.chunk_size}
+    sequence_mixer = mixer(config.mixer, **sizes, output_scale=scale, rngs=rngs, **options)
+    cms = ContinuumMemory(config.width, config.mlp_hidden, config.cms_periods, output_scale=scale, rngs=rngs)
+    return Block(config.width, sequence_mixer, cms, rngs=rngs)
 
 
 class LanguageModel(nnx.Module):

@@ -3,9 +3,12 @@
 from nl_jax.modules.attention import Attention, AttentionState
 from nl_jax.modules.blocks import Block, HopeAttentionBlock, HopeBlock, TransformerBlock
 from nl_jax.modules.continuum_memory import ContinuumMemory, FeedForward
-from nl_jax.modules.self_modifying_titans import SelfModifyingTitans, SelfModifyingTitansState
+from nl_jax.modules.memory_mixer import MemoryMixer, MemoryState
+from nl_jax.modules.mixers import MIXERS, mixer
+from nl_jax.modules.self_modifying_titans import SelfModifyingTitans
 
 __all__ = [
+    "MIXERS",
     "Attention",
     "AttentionState",
     "Block",
@@ -13,7 +16,9 @@ __all__ = [
     "FeedForward",
     "HopeAttentionBlock",
     "HopeBlock",
+    "MemoryMixer",
+    "MemoryState",
     "SelfModifyingTitans",
-    "SelfModifyingTitansState",
     "TransformerBlock",
+    "mixer",
 ]

@@ -1,16 +1,25 @@
 """Pre-training: mesh and shardings, optimizer, step, loop, checkpoints and metrics.
 
 `fit` is the loop; everything it is made of is a pure function or a small file format of its own, so that a notebook can
-take single parts: `init_state` and `train_step` for a step, `evaluate` for bits per byte, `restore_newest` for a model.
+take single parts: `init_state` and `train_step` for a step, `evaluate` for bits per byte, `accuracy` for tasks with
+answers, `restore_newest` for a model.
 """
 
 from nl_jax.training.checkpoint import Checkpoint, CheckpointWriter, restore_newest
-from nl_jax.training.loop import Progress, TrainingDiverged, TrainingInterrupted, fit
+from nl_jax.training.loop import Progress, TrainingDiverged, TrainingInterrupted, check_finite, fit, progress_bar
 from nl_jax.training.mesh import parse_mesh
-from nl_jax.training.metrics import MetricsWriter, plot_validation, read_metrics
+from nl_jax.training.metrics import MetricsWriter, plot_accuracy, plot_validation, read_metrics
 from nl_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
 from nl_jax.training.sharding import batch_sharding, logical_axes, named_leaves, parameter_shardings, state_shardings
-from nl_jax.training.step import TrainState, compile_step, evaluate, init_state, peak_memory_bytes, train_step
+from nl_jax.training.step import (
+    TrainState,
+    accuracy,
+    compile_step,
+    evaluate,
+    init_state,
+    peak_memory_bytes,
+    train_step,
+)
 
 __all__ = [
     "Checkpoint",
@@ -20,7 +29,9 @@ __all__ = [
     "TrainState",
     "TrainingDiverged",
     "TrainingInterrupted",
+    "accuracy",
     "batch_sharding",
+    "check_finite",
     "compile_step",
     "decay_mask",
     "evaluate",
@@ -33,7 +44,9 @@ __all__ = [
     "parameter_shardings",
     "parse_mesh",
     "peak_memory_bytes",
+    "plot_accuracy",
     "plot_validation",
+    "progress_bar",
     "read_metrics",
     "restore_newest",
     "state_shardings",

@@ -112,13 +112,13 @@ def fit(
     with (
         MetricsWriter(workdir, name, progress.step) as metrics,
         CheckpointWriter(directory, progress.step) as checkpoints,
-        _progress_bar(name, progress, steps) as bar,
+        progress_bar(name, steps, progress.step) as bar,
         _Signals() as signals,
     ):
 
         def report(step: int, tokens: int, outputs: dict[str, jax.Array]) -> None:
             values = {key: float(value) for key, value in outputs.items()}  # waits for the device
-            _check_finite(name, step, values)
+            check_finite(name, step, values)
             metrics.write(step, tokens, values)
             rate = (tokens - tokens_before) / (time.perf_counter() - started)
             bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:,.0f} tokens/s", refresh=False)
@@ -147,7 +147,7 @@ def fit(
             progress = dataclasses.replace(progress, seconds=progress.seconds + time.perf_counter() - started)
             if last or step % eval_every == 0:
                 score = evaluate(state.model, validation, mesh)
-                _check_finite(name, step, {VALIDATION: score})
+                check_finite(name, step, {VALIDATION: score})
                 progress = dataclasses.replace(progress, validation_bits_per_byte=score)
                 speed = progress.tokens_per_second
                 metrics.write(step, progress.tokens, {VALIDATION: score, "tokens_per_second": speed})
@@ -180,7 +180,8 @@ def _start(
     return TrainState(restored.items["model"], restored.items["optimizer"]), Progress(**restored.about)
 
 
-def _check_finite(name: str, step: int, values: dict[str, float]) -> None:
+def check_finite(name: str, step: int, values: dict[str, float]) -> None:
+    """Raises `TrainingDiverged` unless all values of a step, by name, are finite."""
     if not all(map(math.isfinite, values.values())):
         what = ", ".join(f"{key} {value:g}" for key, value in values.items())
         raise TrainingDiverged(f"{name} diverged at step {step} ({what}); a lower learning rate may help")
@@ -235,8 +236,9 @@ class _Lines(tqdm):
         super().close()
 
 
-def _progress_bar(name: str, progress: Progress, steps: int) -> tqdm:
-    shared = {"desc": name, "initial": progress.step, "total": steps, "file": sys.stderr}
+def progress_bar(name: str, steps: int, done: int = 0) -> tqdm:
+    """A bar with the time left on stderr, or lines where that is no terminal; ``done`` of the steps are behind."""
+    shared = {"desc": name, "initial": done, "total": steps, "file": sys.stderr}
     layout = "{desc} {percentage:3.0f}%|{bar:20}| step {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
     if sys.stderr.isatty():
         return tqdm(**shared, bar_format=layout, dynamic_ncols=True)

@@ -1,4 +1,4 @@
-"""What a run records: ``metrics.jsonl``, TensorBoard events, and a figure drawn from the former."""
+"""What a run records: ``metrics.jsonl``, TensorBoard events, and figures drawn from the former."""
 
 import json
 import os
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorboardX
 from matplotlib.figure import Figure
 
@@ -14,6 +15,8 @@ from nl_jax.errors import InputError
 METRICS = "metrics.jsonl"
 FIGURE = "validation.png"
 VALIDATION = "validation_bits_per_byte"
+ACCURACY_FIGURE = "accuracy.png"
+ACCURACY = "accuracy"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -101,7 +104,38 @@ def plot_validation(workdir: Path, yardsticks: Mapping[str, float]) -> Path:
     axes.set(xlabel="training tokens", ylabel="validation bits per byte")
     axes.grid(alpha=0.3)
     axes.legend()
-    path = workdir / FIGURE
+    return _save(figure, workdir / FIGURE)
+
+
+def plot_accuracy(workdir: Path) -> Path:
+    """Draws accuracy against steps to ``accuracy.png``: each model's mean over seeds, in a band from worst to best.
+
+    Args:
+        workdir: where ``metrics.jsonl`` is, with the model of each row given as ``MODEL/SEED``. A seed whose rows end
+            before the others' keeps its last accuracy.
+
+    Returns:
+        The path of the figure.
+    """
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for row in read_metrics(workdir):
+        if ACCURACY in row:
+            model, _, seed = row["model"].partition("/")
+            curves.setdefault(model, {}).setdefault(seed, []).append((row["step"], row[ACCURACY]))
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for model, seeds in curves.items():
+        steps = sorted({step for points in seeds.values() for step, _ in points})
+        accuracies = np.stack([np.interp(steps, *np.transpose(points)) for points in seeds.values()])
+        (line,) = axes.plot(steps, accuracies.mean(0), marker="o", markersize=3, label=model)
+        axes.fill_between(steps, accuracies.min(0), accuracies.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
+    axes.set(xlabel="training steps", ylabel="validation accuracy", ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return _save(figure, workdir / ACCURACY_FIGURE)
+
+
+def _save(figure: Figure, path: Path) -> Path:
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, format="png", dpi=150)
     os.replace(temporary, path)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -45,16 +45,21 @@ def token_losses(model: PyTree, batch: Batch) -> Float[Array, "B T"]:
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["targets"])
 
 
+def mean_loss(model: PyTree, batch: Batch) -> Float[Array, ""]:
+    """Loss in nats per target: of all, or of those whose ``mask`` (float32 ``[B, T]``) is 1 where a batch has one."""
+    return jnp.average(token_losses(model, batch), weights=batch.get("mask"))
+
+
 def train_step(
     optimizer: optax.GradientTransformation, state: TrainState, batch: Batch
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """One optimizer step.
+    """One optimizer step on `mean_loss`.
 
     Returns:
-        The new state, and ``loss`` (nats per token before the step) and ``grad_norm`` (before clipping). Where one of
+        The new state, and ``loss`` (nats per target before the step) and ``grad_norm`` (before clipping). Where one of
         these is not finite the new state is not to be used.
     """
-    loss, grads = jax.value_and_grad(lambda model: token_losses(model, batch).mean())(state.model)
+    loss, grads = jax.value_and_grad(mean_loss)(state.model, batch)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
     model = optax.apply_updates(state.model, updates)
     return TrainState(model, opt_state), {"loss": loss, "grad_norm": optax.tree.norm(grads)}
@@ -90,6 +95,19 @@ def evaluate(model: PyTree, data: EvaluationSet, mesh: Mesh) -> float:
     put = functools.partial(jax.device_put, device=batch_sharding(mesh))
     nats = math.fsum(float(_total_nats(model, put(batch))) for batch in data.batches)  # float64, on the host
     return nats / math.log(2) / data.num_bytes
+
+
+@jax.jit
+def _count_correct(model: PyTree, batch: Batch) -> Float[Array, ""]:
+    logits, _ = model(batch["inputs"], None)
+    return jnp.sum((jnp.argmax(logits, axis=-1) == batch["targets"]) * batch["mask"])
+
+
+def accuracy(model: PyTree, batches: Sequence[Batch], mesh: Mesh) -> float:
+    """Share of the targets with mask 1, over all batches of ``inputs``, ``targets`` and ``mask``, that come first."""
+    put = functools.partial(jax.device_put, device=batch_sharding(mesh))
+    correct = math.fsum(float(_count_correct(model, put(batch))) for batch in batches)
+    return correct / math.fsum(float(batch["mask"].sum()) for batch in batches)
 
 
 def peak_memory_bytes(compiled: jax.stages.Compiled) -> int:

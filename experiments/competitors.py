@@ -1,0 +1,118 @@
+"""Models of other packages, to hold training speed against: of the same sizes, trained by the same kind of step.
+
+They run on CPU, where their package is installed; without it building one raises ModuleNotFoundError.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from experiments.programs import Program, Sizes
+
+
+def torch_transformer(sizes: Sizes) -> Program:
+    """The Transformer of ``nl_jax.models`` in PyTorch, with its fused ``scaled_dot_product_attention``."""
+    import torch
+    from torch.nn import functional as F
+
+    width, head_dim = sizes.width, sizes.width // sizes.num_heads
+
+    def matrix(size_out: int, size_in: int) -> torch.nn.Parameter:
+        return torch.nn.Parameter(torch.randn(size_out, size_in) * size_in**-0.5)
+
+    def scale() -> torch.nn.Parameter:
+        return torch.nn.Parameter(torch.ones(width))
+
+    embedding, final_norm = matrix(sizes.vocab_size, width), scale()
+    layers = [
+        {
+            "mixer_norm": scale(),
+            "query_key_value": matrix(3 * width, width),
+            "output": matrix(width, width),
+            "norm": scale(),
+            "gate_up": matrix(2 * sizes.mlp_hidden, width),
+            "down": matrix(width, sizes.mlp_hidden),
+        }
+        for _ in range(sizes.num_layers)
+    ]
+    frequency = 10_000.0 ** (-torch.arange(head_dim // 2) / (head_dim // 2))
+    angle = torch.arange(sizes.length)[:, None] * frequency
+    cos, sin = angle.cos(), angle.sin()  # [time, head_dim / 2]
+
+    def rotary(x: torch.Tensor) -> torch.Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+    def loss(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        x = F.embedding(inputs, embedding) * width**0.5
+        for layer in layers:
+            projected = F.linear(F.rms_norm(x, (width,), layer["mixer_norm"]), layer["query_key_value"])
+            # [batch, time, 3 width] -> three of [batch, heads, time, head_dim]
+            query, key, value = projected.unflatten(-1, (3, sizes.num_heads, head_dim)).permute(2, 0, 3, 1, 4)
+            y = F.scaled_dot_product_attention(rotary(query), rotary(key), value, is_causal=True)
+            x = x + F.linear(y.transpose(1, 2).flatten(2), layer["output"])
+            gate, up = F.linear(F.rms_norm(x, (width,), layer["norm"]), layer["gate_up"]).chunk(2, dim=-1)
+            x = x + F.linear(F.silu(gate) * up, layer["down"])
+        logits = F.linear(F.rms_norm(x, (width,), final_norm), embedding)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    return _torch_program(sizes, [embedding, final_norm, *(p for layer in layers for p in layer.values())], loss)
+
+
+def titans_pytorch(sizes: Sizes) -> Program:
+    """``MemoryAsContextTransformer`` of titans-pytorch with the options of its README."""
+    from titans_pytorch import MemoryAsContextTransformer
+
+    model = MemoryAsContextTransformer(
+        num_tokens=sizes.vocab_size,
+        dim=sizes.width,
+        depth=sizes.num_layers,
+        heads=sizes.num_heads,
+        dim_head=sizes.width // sizes.num_heads,
+        segment_len=128,
+        num_persist_mem_tokens=4,
+        num_longterm_mem_tokens=16,
+    )
+
+    def loss(inputs: Any, targets: Any) -> Any:
+        from torch.nn import functional as F
+
+        return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+
+    return _torch_program(sizes, list(model.parameters()), loss)
+
+
+def _torch_program(
+    sizes: Sizes,
+    parameters: list[Any],
+    loss: Callable[[Any, Any], Any],
+) -> Program:
+    """AdamW with clipping on a batch of random tokens."""
+    import torch
+
+    if jax.default_backend() != "cpu":
+        raise NotImplementedError("runs on CPU; expected JAX there too")
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    tokens = torch.randint(sizes.vocab_size, (sizes.batch_size, sizes.length + 1))
+    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    def step() -> float:
+        optimizer.zero_grad()
+        value = loss(inputs, targets)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        return value.item()
+
+    def forward() -> float:
+        with torch.no_grad():
+            return loss(inputs, targets).item()
+
+    return Program(sum(p.numel() for p in parameters), step, forward)
+
+
+COMPETITORS: dict[str, Callable[[Sizes], Program]] = {
+    "torch_transformer": torch_transformer,
+    "titans_pytorch": titans_pytorch,
+}

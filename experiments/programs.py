@@ -1,0 +1,198 @@
+"""What experiments.benchmark measures, and how: training of one model on one batch, many of them in turn."""
+
+import functools
+import math
+import sys
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from nl_jax.evaluation import Flops, count_flops
+from nl_jax.models import LanguageModel, LanguageModelConfig
+from nl_jax.training import batch_sharding, compile_step, init_state, make_optimizer, parse_mesh, train_step
+from nl_jax.training.step import peak_memory_bytes, token_losses
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Sizes(NamedTuple):
+    """What a model and its batch are built from, named as in ``LanguageModelConfig``."""
+
+    vocab_size: int
+    width: int
+    num_heads: int
+    num_layers: int
+    mlp_hidden: int
+    batch_size: int
+    length: int
+
+
+class Program(NamedTuple):
+    """Training to measure; its calls return the loss in nats per token once all that they started has ended.
+
+    Attributes:
+        parameters: number of them.
+        step: one training step.
+        forward: the forward pass alone; None where it is not asked for.
+        flops: of a step; None where they are not counted.
+        peak_memory_bytes: what a step needs; None where it is not known.
+        state_bytes: what the model carries from call to call; None where it is not known.
+    """
+
+    parameters: int
+    step: Callable[[], float]
+    forward: Callable[[], float] | None = None
+    flops: Flops | None = None
+    peak_memory_bytes: int | None = None
+    state_bytes: int | None = None
+
+
+class Training:
+    """Training of a model of ours on one batch of random tokens on one device: compiled, but not started.
+
+    Args:
+        config: of the model.
+        batch_size: sequences in the batch.
+        length: tokens in a sequence.
+    """
+
+    def __init__(self, config: LanguageModelConfig, batch_size: int, length: int):
+        mesh = parse_mesh(devices=jax.devices()[:1])
+        optimizer = make_optimizer(learning_rate=1e-3, steps=1000, cms_periods=config.cms_periods)
+        self._make = functools.partial(init_state, lambda: LanguageModel(config, rngs=nnx.Rngs(0)), optimizer)
+        self._train_step = functools.partial(train_step, optimizer)
+        self._shapes = jax.eval_shape(self._make)
+        tokens = np.random.default_rng(0).integers(config.vocab_size, size=(batch_size, length + 1), dtype=np.int32)
+        self._batch = jax.device_put({"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}, batch_sharding(mesh))
+        self._compiled = compile_step(optimizer, mesh, self._shapes, self._batch)
+        self._state: Any = None
+
+    def start(self) -> None:
+        """Makes the model and the optimizer's state."""
+        self._state = jax.block_until_ready(jax.jit(self._make)())
+
+    def step(self) -> float:
+        """One training step; the loss before it."""
+        self._state, outputs = jax.block_until_ready(self._compiled(self._state, self._batch))
+        return float(outputs["loss"])
+
+    def compile_forward(self) -> Callable[[], float]:
+        """The forward pass alone, as a call that returns the loss."""
+        loss = jax.jit(lambda model, batch: token_losses(model, batch).mean())
+        compiled = loss.lower(self._shapes.model, self._batch).compile()
+        return lambda: float(compiled(self._state.model, self._batch))
+
+    def flops(self) -> Flops | None:
+        """Operations of a step; None where they cannot be counted."""
+        try:
+            return count_flops(self._train_step, self._shapes, self._batch)
+        except NotImplementedError:
+            return None
+
+    def check_memory(self, limit: float) -> int:
+        """Bytes that a step needs; ``MemoryError`` where that is more than ``limit``."""
+        need = peak_memory_bytes(self._compiled)
+        if need > limit:
+            raise MemoryError(f"a step needs {need / 2**20:,.0f} MiB, the limit is {limit / 2**20:,.0f} MiB")
+        return need
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the model."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self._shapes.model))
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the state that the model carries from call to call."""
+        batch_size = len(self._batch["inputs"])
+        state = jax.eval_shape(lambda model: model.init_state(batch_size), self._shapes.model)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+def our_program(
+    config: LanguageModelConfig, batch_size: int, length: int, *, memory_limit: float, whole: bool = True
+) -> Program:
+    """Training of a model of ours, started.
+
+    Args:
+        config: of the model.
+        batch_size: sequences in the batch.
+        length: tokens in a sequence.
+        memory_limit: bytes that a step may need.
+        whole: with the forward pass alone, and FLOPs.
+
+    Raises:
+        MemoryError: a step needs more, and nothing was run.
+    """
+    training = Training(config, batch_size, length)
+    need = training.check_memory(memory_limit)
+    training.start()
+    forward, flops = (training.compile_forward(), training.flops()) if whole else (None, None)
+    return Program(training.parameters, training.step, forward, flops, need, training.state_bytes)
+
+
+def matrix_product(size: int) -> Callable[[], float]:
+    """A product of two float32 matrices [size, size], 2·size³ operations, as a call that returns after it."""
+    matrix = jnp.full((size, size), 0.5)
+    product = jax.jit(jnp.matmul).lower(matrix, matrix).compile()
+
+    def call() -> float:
+        jax.block_until_ready(product(matrix, matrix))
+        return 0.0
+
+    return call
+
+
+class Timing(NamedTuple):
+    """Seconds of each run of a call, and in one line what went wrong, if anything did."""
+
+    seconds: list[float]
+    problem: str | None = None
+
+
+def interleave(
+    calls: Mapping[Key, Callable[[], float]], rounds: int, max_seconds: float = math.inf
+) -> dict[Key, Timing]:
+    """Times calls in turn, round by round, so that what else the machine does meets all of them alike.
+
+    Args:
+        calls: by name; each runs once to warm up, then ``rounds`` times. One that raises is not run again, one that
+            returns what is not finite is: either is its problem, and the others go on.
+        rounds: at least 1.
+        max_seconds: a call that takes longer to warm up is not run again: that time counts.
+
+    Returns:
+        Timings by name; without seconds where the warm-up failed.
+    """
+    timings = {key: Timing([]) for key in calls}
+    done = set()
+    for number in tqdm(range(rounds + 1), unit="round", file=sys.stderr, disable=None):  # None: only on a terminal
+        for key, call in calls.items():
+            if key in done:
+                continue
+            seconds, problem = timings[key]
+            start = time.perf_counter()
+            try:
+                value = call()
+            except Exception as error:
+                done.add(key)
+                timings[key] = Timing(seconds, one_line(error))
+                continue
+            elapsed = time.perf_counter() - start
+            if number == 0 and elapsed > max_seconds:
+                done.add(key)
+            if number > 0 or key in done:
+                seconds.append(elapsed)
+            timings[key] = Timing(seconds, problem if math.isfinite(value) else f"the loss is {value}")
+    return timings
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong, in at most 120 characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:120]

@@ -1,0 +1,68 @@
+"""What a memory is trained on: a loss between its answer to a key and the value (Eq. 64-68 of arXiv 2512.24695).
+
+An objective is the gradient of its loss at the answer, and how much of that gradient is linear in the answer.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Vectors = Float[Array, "... C out"]
+
+
+class Objective(NamedTuple):
+    """A loss L(answer; value), by its gradient.
+
+    Attributes:
+      gradient: ∂L/∂answer from (answer, value).
+      linear: c, where the gradient is ``c · answer + (terms without the answer)``; None where it is not linear. The last
+        layer of a memory folds a linear gradient into its delta term.
+      curvature: an upper bound of the gradient's slope; scales the step of layers that cannot fold.
+    """
+
+    gradient: Callable[[Vectors, Vectors], Vectors]
+    linear: float | None
+    curvature: float
+
+
+dot_product = Objective(lambda answer, value: -value, linear=0.0, curvature=1.0)  # L = -⟨answer, value⟩, Eq. 64
+l2 = Objective(lambda answer, value: 2.0 * (answer - value), linear=2.0, curvature=2.0)  # L = ‖answer - value‖², Eq. 65
+
+
+def lp(p: float) -> Objective:
+    """L = Σ |answer - value|^p for 1 < p ≤ 2: the smaller p, the less one outlier counts (Eq. 68).
+
+    Raises:
+      ValueError: for another p.
+    """
+    if not 1.0 < p <= 2.0:
+        raise ValueError(f"p={p} must be in (1, 2]")
+
+    def gradient(answer: Vectors, value: Vectors) -> Vectors:
+        # |e|^(p-1) has an infinite slope at 0: smoothed there, so that meta-gradients stay finite
+        error = answer - value
+        return p * error * (jnp.square(error) + 1e-4) ** (p / 2 - 1)
+
+    return Objective(gradient, linear=2.0 if p == 2.0 else None, curvature=2.0)
+
+
+def huber(threshold: float) -> Objective:
+    """L = ‖e‖² up to ``threshold`` in length and linear beyond, e = answer - value.
+
+    Raises:
+      ValueError: for a threshold that is not positive.
+    """
+    if not threshold > 0.0:
+        raise ValueError(f"threshold={threshold} must be positive")
+
+    def gradient(answer: Vectors, value: Vectors) -> Vectors:
+        error = answer - value
+        length = jnp.sqrt(jnp.sum(jnp.square(error), axis=-1, keepdims=True) + 1e-12)
+        return 2.0 * error * jnp.minimum(1.0, threshold / length)
+
+    return Objective(gradient, linear=None, curvature=2.0)
+
+
+OBJECTIVES = {"dot_product": dot_product, "l2": l2, "lp": lp(1.5), "huber": huber(0.5)}

@@ -1,0 +1,414 @@
+"""A sequence mixer whose state is an associative memory: projections in, chunk by chunk through the engine, output.
+
+``MemoryMixer`` makes keys, values and coefficients with slow weights; ``SelfModifyingTitans`` overrides ``generate`` and
+makes them with memories.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from nl_jax.memory import (
+    OBJECTIVES,
+    RULES,
+    Architecture,
+    Chunk,
+    Objective,
+    Rule,
+    apply_layer,
+    chunk_decay,
+    end_of_chunk,
+    learn_chunk,
+    read_chunk_transposed,
+    read_memory,
+)
+from nl_jax.memory.learning import Layers
+from nl_jax.modules.layers import CausalConv, linear, unit_length
+
+READS = ("token", "boundary")
+RETENTIONS = ("initial", "zero")
+
+
+class MemoryState(NamedTuple):
+    """What the memories have learned since the text began, in float32; sizes do not depend on its length."""
+
+    conv: Float[Array, "batch 3 channels"]
+    change: Layers  # weights minus what retention pulls toward, after the last token
+    momentum: Layers  # empty without momentum
+    boundary: Layers  # the change at each memory's last chunk boundary; empty where nothing depends on it
+    past: Any  # inputs of the last window - 1 tokens; None without a window
+    position: Int[Array, ""]  # tokens since the text began
+
+
+class Inputs(NamedTuple):
+    """What slow weights make of the tokens; time is axis 2, or the only one."""
+
+    key: Float[Array, "batch heads time head_dim"]
+    value: Float[Array, "batch heads time head_dim"]
+    query: Float[Array, "batch heads time head_dim"]
+    eta: Float[Array, "batch heads time"] | None  # None where memories make it
+    alpha: Float[Array, "batch heads time"] | None
+    mu: Float[Array, "batch heads time"] | None
+    valid: Float[Array, " time"]  # 1 for tokens, 0 for padding
+
+
+class Generated(NamedTuple):
+    """What the memories learn from at each token of a chunk."""
+
+    key: Float[Array, "batch heads C head_dim"]
+    target: Float[Array, "batch heads *stack C head_dim"]
+    eta: Float[Array, "batch heads C"]
+    alpha: Float[Array, "batch heads C"]
+
+
+class InitialMemories(nnx.Module):
+    """The meta-learned initial weights: ``layers[i]`` [heads, ...] has layer i of all memories of all heads."""
+
+    def __init__(self, num_heads: int, shapes: tuple[tuple[int, ...], ...], *, rngs: nnx.Rngs):
+        self.layers = nnx.List(
+            [nnx.Param(jax.random.normal(rngs.params(), (num_heads, *shape)) / shape[-1] ** 0.5) for shape in shapes]
+        )
+
+
+class Gate(nnx.Module):
+    """A coefficient per token and head from the input: ``activation(x W + b)``, b constant at the start."""
+
+    def __init__(self, width: int, num_heads: int, activation: str, bias: float, *, rngs: nnx.Rngs):
+        self.activation = activation
+        self.linear = linear(width, num_heads, bias=bias, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch time width"], dtype: Any) -> Float[Array, "batch heads time"]:
+        """The coefficient, in ``dtype``."""
+        return jnp.moveaxis(getattr(jax.nn, self.activation)(self.linear(x).astype(dtype)), 1, 2)
+
+
+class MemoryMixer(nnx.Module):
+    """Memories that learn in context, as a sequence mixer: ``y, state = mixer(x, state)``.
+
+    Args:
+      width: of input and output.
+      num_heads: must divide width; every head has memories of its own.
+      architecture: of one head's memory, keys and answers of the head's size.
+      objective: what it is trained on: one of ``nl_jax.memory.OBJECTIVES``, or an ``Objective``.
+      rule: how gradients change it: "folded", "normalized" or "printed" (``memory/learning.py``).
+      delta: Delta Gradient Descent; without it gradient descent.
+      delta_after_retention: the delta term acts on what retention has left (Gated DeltaNet).
+      negative_eigenvalues: the last layer's delta strength reaches 2 / ‖x‖² (eigenvalue -1), still non-expansive.
+      read: "token" (each token reads the memory updated up to itself) or "boundary" (Eq. 90: up to the last boundary).
+      initial: "learned" or "zero" weights at the start of a text.
+      retention: "initial" (pulls toward the initial weights) or "zero" (the printed form).
+      eta, alpha, mu: learning rate, retention, momentum: a number for a constant, a tuple of numbers for a constant per
+        head, (activation, bias) for a gate of the input ("softplus" or "sigmoid"); mu None for no momentum.
+      steps: updates with each chunk, gradients of each at the end of the one before; more than one needs
+        ``chunk_size=1``, since a second update has seen the whole chunk.
+      window: tokens whose gradients make one update, the last one and those before (Omega rule, Eq. 68).
+      transposed: memory of the values' outer side: the delta term acts on values (Oja, Eq. 66-67); matrix only.
+      chunk_size: tokens between two boundaries, at which gradients are taken.
+      output_scale: of the output projection's initial weights.
+      rngs: source of the initial weights.
+
+    Raises:
+      ValueError: for sizes that do not fit, a chunk size below 1, unknown names, or options that exclude each other.
+    """
+
+    memory_chunk_sizes: tuple[int, ...]  # of each memory of the stack
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        architecture: Architecture,
+        objective: str | Objective = "l2",
+        rule: str = "folded",
+        delta: bool = True,
+        delta_after_retention: bool = False,
+        negative_eigenvalues: bool = False,
+        read: str = "token",
+        initial: str = "learned",
+        retention: str = "initial",
+        eta: Any = ("softplus", -2.0),
+        alpha: Any = ("sigmoid", 4.0),
+        mu: Any = None,
+        steps: int = 1,
+        window: int = 1,
+        transposed: bool = False,
+        chunk_size: int = 64,
+        memory_chunk_sizes: tuple[int, ...] | None = None,
+        output_scale: float = 1.0,
+        rngs: nnx.Rngs,
+    ):
+        head_dim = head_size(width, num_heads)
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+        for name, value, allowed in (
+            ("read", read, READS),
+            ("initial", initial, ("learned", "zero")),
+            ("retention", retention, RETENTIONS),
+            ("rule", rule, RULES),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
+        if steps < 1 or (steps > 1 and chunk_size > 1):
+            raise ValueError(f"steps={steps} must be 1, or more with chunk_size=1: a second pass has seen its chunk")
+        if window < 1 or (window > 1 and delta):
+            raise ValueError(f"window={window} must be at least 1, and 1 with a delta term")
+        if initial == "zero" and architecture.depth > 1:
+            raise ValueError(f"initial='zero' with depth={architecture.depth}: an MLP of zeros has no gradient")
+        self.num_heads, self.head_dim = num_heads, head_dim
+        if isinstance(objective, str):
+            if objective not in OBJECTIVES:
+                raise ValueError(f"objective={objective!r} must be one of {', '.join(map(repr, OBJECTIVES))}")
+            objective = OBJECTIVES[objective]
+        self.architecture, self.objective = architecture, objective
+        self.rule = Rule(rule, delta, delta_after_retention, negative_eigenvalues)
+        self.read, self.initial, self.retention = read, initial, retention
+        self.steps, self.window, self.transposed = steps, window, transposed
+        self.memory_chunk_sizes = memory_chunk_sizes or (chunk_size,) * architecture.stack
+        self.piece = min(self.memory_chunk_sizes)
+        exact = rule == "folded" and objective.linear is not None
+        # nothing is taken at the boundary by a matrix whose gradients fold, or do not depend on its answer
+        self.uses_boundary = architecture.depth > 1 or read == "boundary" or not (exact or objective.linear == 0.0)
+        self.query = linear(width, width, rngs=rngs)
+        self.key = linear(width, width, rngs=rngs)
+        self.value = linear(width, width, rngs=rngs)
+        self.conv = CausalConv(3 * width, rngs=rngs)
+        self.memories = InitialMemories(num_heads, architecture.shapes(), rngs=rngs) if initial == "learned" else None
+        self.eta = self._coefficient("eta", eta, width, rngs)
+        self.alpha = self._coefficient("alpha", alpha, width, rngs)
+        self.mu = self._coefficient("mu", mu, width, rngs)
+        self.output_norm = nnx.RMSNorm(head_dim, rngs=rngs)
+        self.output = linear(width, width, scale=output_scale, rngs=rngs)
+
+    def _coefficient(self, name: str, given: Any, width: int, rngs: nnx.Rngs) -> Any:
+        if given is None:
+            return None
+        if isinstance(given, tuple) and isinstance(given[0], str):
+            if given[0] not in ("softplus", "sigmoid"):
+                raise ValueError(f"{name}={given!r}: the activation must be 'softplus' or 'sigmoid'")
+            return Gate(width, self.num_heads, *given, rngs=rngs)
+        constants = given if isinstance(given, tuple) else (given,) * self.num_heads
+        top = math.inf if name == "eta" else 1.0
+        if len(constants) != self.num_heads or not all(0.0 <= c <= top and math.isfinite(c) for c in constants):
+            raise ValueError(f"{name}={given!r} must be one number, or one per head, from 0 to {top}")
+        return tuple(float(c) for c in constants)
+
+    def _per_token(self, coefficient: Any, x: Array, dtype: Any) -> Float[Array, "batch heads time"] | None:
+        if isinstance(coefficient, tuple):
+            return jnp.broadcast_to(jnp.asarray(coefficient, dtype)[:, None], (len(x), self.num_heads, x.shape[1]))
+        return None if coefficient is None else coefficient(x, dtype)
+
+    def anchor(self) -> Layers | None:
+        """Weights that retention pulls toward, None for zero."""
+        return self.initial_weights() if self.memories is not None and self.retention == "initial" else None
+
+    def initial_weights(self) -> Layers:
+        """Weights at the start of a text, [heads, ...] a layer."""
+        if self.memories is None:
+            return tuple(jnp.zeros((self.num_heads, *shape)) for shape in self.architecture.shapes())
+        return tuple(layer[...] for layer in self.memories.layers)
+
+    def init_state(self, batch_size: int) -> MemoryState:
+        """The state before the first token: every memory at its initial weights."""
+        weights = self.initial_weights()
+        zero = tuple(jnp.zeros((batch_size, *w.shape)) for w in weights)
+        start = zero
+        if self.retention == "zero" and self.memories is not None:
+            start = tuple(jnp.broadcast_to(w, (batch_size, *w.shape)) for w in weights)
+        past = None
+        if self.window > 1:
+            heads = (batch_size, self.num_heads, self.window - 1)
+            key, scalar = jnp.zeros((*heads, self.head_dim)), jnp.zeros(heads)
+            past = Inputs(key, key, key, scalar, scalar, None if self.mu is None else scalar, jnp.zeros(self.window - 1))
+        return MemoryState(
+            self.conv.init_state(batch_size),
+            start,
+            () if self.mu is None else zero,
+            start if self.uses_boundary else (),
+            past,
+            jnp.zeros((), jnp.int32),
+        )
+
+    def slow_inputs(
+        self, x: Float[Array, "batch time width"], conv: Float[Array, "batch 3 channels"]
+    ) -> tuple[Inputs, Float[Array, "batch 3 channels"]]:
+        """Unit-length keys, values and queries from slow projections and the convolution, and the coefficients."""
+        batch, time, _ = x.shape
+        wide = jnp.promote_types(x.dtype, jnp.float32)  # memories learn in float32, whatever the products run in
+        projected = jnp.concatenate([self.key(x), self.value(x), self.query(x)], axis=-1)
+        projected, conv = self.conv(projected, conv)
+        key, value, query = (
+            unit_length(jnp.moveaxis(jax.nn.silu(u).reshape(batch, time, self.num_heads, self.head_dim), 1, 2))
+            for u in jnp.split(projected.astype(wide), 3, axis=-1)
+        )
+        coefficients = (self._per_token(c, x, wide) for c in (self.eta, self.alpha, self.mu))
+        return Inputs(key, value, query, *coefficients, jnp.ones((time,), wide)), conv
+
+    def __call__(
+        self, x: Float[Array, "batch time width"], state: MemoryState | None = None
+    ) -> tuple[Float[Array, "batch time width"], MemoryState]:
+        """Reads and learns the tokens of x; ``state=None`` starts a text.
+
+        Any number of tokens in any number of calls gives the same outputs and state as one call, up to rounding.
+        """
+        batch, time, width = x.shape
+        fresh = state is None
+        state = self.init_state(batch) if state is None else state
+        inputs, conv = self.slow_inputs(x, state.conv)
+        past = self.window - 1
+        if past:
+            inputs = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=time_axis(b)), state.past, inputs)
+        # a first token inside a piece is put at its place there, so that pieces end where chunks end
+        if fresh or time == 1:
+            size, offset = min(self.piece, time), jnp.zeros((), jnp.int32)
+            pieces = -(-time // size)
+            padded = jax.tree.map(lambda u: pad_time(u, pieces * size - time), inputs)
+        else:
+            size, offset = self.piece, state.position % self.piece
+            pieces = -(-(time + size - 1) // size)
+            padded = jax.tree.map(lambda u: place(u, past + pieces * size, offset), inputs)
+        starts = state.position - offset + size * jnp.arange(pieces)
+        memories = state.change, state.momentum, state.boundary
+
+        def body(memories, piece):
+            inputs, start = piece
+            change, momentum, boundary = memories
+            if self.uses_boundary and (not fresh or len(set(self.memory_chunk_sizes)) > 1):
+                due = (start > state.position) & (start <= state.position + time)
+                boundary = self._at_boundary(start, change, boundary, due)
+            elif self.uses_boundary:
+                boundary = change
+            y, change, momentum = self._learn(inputs, start, state.position, change, momentum, boundary)
+            return (change, momentum, boundary), y
+
+        cut = jax.tree.map(lambda u: cut_time(u, pieces, size, past), padded)
+        if pieces == 1:
+            memories, y = body(memories, (jax.tree.map(lambda u: u[0], cut), starts[0]))
+        else:
+            memories, y = jax.lax.scan(jax.checkpoint(body), memories, (cut, starts))
+            y = jnp.moveaxis(y, 0, 2).reshape(batch, self.num_heads, pieces * size, self.head_dim)
+        y = jax.lax.dynamic_slice_in_dim(y, offset, time, axis=2)
+        y = self.output_norm(jnp.moveaxis(y, 1, 2)).reshape(batch, time, width)
+        change, momentum, boundary = memories
+        end = state.position + time
+        if self.uses_boundary:
+            boundary = self._at_boundary(end, change, boundary, jnp.asarray(True))
+        if past:
+            last = jax.tree.map(lambda u: jax.lax.slice_in_dim(u, time, time + past, axis=time_axis(u)), inputs)
+        state = MemoryState(conv, change, momentum, boundary, last if past else None, end)
+        return self.output(y.astype(x.dtype)), state
+
+    def _at_boundary(self, position: Array, change: Layers, boundary: Layers, due: Array) -> Layers:
+        """The change of each memory whose chunk ends at ``position``, the old boundary for the others."""
+        ends = due & (position % jnp.asarray(self.memory_chunk_sizes) == 0)
+        if len(change) == 1:
+            return (jnp.where(ends[0], change[0], boundary[0]),)
+        first = jnp.repeat(ends, change[0].shape[-2] // len(self.memory_chunk_sizes))
+        return (
+            jnp.where(first[:, None], change[0], boundary[0]),
+            *(jnp.where(ends[:, None, None], c, b) for c, b in zip(change[1:], boundary[1:], strict=True)),
+        )
+
+    def generate(self, inputs: Inputs, weights: Layers) -> Generated:
+        """Keys, values and coefficients of a chunk; ``weights`` are those at the boundary."""
+        assert inputs.eta is not None
+        assert inputs.alpha is not None
+        value = inputs.value if self.architecture.depth == 1 else inputs.value[:, :, None]
+        return Generated(inputs.key, value, inputs.eta, inputs.alpha)
+
+    def query_memory(
+        self, chunks: tuple[Chunk, ...] | None, weights: Layers, anchor: Layers | None, queries: Array
+    ) -> Float[Array, "batch heads C head_dim"]:
+        """Answers to the queries: of the weights updated up to each token, or (chunks None) of the boundary's."""
+        if chunks is None:
+            answer = self.architecture(apply_layer(weights), queries)
+        else:
+            answer = read_memory(self.architecture, chunks, anchor, queries)
+        return answer if self.architecture.depth == 1 else answer[:, :, 0]
+
+    def _learn(
+        self, inputs: Inputs, start: Array, first: Array, change: Layers, momentum: Layers, boundary: Layers
+    ) -> tuple[Float[Array, "batch heads C head_dim"], Layers, Layers]:
+        """One piece: generate from the boundary, update in closed form, read. Returns (y, change, momentum)."""
+        anchor = self.anchor()
+        past = self.window - 1
+        position = start + jnp.arange(len(inputs.valid)) - past
+        # tokens of the window were learned before: only their gradients count again
+        valid = jnp.where((position >= jnp.maximum(start, first)), inputs.valid, 0.0) if past else inputs.valid
+        boundary = boundary if self.uses_boundary else change
+        weights = boundary if anchor is None else jax.tree.map(jnp.add, anchor, boundary)
+        since_boundary = (1 + position % jnp.asarray(self.memory_chunk_sizes)[:, None]) * self.window
+        since_boundary = since_boundary.astype(valid.dtype)
+        if self.architecture.depth == 1:
+            since_boundary = since_boundary[0]
+        generated = self.generate(inputs, weights)
+        eta = generated.eta * inputs.valid
+        alpha = jnp.where(valid > 0, generated.alpha, 1.0)
+        mu = None if inputs.mu is None else jnp.where(valid > 0, inputs.mu, 1.0)
+        decay = chunk_decay(alpha, mu, valid, self.window)
+        key, target = generated.key, generated.target
+        if self.transposed:
+            key, target = target, key
+        for step in range(self.steps):
+            chunks = learn_chunk(
+                self.architecture,
+                self.objective,
+                self.rule,
+                anchor=anchor,
+                change=change,
+                momentum=momentum or None,
+                boundary=weights if step == 0 or anchor is None else jax.tree.map(jnp.add, anchor, change),
+                keys=key,
+                values=target,
+                eta=eta,
+                alpha=alpha,
+                damping=1.0 if inputs.mu is None else 1.0 - inputs.mu,
+                decay=decay,
+                since_boundary=since_boundary,
+            )
+            ends = [end_of_chunk(chunk) for chunk in chunks]
+            change = tuple(end[0] for end in ends)
+            momentum = tuple(end[1] for end in ends) if momentum else ()
+        if self.transposed:
+            y = read_chunk_transposed(chunks[0], inputs.query)
+        else:
+            y = self.query_memory(None if self.read == "boundary" else chunks, weights, anchor, inputs.query)
+        return y[:, :, past:], change, momentum
+
+
+def head_size(width: int, num_heads: int) -> int:
+    """Width of a head; ``ValueError`` if the heads do not divide the width."""
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(f"num_heads={num_heads} must divide width={width}")
+    return width // num_heads
+
+
+def time_axis(u: Array) -> int:
+    """[time], [batch, heads, time] and [batch, heads, time, head_dim] are all there are."""
+    return min(2, u.ndim - 1)
+
+
+def pad_time(u: Array, count: int) -> Array:
+    """``count`` zeros after the last token."""
+    axis = time_axis(u)
+    return jnp.pad(u, [(0, count) if i == axis else (0, 0) for i in range(u.ndim)])
+
+
+def place(u: Array, length: int, offset: Array) -> Array:
+    """u at ``offset`` in ``length`` zeros."""
+    axis = time_axis(u)
+    room = jnp.zeros((*u.shape[:axis], length, *u.shape[axis + 1 :]), u.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(room, u, offset, axis)
+
+
+def cut_time(u: Array, pieces: int, size: int, past: int) -> Array:
+    """[pieces, ...]: pieces of ``size`` tokens, each with the ``past`` tokens before it."""
+    axis = time_axis(u)
+    if past:
+        parts = [jax.lax.slice_in_dim(u, i * size, (i + 1) * size + past, axis=axis) for i in range(pieces)]
+        return jnp.stack(parts)
+    return jnp.moveaxis(u.reshape(*u.shape[:axis], pieces, size, *u.shape[axis + 1 :]), axis, 0)
