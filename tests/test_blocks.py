@@ -20,6 +20,8 @@ def blocks():
         "hope, two chunk sizes": HopeBlock(*sizes, (1,), chunk_size=2, projection_chunk_size=6, rngs=nnx.Rngs(0)),
         "hope_attention": HopeAttentionBlock(*sizes, (1, 4), context_length=32, rngs=nnx.Rngs(0)),
         "transformer": TransformerBlock(*sizes, context_length=32, rngs=nnx.Rngs(0)),
+        "transformer, window": TransformerBlock(*sizes, context_length=4, rngs=nnx.Rngs(0)),
+        "transformer, convolution": TransformerBlock(*sizes, context_length=32, convolution=True, rngs=nnx.Rngs(0)),
     }
 
 
@@ -48,8 +50,9 @@ def test_a_text_in_parts(name):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_attention_equals_numpy():
-    module = Attention(WIDTH, HEADS, context_length=16, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize(("context_length", "convolution"), [(16, False), (3, False), (3, True)])
+def test_attention_equals_numpy(context_length, convolution):
+    module = Attention(WIDTH, HEADS, context_length=context_length, convolution=convolution, rngs=nnx.Rngs(0))
     x = np.asarray(jax.random.normal(jax.random.key(0), (6, WIDTH)))
     p = jax.tree.map(np.asarray, module)
     d = WIDTH // HEADS
@@ -59,13 +62,18 @@ def test_attention_equals_numpy():
         a, b = u[: d // 2], u[d // 2 :]
         return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)])
 
-    q, k, v = ((x @ w.kernel[...]).reshape(6, HEADS, d) for w in (p.query, p.key, p.value))
+    projected = np.concatenate([x @ w.kernel[...] for w in (p.query, p.key, p.value)], axis=1)
+    if convolution:
+        padded = np.concatenate([np.zeros((3, 3 * WIDTH)), projected])
+        projected = np.array([np.sum(p.conv.kernel[...] * padded[t : t + 4], axis=0) for t in range(6)])
+    q, k, v = (u.reshape(6, HEADS, d) for u in np.split(projected, 3, axis=1))
     y = np.zeros((6, HEADS, d))
     for h in range(HEADS):
         for t in range(6):
-            scores = np.array([turn(q[t, h], t) @ turn(k[s, h], s) for s in range(t + 1)]) / d**0.5
+            seen = range(max(0, t + 1 - context_length), t + 1)
+            scores = np.array([turn(q[t, h], t) @ turn(k[s, h], s) for s in seen]) / d**0.5
             weights = np.exp(scores - scores.max())
-            y[t, h] = weights @ v[: t + 1, h] / weights.sum()
+            y[t, h] = weights @ v[seen, h] / weights.sum()
     out, _ = apply(module, jnp.asarray(x)[None])
     np.testing.assert_allclose(out[0], y.reshape(6, -1) @ p.output.kernel[...], atol=1e-5)
 
@@ -108,7 +116,17 @@ def test_bad_heads(width, heads):
         Attention(width, heads, context_length=4, rngs=nnx.Rngs(0))
 
 
-def test_more_tokens_than_attention_remembers():
-    module = Attention(WIDTH, HEADS, context_length=4, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"5 tokens.*context_length=4"):
-        module(jnp.zeros((1, 5, WIDTH)))
+@pytest.mark.parametrize("convolution", [False, True])
+@pytest.mark.parametrize("context_length", [1, 5, 64])
+def test_attention_is_the_same_at_any_split(context_length, convolution):
+    module = Attention(WIDTH, HEADS, context_length=context_length, convolution=convolution, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 23, WIDTH))
+    y, last = apply(module, x)
+    for lengths in ([23], [1] * 23, [7, 1, 12, 3], [4, 5, 6, 8]):
+        state, parts = module.init_state(2), []
+        for part in jnp.split(x, np.cumsum(lengths)[:-1], axis=1):
+            out, state = apply(module, part, state)
+            parts.append(out)
+        np.testing.assert_allclose(jnp.concatenate(parts, axis=1), y, atol=1e-5)
+        for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(last), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)

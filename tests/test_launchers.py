@@ -238,6 +238,15 @@ def test_generate_continues_the_prompt(finished, flags, capsys):
     assert capsys.readouterr().out == first.out
 
 
+def test_generate_takes_a_prompt_longer_than_training_sequences(finished, capsys):
+    prompt = "def f(x):" * 4  # 36 bytes, 16 in training
+    arguments = [f"--workdir={finished[0]}", "--model=transformer", f"--prompt={prompt}", "--num_tokens=3"]
+    assert call(generate.main, *arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.startswith(prompt)
+
+
 def test_generate_names_what_is_missing(finished, tmp_path, capsys):
     for flags, problem in [
         ([], "--workdir: missing"),

@@ -1,6 +1,7 @@
-"""Associative memories: architectures, objectives, learning rules, and the chunkwise engine that every one runs on."""
+"""Associative memories: architectures, objectives, learning rules, the chunkwise engine, and attention in blocks."""
 
 from nl_jax.memory.architectures import Architecture
+from nl_jax.memory.attention import blockwise_attention
 from nl_jax.memory.chunkwise import (
     Chunk,
     Decay,
@@ -24,6 +25,7 @@ __all__ = [
     "Objective",
     "Rule",
     "apply_layer",
+    "blockwise_attention",
     "chunk_decay",
     "chunk_update",
     "dot_product",

@@ -48,6 +48,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "cms_periods": (1, 4),
         "mixer_options": (("frozen", True),),
     },
+    "transformer_conv": {"mixer": "attention", "mixer_options": (("convolution", True),)},
     **{name: {"mixer": name} for name in MIXERS},
 }
 MODEL_NAMES = tuple(MODELS)

@@ -26,7 +26,7 @@ class LanguageModelConfig:
       mlp_hidden: hidden units of each CMS block.
       cms_periods: optimizer steps between updates of each CMS block of a layer; a Transformer has one block, period 1.
       chunk_size: tokens between two boundaries of the memories; attention has none.
-      context_length: tokens that attention remembers, and at most takes at once.
+      context_length: tokens that attention sees from each, itself included.
       remat: recompute each block in the backward pass instead of keeping its activations.
     """
 

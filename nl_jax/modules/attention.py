@@ -1,21 +1,25 @@
-"""Causal softmax attention with rotary positions (Eq. 62): the non-parametric memory, whose state is its context."""
+"""Causal softmax attention with rotary positions (Eq. 62-63): the non-parametric memory, whose state is its context."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from nl_jax.modules.layers import linear
+from nl_jax.memory import blockwise_attention
+from nl_jax.modules.layers import CausalConv, linear
 
 
 class AttentionState(NamedTuple):
-    """Keys and values of the last ``context_length`` tokens, the newest last, and how many tokens there were."""
+    """Keys and values of the last ``context_length`` tokens, the newest last, and how many tokens there were.
+
+    With a convolution also its last three inputs, ``conv``.
+    """
 
     keys: Float[Array, "batch context heads head_dim"]
     values: Float[Array, "batch context heads head_dim"]
     position: Int[Array, ""]
+    conv: Float[Array, "batch 3 channels"] | None = None
 
 
 def rotary(
@@ -31,15 +35,30 @@ def rotary(
 
 
 class Attention(nnx.Module):
-    """Multi-head causal softmax attention with RoPE.
+    """Multi-head causal softmax attention with RoPE over the last ``context_length`` tokens.
+
+    On longer texts that is sliding-window attention (Eq. 63 of arXiv 2512.24695), on others attention to all (Eq. 62).
 
     Args:
       width: of input and output.
       num_heads: must divide width into an even head size.
-      context_length: tokens that the state remembers, and the most that one call may bring beside a state.
+      context_length: tokens that each token sees, itself included, and that the state remembers.
+      convolution: a causal convolution of queries, keys and values before RoPE, as self-modifying Titans have.
+
+    Raises:
+      ValueError: for a head count that does not divide width into even head sizes, or a context length below 1.
     """
 
-    def __init__(self, width: int, num_heads: int, *, context_length: int, output_scale: float = 1.0, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        context_length: int,
+        convolution: bool = False,
+        output_scale: float = 1.0,
+        rngs: nnx.Rngs,
+    ):
         if width % (2 * num_heads):
             raise ValueError(f"num_heads={num_heads} must divide width={width} into even head sizes")
         if context_length < 1:
@@ -49,38 +68,41 @@ class Attention(nnx.Module):
         self.query = linear(width, width, rngs=rngs)
         self.key = linear(width, width, rngs=rngs)
         self.value = linear(width, width, rngs=rngs)
+        self.conv = CausalConv(3 * width, rngs=rngs) if convolution else None
         self.output = linear(width, width, scale=output_scale, rngs=rngs)
 
     def init_state(self, batch_size: int) -> AttentionState:
         """No tokens yet."""
         head_dim = self.query.out_features // self.num_heads
         empty = jnp.zeros((batch_size, self.context_length, self.num_heads, head_dim))
-        return AttentionState(empty, empty, jnp.zeros((), jnp.int32))
+        conv = None if self.conv is None else self.conv.init_state(batch_size)
+        return AttentionState(empty, empty, jnp.zeros((), jnp.int32), conv)
 
     def __call__(
         self, x: Float[Array, "batch time width"], state: AttentionState | None = None
     ) -> tuple[Float[Array, "batch time width"], AttentionState]:
-        """Attends to the tokens up to and including each; ``state=None`` starts a text."""
+        """Each token attends to the last ``context_length`` up to itself; ``state=None`` starts a text.
+
+        Any number of tokens in any number of calls gives the same outputs and state as one call, up to rounding.
+        """
         batch, time, width = x.shape
-        if time > self.context_length:
-            raise ValueError(f"{time} tokens in one call are more than context_length={self.context_length}")
+        fresh = state is None
+        state = self.init_state(batch) if state is None else state
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        conv: Any = state.conv  # None without a convolution
+        if self.conv is not None:
+            projected, conv = self.conv(jnp.concatenate([query, key, value], axis=-1), conv)
+            query, key, value = jnp.split(projected, 3, axis=-1)
         heads = (batch, time, self.num_heads, width // self.num_heads)
-        start = jnp.zeros((), jnp.int32) if state is None else state.position
-        positions = start + jnp.arange(time)
-        query = rotary(self.query(x).reshape(heads), positions)
-        key = rotary(self.key(x).reshape(heads), positions)
-        value = self.value(x).reshape(heads)
-        if state is None:
-            y = jax.nn.dot_product_attention(query, key, value, is_causal=True)
-            empty = self.init_state(batch)
-            keys, values = (jnp.concatenate([e, n], axis=1) for e, n in ((empty.keys, key), (empty.values, value)))
+        positions = state.position + jnp.arange(time)
+        query, key = rotary(query.reshape(heads), positions), rotary(key.reshape(heads), positions)
+        value = value.reshape(heads)
+        keys = jnp.concatenate([state.keys.astype(key.dtype), key], axis=1)
+        values = jnp.concatenate([state.values.astype(value.dtype), value], axis=1)
+        if fresh:
+            y = blockwise_attention(query, key, value, window=self.context_length)
         else:
-            keys = jnp.concatenate([state.keys.astype(key.dtype), key], axis=1)
-            values = jnp.concatenate([state.values.astype(value.dtype), value], axis=1)
-            # cache slot j holds the token at position start - context + j, empty where that is negative
-            place = start - self.context_length + jnp.arange(keys.shape[1])
-            distance = positions[:, None] - place
-            seen = (place >= 0) & (distance >= 0) & (distance < self.context_length)
-            y = jax.nn.dot_product_attention(query, keys, values, mask=seen[None, None])
-        state = AttentionState(keys[:, time:], values[:, time:], start + time)
+            empty = self.context_length - state.position
+            y = blockwise_attention(query, keys, values, window=self.context_length, empty=empty)
+        state = AttentionState(keys[:, time:], values[:, time:], state.position + time, conv)
         return self.output(y.reshape(batch, time, width)), state

@@ -69,7 +69,7 @@ class HopeBlock(Block):
 
 
 class HopeAttentionBlock(Block):
-    """Hope-Attention: softmax attention with RoPE, then CMS."""
+    """Hope-Attention: softmax attention with RoPE, then CMS. ``options`` go to ``Attention``."""
 
     def __init__(
         self,
@@ -78,11 +78,11 @@ class HopeAttentionBlock(Block):
         mlp_hidden: int,
         cms_periods: Sequence[int] = (1,),
         *,
-        context_length: int,
         output_scale: float = 1.0,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        mixer = Attention(width, num_heads, context_length=context_length, output_scale=output_scale, rngs=rngs)
+        mixer = Attention(width, num_heads, output_scale=output_scale, rngs=rngs, **options)
         cms = ContinuumMemory(width, mlp_hidden, cms_periods, output_scale=output_scale, rngs=rngs)
         super().__init__(width, mixer, cms, rngs=rngs)
 
