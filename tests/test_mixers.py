@@ -118,7 +118,9 @@ def test_negative_eigenvalues_reach_minus_one():
     np.testing.assert_allclose(change[0][0, 0], np.diag([-1.0, 1.0, 1.0, 1.0]), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["self_modifying_titans", "titans", "ttt_mlp", "ttt_linear", "atlas", "delta_net", "oja"])
+@pytest.mark.parametrize(
+    "name", ["self_modifying_titans", "titans", "ttt_mlp", "ttt_linear", "atlas", "delta_net", "oja"]
+)
 def test_meta_gradient_is_exact(name):
     with jax.enable_x64(True):
         module = jax.tree.map(lambda p: p.astype(jnp.float64), make(name))

@@ -89,8 +89,8 @@ def test_remat_changes_nothing_but_memory():
     [
         (lambda: named_config("hopp", "tiny"), "unknown model 'hopp'; expected one of hope, "),
         (lambda: named_config("hope", "huge"), "unknown preset 'huge'; expected one of tiny, "),
-        (lambda: LanguageModelConfig("rnn", 257, 16, 2, 2, 8), "unknown block 'rnn'"),
-        (lambda: LanguageModelConfig("hope", 257, 16, 0, 2, 8), "num_layers=0"),
+        (lambda: LanguageModelConfig("rnn", 257, 16, 2, 2, 8), "unknown mixer 'rnn'"),
+        (lambda: LanguageModelConfig("attention", 257, 16, 0, 2, 8), "num_layers=0"),
         (lambda: named_config("hope", "tiny", num_layers=40), "more than preset 'tiny'"),
     ],
 )

@@ -12,7 +12,6 @@ WIDTH, HEADS = 8, 2
 apply = jax.jit(lambda mixer, x, state: mixer(x, state))
 
 
-
 def make(float64=False, **options):
     mixer = SelfModifyingTitans(WIDTH, HEADS, rngs=nnx.Rngs(0), **{"chunk_size": 4, **options})
     if mixer.eta is None:
@@ -139,7 +138,7 @@ def test_printed_rule_is_the_papers(chunk, options):
         check(mixer)
 
 
-# Table 6, and what else can be switched: each is the reference with the same switch, so it changes that and nothing else
+# Table 6, and what else can be switched: each equals the reference with the same switch, so it changes nothing else
 SWITCHES = [
     {"delta": False},
     {"momentum": False},

@@ -1,11 +1,11 @@
 """How a memory learns a chunk: from keys, values and coefficients to one solved recurrence for each of its layers.
 
 Every layer i with input x_i and gradient g_i at its output follows the recurrence of ``chunkwise.py``; a rule says what
-its delta strength β and its forcing f are. All gradients are taken at the weights of the last chunk boundary. With c the
-slope of an objective that is linear in the answer (2 for L2), δ = 1 with Delta Gradient Descent (Eq. 54-57) and 0
-without, n_t the tokens since the boundary, t included, and damping (1 - μ), since momentum sums to 1 / (1 - μ) of it:
+its delta strength β and its forcing f are. All gradients are taken at the weights of the last chunk boundary. Let c be
+the slope of an objective that is linear in the answer (2 for L2), δ = 1 with Delta Gradient Descent (Eq. 54-57) and 0
+without, n_t the tokens since the boundary, t included; 1 - μ damps, since momentum sums to 1 / (1 - μ) of its forcing:
 
-``printed`` (Eq. 83-90):    β = δ η,  f = -η g_i, without damping
+``printed`` (Eq. 83-90):    β = δ η,  f = -η g_i, not damped
 ``folded``, last layer:     β = (c + δ) η',  η' = η / (1 + (c + δ) η ‖x‖²),  f = -(1 - μ) η' (g without its part in the
                             answer of this layer): exact at every token, a contraction for every η
 ``folded``, inner layers:   β = δ η / (1 + δ η ‖x‖²),  f = -(1 - μ) η g_i / (1 + η n_t (δ ‖x‖² + Λ))
@@ -15,13 +15,13 @@ with Λ = curvature · Σ_i ‖g_i‖²‖x_i‖² / ‖∂L/∂answer‖², the
 step with 1 / (δ‖x‖² + Λ) is at most twice Polyak's. Dividing by n_t answers for staleness: in the worst case all keys
 since the boundary are equal, and then their steps add up to one (TTT scales its steps by 1 / n_t, too).
 
-**Bound.** With unit-length keys and values, T tokens, any η, μ, α in [0, 1] and any chunk size, the folded L2 rule keeps
+**Bound.** With unit-length keys and values, T tokens, any η, μ, α in [0, 1] and any chunk size the folded L2 rule keeps
 
     ‖W1 - W1₀‖ ≤ T (‖W1₀‖ + 1.16 √η),    ‖W2 - W2₀‖ ≤ T (‖W2₀‖ + 1.42 + ½ max ‖W1‖)
 
 (spectral norms; residual MLP of depth 2): ‖αI - βxxᵀ‖ ≤ 1, the delta term on W₀ adds at most ‖W₀‖ a token, and forcings
-are at most c‖e‖η‖x‖ / (1 + 3η‖x‖²) in the last layer and, with Λ ≥ c‖x_last‖², √c + ½‖W1‖ in the inner one. Momentum is
-an average of forcings, so it obeys the same bound. With α < 1 the factor T becomes 1 / (1 - α).
+are at most 2c η‖x‖ / (1 + (c + δ) η‖x‖²) in the last layer and, with Λ ≥ c‖x_last‖², √c + ½‖W1‖ in the inner one.
+Momentum is an average of forcings, so it obeys the same bound. With α < 1 the factor T becomes 1 / (1 - α).
 """
 
 from typing import NamedTuple
@@ -45,7 +45,7 @@ class Rule(NamedTuple):
       form: "folded", "normalized" or "printed", see above.
       delta: Delta Gradient Descent; without it gradient descent.
       delta_after_retention: the delta term acts on what retention has left, β ← α β (Gated DeltaNet).
-      negative_eigenvalues: twice the last layer's step, so that β reaches 2 / ‖x‖² (eigenvalue -1), still non-expansive.
+      negative_eigenvalues: twice the last layer's step: β reaches 2 / ‖x‖² (eigenvalue -1), still non-expansive.
     """
 
     form: str = "folded"
@@ -91,6 +91,17 @@ def _square(x: Float[Array, "... C size"]) -> Float[Array, "... C"]:
     return jnp.sum(jnp.square(x), axis=-1)
 
 
+def _slope(architecture: Architecture, objective: Objective, found: _Gradients) -> Float[Array, "*stack C"]:
+    """Λ, of each memory."""
+    total = jnp.zeros(())
+    for layer, (x, gradient) in enumerate(zip(found.inputs, found.gradients, strict=True)):
+        if layer == 0 and architecture.depth > 1:
+            total = total + _square(architecture.split(gradient)) * _square(x)[..., None, :]
+        else:
+            total = total + _square(gradient) * _square(x)
+    return objective.curvature * total / (_square(found.at_answer) + 1e-6)
+
+
 def learn_chunk(
     architecture: Architecture,
     objective: Objective,
@@ -104,7 +115,7 @@ def learn_chunk(
     values: Float[Array, "... C out"],
     eta: Float[Array, "... C"],
     alpha: Float[Array, "... C"],
-    damping: Float[Array, "... C"] | float,
+    damping: Float[Array, "... C"],
     decay: Decay,
     since_boundary: Float[Array, "*stack C"],
     boundary_is_start: bool = False,
@@ -119,7 +130,7 @@ def learn_chunk(
       keys: unit length for the bound to hold.
       values: [..., stack, C, out] for MLPs, [..., C, out] for a matrix.
       eta, alpha: learning rate and retention of each token; η = 0, α = 1 for padding.
-      damping: what momentum's forcing is scaled by, 1 - μ; 1 without momentum.
+      damping: what momentum's forcing is scaled by, 1 - μ; ones without momentum.
       decay: of alpha and mu.
       since_boundary: n_t, tokens since the boundary, t included.
       boundary_is_start: the caller knows that the chunk starts at the boundary, which saves a product a layer.
@@ -127,62 +138,60 @@ def learn_chunk(
     last = architecture.depth - 1
     fold = rule.form == "folded" and objective.linear is not None
     # a matrix whose gradient folds, or does not depend on its answer, needs none at the boundary
-    found = None
-    if last > 0 or not (fold or objective.linear == 0.0):
+    if last == 0 and (fold or objective.linear == 0.0):
+        found = None
+    else:
         found = _gradients(architecture, objective, boundary, keys, values)
+        slope = _slope(architecture, objective, found) if rule.form != "printed" else None
     delta = 1.0 if rule.delta else 0.0
-    stacked = last > 0
-    if found is not None and rule.form != "printed":
-        total = sum(
-            _square(architecture.split(g) if stacked and layer == 0 else g)
-            * (_square(x)[..., None, :] if stacked and layer == 0 else _square(x))
-            for layer, (g, x) in enumerate(zip(found.gradients, found.inputs, strict=True))
-        )
-        slope = objective.curvature * total / (_square(found.at_answer) + 1e-6)  # Λ
     chunks = []
     for layer in range(architecture.depth):
-        x, gradient = (keys, None) if found is None else (found.inputs[layer], found.gradients[layer])
-        # an MLP's later layers have an axis for the stack
-        axis = (lambda u: u) if layer == 0 else (lambda u: u if jnp.ndim(u) == 0 else jnp.expand_dims(u, -2))
-        rate, damp = axis(eta), axis(damping)
-        reflect = 2.0 if rule.negative_eigenvalues and layer == last else 1.0
+        x = keys if found is None else found.inputs[layer]
+        # coefficients, with the axis that the stack has behind the first layer
+        rate, damp, retention = ((u if layer == 0 else u[..., None, :]) for u in (eta, damping, alpha))
+        if layer == last and rule.negative_eigenvalues:
+            rate, reflect = (2.0 * rate, 1.0) if rule.form == "printed" else (rate, 2.0)
+        else:
+            reflect = 1.0
         if rule.form == "printed":
-            rate = reflect * rate
             beta = delta * rate
-            forcing = -rate[..., None] * (objective.gradient(0.0 * values, values) if gradient is None else gradient)
+            gradient = objective.gradient(jnp.zeros_like(values), values) if found is None else found.gradients[layer]
+            forcing = -rate[..., None] * gradient
         elif layer == last and fold:
-            assert objective.linear is not None
-            strength = objective.linear + delta
-            step = rate / (1.0 + strength * rate * _square(x)) * reflect
+            strength = (objective.linear or 0.0) + delta
+            step = reflect * rate / (1.0 + strength * rate * _square(x))
             beta = strength * step
-            rest = keys if last == 0 else keys[..., None, :, :]
-            rest = rest if architecture.residual else jnp.zeros_like(rest[..., :1])
+            rest = jnp.zeros_like(values)  # the answer without this layer's part
+            if architecture.residual:
+                rest = rest + (keys if last == 0 else keys[..., None, :, :])
             forcing = -(damp * step)[..., None] * objective.gradient(rest, values)
         else:
-            square = delta * _square(x)
+            assert found is not None
+            assert slope is not None
+            gradient, square = found.gradients[layer], delta * _square(x)
             beta = delta * rate / (1.0 + rate * square)
-            if stacked and layer == 0:  # rates differ between memories that lie side by side
-                rate, damp, square = (jnp.expand_dims(u, -2) if jnp.ndim(u) else u for u in (rate, damp, square))
-                step = damp * rate / (1.0 + rate * since_boundary * (square + slope))
-                gradient = step[..., None] * architecture.split(gradient)
-                gradient = jnp.moveaxis(gradient, -3, -2)
-                forcing = -gradient.reshape(*gradient.shape[:-2], -1)
-            else:
-                forcing = -(damp * rate / (1.0 + rate * since_boundary * (square + slope)))[..., None] * gradient
+            side_by_side = layer == 0 and last > 0  # memories whose slopes, and so their steps, differ
+            if side_by_side:
+                gradient = architecture.split(gradient)
+                rate, damp, square = (u[..., None, :] for u in (rate, damp, square))
+            step = damp * rate / (1.0 + rate * since_boundary * (square + slope))
+            forcing = -step[..., None] * gradient
+            if side_by_side:
+                forcing = jnp.moveaxis(forcing, -3, -2).reshape(*keys.shape[:-1], -1)
         if rule.delta_after_retention:
-            beta = axis(alpha) * beta
-        own = decay if layer == 0 else jax.tree.map(lambda d: jnp.expand_dims(d, 2), decay)
+            beta = retention * beta
         at_start = found.outputs[layer] if found is not None and boundary_is_start else None
-        anchored = None if anchor is None or at_start is not None else x @ jnp.swapaxes(anchor[layer], -1, -2)
+        initial = None if anchor is None or at_start is not None else x @ jnp.swapaxes(anchor[layer], -1, -2)
+        has_delta = rule.delta or (layer == last and fold and objective.linear)
         chunks.append(
             solve_chunk(
                 change[layer],
                 None if momentum is None else momentum[layer],
                 x,
                 forcing,
-                beta if rule.delta or (layer == last and fold and objective.linear) else None,
-                own,
-                initial_answers=anchored,
+                beta if has_delta else None,
+                decay if layer == 0 else jax.tree.map(lambda d: jnp.expand_dims(d, 2), decay),
+                initial_answers=initial,
                 start_answers=at_start,
             )
         )

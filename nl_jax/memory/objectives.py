@@ -17,8 +17,8 @@ class Objective(NamedTuple):
 
     Attributes:
       gradient: ∂L/∂answer from (answer, value).
-      linear: c, where the gradient is ``c · answer + (terms without the answer)``; None where it is not linear. The last
-        layer of a memory folds a linear gradient into its delta term.
+      linear: c, where the gradient is ``c · answer + (terms without the answer)``; None where it is not linear. The
+        last layer of a memory folds a linear gradient into its delta term.
       curvature: an upper bound of the gradient's slope; scales the step of layers that cannot fold.
     """
 

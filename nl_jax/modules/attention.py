@@ -59,7 +59,7 @@ class Attention(nnx.Module):
         output_scale: float = 1.0,
         rngs: nnx.Rngs,
     ):
-        if width % (2 * num_heads):
+        if num_heads < 1 or width % (2 * num_heads):
             raise ValueError(f"num_heads={num_heads} must divide width={width} into even head sizes")
         if context_length < 1:
             raise ValueError(f"context_length={context_length} must be at least 1")

@@ -1,7 +1,7 @@
 """A sequence mixer whose state is an associative memory: projections in, chunk by chunk through the engine, output.
 
-``MemoryMixer`` makes keys, values and coefficients with slow weights; ``SelfModifyingTitans`` overrides ``generate`` and
-makes them with memories.
+``MemoryMixer`` makes keys, values and coefficients with slow weights; ``SelfModifyingTitans`` overrides ``generate``
+and makes them with memories.
 """
 
 import math
@@ -223,7 +223,9 @@ class MemoryMixer(nnx.Module):
         if self.window > 1:
             heads = (batch_size, self.num_heads, self.window - 1)
             key, scalar = jnp.zeros((*heads, self.head_dim)), jnp.zeros(heads)
-            past = Inputs(key, key, key, scalar, scalar, None if self.mu is None else scalar, jnp.zeros(self.window - 1))
+            past = Inputs(
+                key, key, key, scalar, scalar, None if self.mu is None else scalar, jnp.zeros(self.window - 1)
+            )
         return MemoryState(
             self.conv.init_state(batch_size),
             start,
@@ -245,8 +247,8 @@ class MemoryMixer(nnx.Module):
             unit_length(jnp.moveaxis(jax.nn.silu(u).reshape(batch, time, self.num_heads, self.head_dim), 1, 2))
             for u in jnp.split(projected.astype(wide), 3, axis=-1)
         )
-        coefficients = (self._per_token(c, x, wide) for c in (self.eta, self.alpha, self.mu))
-        return Inputs(key, value, query, *coefficients, jnp.ones((time,), wide)), conv
+        eta, alpha, mu = (self._per_token(c, x, wide) for c in (self.eta, self.alpha, self.mu))
+        return Inputs(key, value, query, eta, alpha, mu, jnp.ones((time,), wide)), conv
 
     def __call__(
         self, x: Float[Array, "batch time width"], state: MemoryState | None = None
@@ -257,7 +259,9 @@ class MemoryMixer(nnx.Module):
         """
         batch, time, width = x.shape
         fresh = state is None
-        state = self.init_state(batch) if state is None else state
+        if state is None:
+            state = self.init_state(batch)
+        origin = state.position
         inputs, conv = self.slow_inputs(x, state.conv)
         past = self.window - 1
         if past:
@@ -278,11 +282,11 @@ class MemoryMixer(nnx.Module):
             inputs, start = piece
             change, momentum, boundary = memories
             if self.uses_boundary and (not fresh or len(set(self.memory_chunk_sizes)) > 1):
-                due = (start > state.position) & (start <= state.position + time)
+                due = (start > origin) & (start <= origin + time)
                 boundary = self._at_boundary(start, change, boundary, due)
             elif self.uses_boundary:
                 boundary = change
-            y, change, momentum = self._learn(inputs, start, state.position, change, momentum, boundary)
+            y, change, momentum = self._learn(inputs, start, origin, change, momentum, boundary)
             return (change, momentum, boundary), y
 
         cut = jax.tree.map(lambda u: cut_time(u, pieces, size, past), padded)
@@ -294,7 +298,7 @@ class MemoryMixer(nnx.Module):
         y = jax.lax.dynamic_slice_in_dim(y, offset, time, axis=2)
         y = self.output_norm(jnp.moveaxis(y, 1, 2)).reshape(batch, time, width)
         change, momentum, boundary = memories
-        end = state.position + time
+        end = origin + time
         if self.uses_boundary:
             boundary = self._at_boundary(end, change, boundary, jnp.asarray(True))
         if past:
@@ -367,7 +371,7 @@ class MemoryMixer(nnx.Module):
                 values=target,
                 eta=eta,
                 alpha=alpha,
-                damping=1.0 if inputs.mu is None else 1.0 - inputs.mu,
+                damping=jnp.ones_like(eta) if inputs.mu is None else 1.0 - inputs.mu,
                 decay=decay,
                 since_boundary=since_boundary,
                 boundary_is_start=boundary_is_start,

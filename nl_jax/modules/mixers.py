@@ -13,9 +13,13 @@ from nl_jax.modules.attention import Attention
 from nl_jax.modules.memory_mixer import MemoryMixer, head_size
 from nl_jax.modules.self_modifying_titans import SelfModifyingTitans
 
-HEBBIAN = {"rule": "printed", "delta": False, "eta": 1.0}  # W ← α W + v kᵀ
-DELTA = {"rule": "printed", "delta": True, "eta": ("sigmoid", 0.0)}  # W ← W (α I - η k kᵀ) + η v kᵀ
-MINI_BATCH = {"rule": "normalized", "delta": False, "eta": ("softplus", 0.0)}  # gradients at the boundary
+HEBBIAN: dict[str, Any] = {"rule": "printed", "delta": False, "eta": 1.0}  # W ← α W + v kᵀ
+DELTA: dict[str, Any] = {"rule": "printed", "delta": True, "eta": ("sigmoid", 0.0)}  # W ← W (α I - η k kᵀ) + η v kᵀ
+MINI_BATCH: dict[str, Any] = {
+    "rule": "normalized",
+    "delta": False,
+    "eta": ("softplus", 0.0),
+}  # gradients at the boundary
 
 
 def _matrix(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
@@ -48,7 +52,7 @@ def linear_attention_pp(width: int, num_heads: int, **parts: Any) -> MemoryMixer
 
 
 def delta_net(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
-    """``W ← W (I - β k kᵀ) + β v kᵀ``, β in (0, 1), or (0, 2) with ``negative_eigenvalues`` (Eq. 65; Yang et al., 2024)."""
+    """``W ← W (I - β k kᵀ) + β v kᵀ`` (Eq. 65; Yang et al., 2024); β in (0, 1), or to 2: ``negative_eigenvalues``."""
     return _matrix(width, num_heads, **DELTA | parts)
 
 
@@ -88,7 +92,9 @@ def atlas(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
     return _mlp(width, num_heads, **MINI_BATCH | {"mu": ("sigmoid", 1.0), "window": 4} | parts)
 
 
-def attention(width: int, num_heads: int, *, chunk_size: int = 0, context_length: int = 1024, **parts: Any) -> Attention:
+def attention(
+    width: int, num_heads: int, *, chunk_size: int = 0, context_length: int = 1024, **parts: Any
+) -> Attention:
     """Softmax attention (Eq. 62), the non-parametric memory; it has no chunks."""
     return Attention(width, num_heads, context_length=context_length, **parts)
 
@@ -118,7 +124,9 @@ MIXERS: dict[str, Callable[..., Any]] = {
 
 
 def mixer(name: str, *, width: int, num_heads: int, chunk_size: int = 64, rngs: nnx.Rngs, **options: Any) -> Any:
-    """A sequence mixer by name: ``y, state = m(x, state)``, ``state = m.init_state(batch_size)``, x [batch, time, width].
+    """A sequence mixer by name: ``y, state = m(x, state)``, ``state = m.init_state(batch_size)``.
+
+    x and y are [batch, time, width].
 
     Args:
       name: one of ``MIXERS``.

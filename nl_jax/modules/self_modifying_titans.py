@@ -9,9 +9,9 @@ memory. Per token (Eq. 83-88), with u_k, u_v, u_q unit-length slow projections o
 every memory makes its own target ``v̂_□ = M_□(v)`` and descends ``‖M_□(k) - v̂_□‖²`` by DGD with retention and
 momentum. Everything is generated from the state at the last chunk boundary (Eq. 90, 93); k, v and v̂ have unit length.
 
-Departures from the printed form, each for a measured reason (BUILD_NOTES.md): keys and values come from slow projections
-of their own; retention pulls toward the meta-learned initial weights; and the learning rule is the folded one
-(``memory/learning.py``).
+Departures from the printed form, each for a measured reason (BUILD_NOTES.md): keys and values come from slow
+projections of their own; retention pulls toward the meta-learned initial weights; and the learning rule is the folded
+one (``memory/learning.py``).
 """
 
 from typing import Any
@@ -46,7 +46,8 @@ class SelfModifyingTitans(MemoryMixer):
       weight_decay: with retention; without it α = 1, and no memory makes it.
       frozen: η = 0, memories that never learn in context: the control. It has the same parameters.
       eta_bias, alpha_bias: of the gates' initial biases: softplus(-2) ≈ 0.13, sigmoid(4) ≈ 0.98.
-      **options: of ``MemoryMixer``: objective, rule, read, retention, output_scale; eta or alpha given here has no memory.
+      **options: of ``MemoryMixer``: objective, rule, read, retention, output_scale, ...; an eta or alpha given here
+        takes the place of its memory.
 
     Raises:
       ValueError: for a head count that does not divide width, a chunk size below 1, chunk sizes of which neither
@@ -169,4 +170,3 @@ class SelfModifyingTitans(MemoryMixer):
 
 def _dot(x: Float[Array, "batch heads C head_dim"], w: Float[Array, "heads head_dim"]) -> Float[Array, "batch heads C"]:
     return jnp.sum(x * w[:, None], axis=-1)
-
