@@ -1,12 +1,15 @@
-"""Measures speed and memory of training. The first argument says what:
+"""Measures speed, memory and gradients of training. The first argument says what:
 
     python -m experiments.benchmark mixers --workdir=runs/mixers
     python -m experiments.benchmark scaling --workdir=runs/scaling --models=hope
     python -m experiments.benchmark compile --workdir=runs/compile
+    python -m experiments.benchmark gradients --workdir=runs/gradients --models=hope,titans
 
 mixers   a training step (forward, backward, AdamW) and the forward pass alone: tokens/s, FLOPs, memory
 scaling  time and memory of a training step, and the model's state, against sequence length, with fitted exponents
 compile  time to trace and compile a training step, and until the first one is done, by number of layers
+gradients  norm of the loss' gradient at the memories' initial weights against sequence length, on text of the default
+         corpus, before training
 
 All models have the same embedding and one feed-forward block of the same size a layer, in float32, and train on random
 tokens on one device. Models are measured in turn, round by round, so that ratios come from the same minutes; times are
@@ -31,14 +34,18 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from absl import flags
+from flax import nnx
 from matplotlib.figure import Figure
 
 from experiments import launcher
 from experiments.competitors import COMPETITORS
 from experiments.programs import Program, Sizes, Timing, Training, interleave, matrix_product, one_line, our_program
 from nl_jax import InputError
-from nl_jax.models import MODEL_NAMES, LanguageModelConfig, count_parameters, named_config
+from nl_jax.data import Packed, evaluation_batches, load_text_data
+from nl_jax.models import MODEL_NAMES, LanguageModel, LanguageModelConfig, count_parameters, named_config
+from nl_jax.training.step import mean_loss
 
 NAME = "benchmark"
 RESULTS = "results.json"
@@ -48,6 +55,7 @@ LENGTHS = {
     "mixers": ["1024:4", "8192:1"],
     "scaling": [f"{1024 * 2**i}:1" for i in range(6)],
     "compile": ["1024:4"],
+    "gradients": [f"{64 * 2**i}:1" for i in range(7)],
 }
 # What scaling shows: key of the figures, title, unit.
 QUANTITIES = {
@@ -289,8 +297,51 @@ def compile_times(run: Run) -> None:
     _print_problems(models)
 
 
+def gradients(run: Run) -> None:
+    """Norm of the meta-gradient against sequence length."""
+    text = load_text_data().validation
+    measured = {
+        length: run.figures(f"{length}:{size}", functools.partial(gradient_norms, run, length, size, text))
+        for length, size in run.lengths
+    }
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    rows = [("gradient's norm", *(f"{length:,}" for length in measured))]
+    for name in run.values.models:
+        curve = {length: norms[name] for length, norms in measured.items() if name in norms}
+        rows.append((name, *(_cell(curve.get(length), ".3g") for length in measured)))
+        axes.loglog(list(curve), list(curve.values()), marker="o", label=name)
+    axes.set_xticks(list(measured), [f"{length:,}" for length in measured])
+    axes.minorticks_off()
+    axes.set(xlabel="tokens", ylabel="norm of the gradient at the memories' initial weights")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    launcher.print_table(rows)
+    figure.savefig(run.workdir / "gradients.png", dpi=150)
+
+
+def gradient_norms(run: Run, length: int, batch_size: int, text: Packed) -> Figures:
+    """Mean norm over the rounds' texts, for every model that has memories to learn the start of."""
+    batches = evaluation_batches(text, batch_size=batch_size, seq_len=length, max_tokens=run.values.repeats * length)
+    norms = {}
+    for name in run.values.models:
+        _progress(f"{length}:{batch_size} gradient of {name}")
+        model = LanguageModel(run.config(name, length, run.values.num_layers), rngs=nnx.Rngs(0))
+        if getattr(model.blocks.mixer, "memories", None) is None:
+            continue
+        gradient = jax.jit(jax.grad(mean_loss))
+        found = [optax.global_norm(gradient(model, batch).blocks.mixer.memories) for batch in batches.batches]
+        norms[name] = statistics.fmean(float(norm) for norm in found)
+    return norms
+
+
 # A subject measures by `Run.figures`, prints its tables, and draws a figure into the workdir.
-SUBJECTS: dict[str, Callable[[Run], None]] = {"mixers": mixers, "scaling": scaling, "compile": compile_times}
+SUBJECTS: dict[str, Callable[[Run], None]] = {
+    "mixers": mixers,
+    "scaling": scaling,
+    "compile": compile_times,
+    "gradients": gradients,
+}
 
 
 def measure(run: Run, length: int, batch_size: int, *, competitors: Sequence[str] = (), whole: bool) -> Figures:

@@ -215,3 +215,15 @@ def test_competitors_train(name, tmp_path):
     if name == "torch_transformer":
         config = named_config("transformer", "tiny", width=16, num_heads=2, num_layers=2, mlp_hidden=32)
         assert program.parameters == count_parameters(config)
+
+
+def test_gradients(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    flags = ["--models=transformer,linear_attention_pp", *SMALL, "--lengths=8:1,16:1"]
+    assert call("gradients", f"--workdir={workdir}", *flags) == 0
+    figures = results_of(workdir)["figures"]
+    for length in ("8:1", "16:1"):
+        assert list(figures[length]) == ["linear_attention_pp"]  # attention has no memories to start somewhere
+        assert 0 < figures[length]["linear_attention_pp"] < math.inf
+    assert (workdir / "gradients.png").stat().st_size > 0
+    assert "gradient's norm" in capsys.readouterr().out
