@@ -46,7 +46,7 @@ STATE_AXES: tuple[tuple[str, Names], ...] = (
     (r"conv", ("layers", "batch", "taps", "channels")),
     (r"(change|momentum|boundary)\.0", ("layers", "batch", "heads", "memory_hidden", "head_dim")),
     (r"(change|momentum|boundary)\.\d+", ("layers", "batch", "heads", "memories", "head_dim", "memory_hidden")),
-    (r"past\.(key|value|query)", ("layers", "batch", "heads", "time", "head_dim")),
+    (r"past(\.key|\.query)?", ("layers", "batch", "heads", "time", "head_dim")),  # `path_name` cuts past.value
     (r"past\.(eta|alpha|mu)", ("layers", "batch", "heads", "time")),
     (r"past\.valid", ("layers", "time")),
     (r"position", ("layers",)),
