@@ -196,6 +196,8 @@ def test_default_rule_is_bounded_over_65536_tokens(chunk, alpha):
         ("titans", {"depth": 3, "gated": True}, "depth=3: a gated memory has depth 2"),
         ("delta_net", {"window": 2}, "window=2 must be at least 1, and 1 with a delta term"),
         ("delta_net", {"unknown": 1}, "unknown"),
+        ("oja", {"mu": 0.5}, "transposed=True needs a matrix memory"),
+        ("oja", {"read": "boundary"}, "transposed=True needs a matrix memory"),
         ("attention", {"num_heads": 0}, "num_heads=0"),
         ("self_modifying_titans", {"adaptive": ("memory",)}, "adaptive=('memory',)"),
     ],

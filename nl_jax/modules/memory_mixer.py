@@ -108,6 +108,8 @@ class MemoryMixer(nnx.Module):
       window: tokens whose gradients make one update, the last one and those before (Omega rule, Eq. 68).
       transposed: memory of the values' outer side: the delta term acts on values (Oja, Eq. 66-67); matrix only.
       chunk_size: tokens between two boundaries, at which gradients are taken.
+      memory_chunk_sizes: the same for each memory of the stack; None for ``chunk_size`` for all. The smallest must
+        divide the others.
       output_scale: of the output projection's initial weights.
       rngs: source of the initial weights.
 
@@ -159,6 +161,12 @@ class MemoryMixer(nnx.Module):
             raise ValueError(f"window={window} must be at least 1, and 1 with a delta term")
         if initial == "zero" and architecture.depth > 1:
             raise ValueError(f"initial='zero' with depth={architecture.depth}: an MLP of zeros has no gradient")
+        plain = architecture.depth == 1 and mu is None and delta and window == 1 and read == "token"
+        if transposed and not (plain and initial == "zero"):
+            raise ValueError(
+                "transposed=True needs a matrix memory with a delta term, initial='zero' and read='token', without "
+                "momentum or window"
+            )
         self.num_heads, self.head_dim = num_heads, head_dim
         if isinstance(objective, str):
             if objective not in OBJECTIVES:
