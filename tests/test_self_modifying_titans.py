@@ -96,17 +96,17 @@ def reference(mixer, x):
                 i2, i1 = keep * i2, keep * i1
                 if printed:
                     s2, s1 = mu * s2 - eta * np.outer(g, k), mu * s1 - eta * np.outer(e, z)
-                    w2 = i2 + alpha * (w2 - i2) - delta * eta * np.outer(w2 @ k, k) + s2
-                    w1 = i1 + alpha * (w1 - i1) - delta * eta * np.outer(w1 @ z, z) + s1
+                    w2 = i2 + alpha * (w2 - i2) - delta * eta * np.outer((w2 - i2) @ k, k) + s2
+                    w1 = i1 + alpha * (w1 - i1) - delta * eta * np.outer((w1 - i1) @ z, z) + s1
                 else:
                     curvature = max(c, 1) * (g @ g * (k @ k) + e @ e * (z @ z)) / (e @ e + 1e-6)
                     step = eta / (1 + eta * (t % chunk[name] + 1) * (delta * k @ k + curvature))
                     s2 = mu * s2 - damp * step * np.outer(g, k)
                     rate = delta * eta / (1 + delta * eta * k @ k)
-                    w2 = i2 + alpha * (w2 - i2) - rate * np.outer(w2 @ k, k) + s2
+                    w2 = i2 + alpha * (w2 - i2) - rate * np.outer((w2 - i2) @ k, k) + s2
                     rate = eta / (1 + (c + delta) * eta * z @ z)
-                    s1 = mu * s1 - damp * rate * np.outer(2 * (k - target) if c else -target, z)
-                    w1 = i1 + alpha * (w1 - i1) - (c + delta) * rate * np.outer(w1 @ z, z) + s1
+                    s1 = mu * s1 - damp * rate * np.outer(2 * (k + i1 @ z - target) if c else -target, z)
+                    w1 = i1 + alpha * (w1 - i1) - (c + delta) * rate * np.outer((w1 - i1) @ z, z) + s1
                 new[name], momentum[name] = (w2, w1), (s2, s1)
             weights = new
             y[t, h] = answer(weights["memory"] if p.read == "token" else boundary["memory"], q)
@@ -134,7 +134,7 @@ def test_printed_rule_is_the_papers(chunk, options):
     """At chunk size 1 the recurrence of Eq. 83-88, at larger ones that of Eq. 90, both written out plainly."""
     with jax.enable_x64(True):
         mixer = make(float64=True, chunk_size=chunk, rule="printed", **options)
-        mixer.eta_bias[...] = jnp.full((HEADS,), -2.0)  # it diverges with larger steps
+        mixer.eta_bias[...] = jnp.full((HEADS,), -4.0)  # it diverges with larger steps
         check(mixer)
 
 

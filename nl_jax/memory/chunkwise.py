@@ -1,15 +1,15 @@
 """The recurrence of every memory, over a chunk of tokens: in closed form, and token by token.
 
     S_t = μ_t S_{t-1} - η_t g_t x_tᵀ
-    W_t = W₀ + α_t (W_{t-1} - W₀) - β_t (W_{t-1} x_t) x_tᵀ + S_t
+    W_t = W_{t-1} (α_t I - β_t x_t x_tᵀ) + S_t
 
 with keys x, gradients g at the memory's output, learning rate η, retention α, momentum μ and delta strength β per
-token (Eq. 83-93 of arXiv 2512.24695; W₀ = 0 unless an ``anchor`` is given). All g_t known, no loop over tokens is
-needed: with A[t,s] = Π_{s<i≤t} α_i, M likewise from μ, D = A M, and ' for a shift by one token, the answers
-p_t = W_{t-1} x_t solve one unit lower-triangular system, and everything else is linear in them and in the forcings
-f_t = -η_t g_t:
+token (Eq. 83-93 of arXiv 2512.24695). With an ``anchor`` W₀ the same holds for W - W₀ in the place of W: what a memory
+forgets, by retention and by the delta term, it forgets toward W₀. All g_t known, no loop over tokens is needed: with
+A[t,s] = Π_{s<i≤t} α_i, M likewise from μ, D = A M, and ' for a shift by one token, the answers p_t = W_{t-1} x_t solve
+one unit lower-triangular system, and everything else is linear in them and in the forcings f_t = -η_t g_t:
 
-    (I + (A' ∘ X Xᵀ) diag β) P = X W₀ᵀ + a' ∘ X (W - W₀)ᵀ + c' ∘ X Sᵀ + (D' ∘ X Xᵀ) F
+    (I + (A' ∘ X Xᵀ) diag β) P = a' ∘ X Wᵀ + c' ∘ X Sᵀ + (D' ∘ X Xᵀ) F
 
 All ratios are products of numbers in [0, 1], taken without logarithms, so α = 0 and μ = 0 are exact.
 """
@@ -115,7 +115,7 @@ class Chunk(NamedTuple):
     momentum: Float[Array, "... out in"] | None  # S at the chunk's start
     keys: Float[Array, "... C in"]
     forcings: Float[Array, "... C out"]  # -η g
-    writes: Float[Array, "... C out"] | None  # β p, p_t = W_{t-1} x_t: what the delta term takes away; None without it
+    writes: Float[Array, "... C out"] | None  # β p, p_t = (W_{t-1} - W₀) x_t: what the delta term takes away
     decay: Decay
 
     def rows(self, rows: slice) -> "Chunk":
@@ -135,35 +135,24 @@ def solve_chunk(
     forcings: Float[Array, "... C out"],
     beta: Float[Array, "... C"] | None,
     decay: Decay,
-    *,
-    initial_answers: Float[Array, "... C out"] | None = None,
-    start_answers: Float[Array, "... C out"] | None = None,
 ) -> Chunk:
     """Solves one chunk for what the delta term takes away at each of its tokens.
 
     Args:
-      change: W - W₀ at the chunk's start, where W₀ is what retention pulls toward (W itself if that is zero).
+      change: W - W₀ at the chunk's start, where W₀ is what the memory forgets toward (W itself if that is zero).
       momentum: S at the chunk's start, or None.
       keys, forcings: x and f = -η g.
       beta: strength of the delta term; β‖x‖² ≤ 2 keeps the recurrence non-expansive. None for no delta term, and then
         nothing is left to solve.
       decay: of this chunk's α and μ.
-      initial_answers: X W₀ᵀ; None for W₀ = 0.
-      start_answers: X Wᵀ at the chunk's start, where the caller has it: ``initial_answers`` is then not needed.
     """
     if beta is None:
         return Chunk(change, momentum, keys, forcings, None, decay)
     gram = keys @ jnp.swapaxes(keys, -1, -2)
     earlier = _pad_first(decay.state[..., :-1, :], -2)  # A'
     inverse = inverse_unit_lower(earlier * gram * beta[..., None, :])
-    change_answers = keys @ jnp.swapaxes(change, -1, -2)
-    start = _pad_first(decay.state_start[..., :-1], -1, 1.0)[..., None]  # a'
-    if start_answers is not None:
-        right = start_answers + (start - 1.0) * change_answers
-    else:
-        right = start * change_answers
-        if initial_answers is not None:
-            right = right + initial_answers
+    start = _pad_first(decay.state_start[..., :-1], -1, 1.0)  # a'
+    right = start[..., None] * (keys @ jnp.swapaxes(change, -1, -2))
     if momentum is not None:
         assert decay.forcing_start is not None
         start = _pad_first(decay.forcing_start[..., :-1], -1)
@@ -262,7 +251,7 @@ def chunk_update(
       alpha: retention of each token, in [0, 1].
       mu: momentum of each token, in [0, 1].
       beta: delta strength of each token; β‖x‖² ≤ 2 keeps the update non-expansive.
-      anchor: the weights that retention pulls toward; None for zero, the form printed in the paper.
+      anchor: the weights that retention and the delta term pull toward; None for zero, the form printed in the paper.
 
     Returns:
       ``(W, S)`` after the last token, with the leading axes that all arguments broadcast to.
@@ -272,9 +261,7 @@ def chunk_update(
     """
     _check(W, S, x, g, {"eta": eta, "alpha": alpha, "mu": mu, "beta": beta}, anchor)
     change = W if anchor is None else W - anchor
-    initial = None if anchor is None else x @ jnp.swapaxes(anchor, -1, -2)
-    decay = chunk_decay(alpha, mu)
-    chunk = solve_chunk(change, S, x, -eta[..., None] * g, beta, decay, initial_answers=initial)
+    chunk = solve_chunk(change, S, x, -eta[..., None] * g, beta, chunk_decay(alpha, mu))
     change, momentum = end_of_chunk(chunk)
     assert momentum is not None
     return (change if anchor is None else anchor + change), momentum
@@ -294,26 +281,19 @@ def sequential_update(
 ) -> tuple[Float[Array, "... out in"], Float[Array, "... out in"]]:
     """The same as ``chunk_update``, token by token: the definition, and the reference for tests."""
     _check(W, S, x, g, {"eta": eta, "alpha": alpha, "mu": mu, "beta": beta}, anchor)
-    rest = jnp.zeros((), W.dtype) if anchor is None else anchor
+    W = W if anchor is None else W - anchor
 
     def token(state, inputs):
         W, S = state
         x, g, eta, alpha, mu, beta = inputs
         answer = jnp.sum(W * x[..., None, :], axis=-1)
         S = mu[..., None, None] * S - eta[..., None, None] * g[..., :, None] * x[..., None, :]
-        W = (
-            rest
-            + alpha[..., None, None] * (W - rest)
-            - beta[..., None, None] * answer[..., :, None] * x[..., None, :]
-            + S
-        )
+        W = alpha[..., None, None] * W - beta[..., None, None] * answer[..., :, None] * x[..., None, :] + S
         return (W, S), None
 
     shapes = [W.shape[:-2], S.shape[:-2], x.shape[:-2], g.shape[:-2]] + [c.shape[:-1] for c in (eta, alpha, mu, beta)]
-    if anchor is not None:
-        shapes.append(anchor.shape[:-2])
     leading = jnp.broadcast_shapes(*shapes)
     W, S = (jnp.broadcast_to(v, leading + v.shape[-2:]) for v in (W, S))
     tokens = [jnp.moveaxis(v, -2, 0) for v in (x, g)] + [jnp.moveaxis(v, -1, 0) for v in (eta, alpha, mu, beta)]
     (W, S), _ = jax.lax.scan(token, (W, S), tuple(tokens))
-    return W, S
+    return (W if anchor is None else anchor + W), S

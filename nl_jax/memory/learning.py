@@ -1,13 +1,14 @@
 """How a memory learns a chunk: from keys, values and coefficients to one solved recurrence for each of its layers.
 
-Every layer i with input x_i and gradient g_i at its output follows the recurrence of ``chunkwise.py``; a rule says what
-its delta strength β and its forcing f are. All gradients are taken at the weights of the last chunk boundary. Let c be
-the slope of an objective that is linear in the answer (2 for L2), δ = 1 with Delta Gradient Descent (Eq. 54-57) and 0
-without, n_t the tokens since the boundary, t included; 1 - μ damps, since momentum sums to 1 / (1 - μ) of its forcing:
+Every layer i with input x_i and gradient g_i at its output follows the recurrence of ``chunkwise.py``, for its change
+D = W - W₀ where it has weights W₀ to forget toward; a rule says what its delta strength β and its forcing f are. All
+gradients are taken at the weights of the last chunk boundary. Let c be the slope of an objective that is linear in the
+answer (2 for L2), δ = 1 with Delta Gradient Descent (Eq. 54-57) and 0 without, n_t the tokens since the boundary, t
+included; 1 - μ damps, since momentum sums to 1 / (1 - μ) of its forcing:
 
 ``printed`` (Eq. 83-90):    β = δ η,  f = -η g_i, not damped
-``folded``, last layer:     β = (c + δ) η',  η' = η / (1 + (c + δ) η ‖x‖²),  f = -(1 - μ) η' (g without its part in the
-                            answer of this layer): exact at every token, a contraction for every η
+``folded``, last layer:     β = (c + δ) η',  η' = η / (1 + (c + δ) η ‖x‖²),  f = -(1 - μ) η' (g at the answer that this
+                            layer gives with D = 0): exact at every token, a contraction for every η
 ``folded``, inner layers:   β = δ η / (1 + δ η ‖x‖²),  f = -(1 - μ) η g_i / (1 + η n_t (δ ‖x‖² + Λ))
 ``normalized``:             every layer as an inner one
 
@@ -17,11 +18,11 @@ since the boundary are equal, and then their steps add up to one (TTT scales its
 
 **Bound.** With unit-length keys and values, T tokens, any η, μ, α in [0, 1] and any chunk size the folded L2 rule keeps
 
-    ‖W1 - W1₀‖ ≤ T (‖W1₀‖ + 1.16 √η),    ‖W2 - W2₀‖ ≤ T (‖W2₀‖ + 1.42 + ½ max ‖W1‖)
+    ‖W1 - W1₀‖ ≤ T (‖W1₀‖ + 1.16 √η),    ‖W2 - W2₀‖ ≤ T (1.42 + ½ max ‖W1‖)
 
-(spectral norms; residual MLP of depth 2): ‖αI - βxxᵀ‖ ≤ 1, the delta term on W₀ adds at most ‖W₀‖ a token, and forcings
-are at most 2c η‖x‖ / (1 + (c + δ) η‖x‖²) in the last layer and, with Λ ≥ c‖x_last‖², √c + ½‖W1‖ in the inner one.
-Momentum is an average of forcings, so it obeys the same bound. With α < 1 the factor T becomes 1 / (1 - α).
+(spectral norms; residual MLP of depth 2): ‖αI - βxxᵀ‖ ≤ 1, and forcings are at most c η' ‖x‖ (‖W1₀‖‖x‖ + 2) in the last
+layer and, with Λ ≥ c‖x_last‖², √c + ½‖W1‖ in the inner one. Momentum is an average of forcings, so it obeys the same
+bound. With α < 1 the factor T becomes 1 / (1 - α).
 """
 
 from typing import NamedTuple
@@ -63,7 +64,6 @@ class _Gradients(NamedTuple):
     """What a forward and a backward pass through a memory leave for learning; a list has an entry for each layer."""
 
     inputs: list[Array]
-    outputs: list[Array]
     gradients: list[Array]  # of the loss, at the outputs
     at_answer: Array  # ∂L/∂answer
 
@@ -82,13 +82,18 @@ def _gradients(architecture: Architecture, objective: Objective, weights: Layers
         return architecture(linear, keys), (inputs, outputs)
 
     shapes = jax.eval_shape(lambda: forward(None)[1][1])
-    answer, pull, (inputs, outputs) = jax.vjp(forward, [jnp.zeros(o.shape, o.dtype) for o in shapes], has_aux=True)
+    answer, pull, (inputs, _) = jax.vjp(forward, [jnp.zeros(o.shape, o.dtype) for o in shapes], has_aux=True)
     at_answer = objective.gradient(answer, values)
-    return _Gradients(inputs, outputs, pull(at_answer)[0], at_answer)
+    return _Gradients(inputs, pull(at_answer)[0], at_answer)
 
 
 def _square(x: Float[Array, "... C size"]) -> Float[Array, "... C"]:
     return jnp.sum(jnp.square(x), axis=-1)
+
+
+def _by_memory(architecture: Architecture, rows: Float[Array, "... C rows"]) -> Float[Array, "... C stack hidden"]:
+    """A first layer's outputs as they lie in memory; ``architecture.split`` moves axes, which costs a copy."""
+    return rows.reshape(*rows.shape[:-1], architecture.stack, -1)
 
 
 def _slope(architecture: Architecture, objective: Objective, found: _Gradients) -> Float[Array, "*stack C"]:
@@ -96,7 +101,7 @@ def _slope(architecture: Architecture, objective: Objective, found: _Gradients) 
     total = jnp.zeros(())
     for layer, (x, gradient) in enumerate(zip(found.inputs, found.gradients, strict=True)):
         if layer == 0 and architecture.depth > 1:
-            total = total + _square(architecture.split(gradient)) * _square(x)[..., None, :]
+            total = total + jnp.swapaxes(_square(_by_memory(architecture, gradient)), -1, -2) * _square(x)[..., None, :]
         else:
             total = total + _square(gradient) * _square(x)
     return objective.curvature * total / (_square(found.at_answer) + 1e-6)
@@ -118,13 +123,12 @@ def learn_chunk(
     damping: Float[Array, "... C"],
     decay: Decay,
     since_boundary: Float[Array, "*stack C"],
-    boundary_is_start: bool = False,
 ) -> tuple[Chunk, ...]:
     """One chunk, solved for every layer.
 
     Args:
       architecture, objective, rule: the memory.
-      anchor: weights that retention pulls toward, a layer each; None for zero.
+      anchor: W₀, weights to forget toward, a layer each; None for zero.
       change, momentum: W - anchor and S at the chunk's start; momentum None without.
       boundary: weights at the last chunk boundary, at which gradients are taken.
       keys: unit length for the bound to hold.
@@ -133,7 +137,6 @@ def learn_chunk(
       damping: what momentum's forcing is scaled by, 1 - μ; ones without momentum.
       decay: of alpha and mu.
       since_boundary: n_t, tokens since the boundary, t included.
-      boundary_is_start: the caller knows that the chunk starts at the boundary, which saves a product a layer.
     """
     last = architecture.depth - 1
     fold = rule.form == "folded" and objective.linear is not None
@@ -161,27 +164,25 @@ def learn_chunk(
             strength = (objective.linear or 0.0) + delta
             step = reflect * rate / (1.0 + strength * rate * _square(x))
             beta = strength * step
-            rest = jnp.zeros_like(values)  # the answer without this layer's part
+            answer = jnp.zeros_like(values) if anchor is None else x @ jnp.swapaxes(anchor[layer], -1, -2)
             if architecture.residual:
-                rest = rest + (keys if last == 0 else keys[..., None, :, :])
-            forcing = -(damp * step)[..., None] * objective.gradient(rest, values)
+                answer = answer + (keys if last == 0 else keys[..., None, :, :])
+            forcing = -(damp * step)[..., None] * objective.gradient(answer, values)
         else:
             assert found is not None
             assert slope is not None
             gradient, square = found.gradients[layer], delta * _square(x)
             beta = delta * rate / (1.0 + rate * square)
-            side_by_side = layer == 0 and last > 0  # memories whose slopes, and so their steps, differ
-            if side_by_side:
-                gradient = architecture.split(gradient)
+            if layer == 0 and last > 0:  # memories side by side, whose slopes, and so their steps, differ
                 rate, damp, square = (u[..., None, :] for u in (rate, damp, square))
             step = damp * rate / (1.0 + rate * since_boundary * (square + slope))
-            forcing = -step[..., None] * gradient
-            if side_by_side:
-                forcing = jnp.moveaxis(forcing, -3, -2).reshape(*keys.shape[:-1], -1)
+            if layer == 0 and last > 0:
+                forcing = -jnp.swapaxes(step, -1, -2)[..., None] * _by_memory(architecture, gradient)
+                forcing = forcing.reshape(gradient.shape)
+            else:
+                forcing = -step[..., None] * gradient
         if rule.delta_after_retention:
             beta = retention * beta
-        at_start = found.outputs[layer] if found is not None and boundary_is_start else None
-        initial = None if anchor is None or at_start is not None else x @ jnp.swapaxes(anchor[layer], -1, -2)
         has_delta = rule.delta or (layer == last and fold and objective.linear)
         chunks.append(
             solve_chunk(
@@ -191,8 +192,6 @@ def learn_chunk(
                 forcing,
                 beta if has_delta else None,
                 decay if layer == 0 else jax.tree.map(lambda d: jnp.expand_dims(d, 2), decay),
-                initial_answers=initial,
-                start_answers=at_start,
             )
         )
     return tuple(chunks)

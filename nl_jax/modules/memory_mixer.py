@@ -66,12 +66,28 @@ class Generated(NamedTuple):
 
 
 class InitialMemories(nnx.Module):
-    """The meta-learned initial weights: ``layers[i]`` [heads, ...] has layer i of all memories of all heads."""
+    """The meta-learned initial weights: ``layers[i]`` [heads, ...] has layer i of all memories of all heads.
 
-    def __init__(self, num_heads: int, shapes: tuple[tuple[int, ...], ...], *, rngs: nnx.Rngs):
-        self.layers = nnx.List(
-            [nnx.Param(jax.random.normal(rngs.params(), (num_heads, *shape)) / shape[-1] ** 0.5) for shape in shapes]
-        )
+    Inner layers start orthogonal, so that different keys have different features, and at twice the key's length, since
+    SiLU halves it; last layers start small, so that a memory does not answer with noise.
+    """
+
+    def __init__(self, num_heads: int, architecture: Architecture, *, rngs: nnx.Rngs):
+        def initial(layer, shape):
+            key, shape = rngs.params(), (num_heads, *shape)
+            if layer == architecture.depth - 1:
+                return 0.1 * jax.random.normal(key, shape) / shape[-1] ** 0.5
+            return 2.0 * orthogonal_blocks(key, shape)
+
+        self.layers = nnx.List([nnx.Param(initial(i, shape)) for i, shape in enumerate(architecture.shapes())])
+
+
+def orthogonal_blocks(key: Array, shape: tuple[int, ...]) -> Float[Array, "... out in"]:
+    """Matrices [..., out, in] of square orthogonal blocks, one below the other, the last one cut."""
+    *leading, rows, size = shape
+    blocks = -(-rows // size)
+    found = jax.random.orthogonal(key, size, (*leading, blocks))
+    return found.reshape(*leading, blocks * size, size)[..., :rows, :]
 
 
 class Gate(nnx.Module):
@@ -100,7 +116,7 @@ class MemoryMixer(nnx.Module):
       negative_eigenvalues: the last layer's delta strength reaches 2 / ‖x‖² (eigenvalue -1), still non-expansive.
       read: "token" (each token reads the memory updated up to itself) or "boundary" (Eq. 90: up to the last boundary).
       initial: "learned" or "zero" weights at the start of a text.
-      retention: "initial" (pulls toward the initial weights) or "zero" (the printed form).
+      retention: "initial" (retention and delta term forget toward the initial weights) or "zero" (the printed form).
       eta, alpha, mu: learning rate, retention, momentum: a number for a constant, a tuple of numbers for a constant per
         head, (activation, bias) for a gate of the input ("softplus" or "sigmoid"); mu None for no momentum.
       steps: updates with each chunk, gradients of each at the end of the one before; more than one needs
@@ -185,7 +201,7 @@ class MemoryMixer(nnx.Module):
         self.key = linear(width, width, rngs=rngs)
         self.value = linear(width, width, rngs=rngs)
         self.conv = CausalConv(3 * width, rngs=rngs)
-        self.memories = InitialMemories(num_heads, architecture.shapes(), rngs=rngs) if initial == "learned" else None
+        self.memories = InitialMemories(num_heads, architecture, rngs=rngs) if initial == "learned" else None
         self.eta = self._coefficient("eta", eta, width, rngs)
         self.alpha = self._coefficient("alpha", alpha, width, rngs)
         self.mu = self._coefficient("mu", mu, width, rngs)
@@ -351,7 +367,6 @@ class MemoryMixer(nnx.Module):
         position = start + jnp.arange(len(inputs.valid)) - past
         # tokens of the window were learned before: only their gradients count again
         valid = jnp.where((position >= jnp.maximum(start, first)), inputs.valid, 0.0) if past else inputs.valid
-        boundary_is_start = boundary is change and self.steps == 1
         boundary = boundary if self.uses_boundary else change
         weights = boundary if anchor is None else jax.tree.map(jnp.add, anchor, boundary)
         since_boundary = (1 + position % jnp.asarray(self.memory_chunk_sizes)[:, None]) * self.window
@@ -382,7 +397,6 @@ class MemoryMixer(nnx.Module):
                 damping=jnp.ones_like(eta) if inputs.mu is None else 1.0 - inputs.mu,
                 decay=decay,
                 since_boundary=since_boundary,
-                boundary_is_start=boundary_is_start,
             )
             ends = [end_of_chunk(chunk) for chunk in chunks]
             change = tuple(end[0] for end in ends)
