@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import recall
+from experiments import recall, tasks
 from nl_jax import InputError
 from nl_jax.data import recall_batch
 from nl_jax.models import MODEL_NAMES
@@ -159,7 +159,7 @@ BAD_FLAGS = [
 
 @pytest.mark.parametrize(("flags", "problem"), BAD_FLAGS)
 def test_bad_flags_end_in_one_line(flags, problem, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(recall, "compile_step", None)  # nothing may come this far
+    monkeypatch.setattr(tasks, "compile_step", None)  # nothing may come this far
     workdir = tmp_path / "run"
     assert call(f"--workdir={workdir}", *FLAGS, *flags) == 2
     assert problem in error_line(capsys)
@@ -256,7 +256,7 @@ def test_a_run_ends_at_two_good_evaluations_in_a_row(tmp_path, monkeypatch):
 
 
 def test_divergence_ends_in_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(recall, "make_optimizer", lambda **_: make_optimizer(learning_rate=1e37, steps=5))
+    monkeypatch.setattr(tasks, "make_optimizer", lambda **_: make_optimizer(learning_rate=1e37, steps=5))
     assert call(f"--workdir={tmp_path}", *FLAGS, "--models=transformer") == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: transformer/seed_0 diverged at step")
     assert not (tmp_path / "results.json").exists()

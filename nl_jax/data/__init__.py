@@ -1,12 +1,14 @@
-"""Text for language models, from documents to the batches that training and evaluation take, and a recall task."""
+"""Text for language models, from documents to the batches of training and evaluation; recall and parity tasks."""
 
 from nl_jax.data.corpus import Document, Splits, fingerprint, load_documents, split_documents
 from nl_jax.data.packing import Packed, pack, windows
+from nl_jax.data.parity import PARITY_VOCABULARY, parity_batch
 from nl_jax.data.pipeline import EvaluationSet, TextData, evaluation_batches, load_text_data, train_iterator
 from nl_jax.data.recall import recall_batch
 from nl_jax.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, load_tokenizer
 
 __all__ = [
+    "PARITY_VOCABULARY",
     "ByteTokenizer",
     "Document",
     "EvaluationSet",
@@ -21,6 +23,7 @@ __all__ = [
     "load_text_data",
     "load_tokenizer",
     "pack",
+    "parity_batch",
     "recall_batch",
     "split_documents",
     "train_iterator",

@@ -12,7 +12,9 @@ from nl_jax.training.metrics import MetricsWriter, plot_accuracy, plot_validatio
 from nl_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
 from nl_jax.training.sharding import batch_sharding, logical_axes, named_leaves, parameter_shardings, state_shardings
 from nl_jax.training.step import (
+    Accuracies,
     TrainState,
+    accuracies,
     accuracy,
     compile_step,
     evaluate,
@@ -22,6 +24,7 @@ from nl_jax.training.step import (
 )
 
 __all__ = [
+    "Accuracies",
     "Checkpoint",
     "CheckpointWriter",
     "MetricsWriter",
@@ -29,6 +32,7 @@ __all__ = [
     "TrainState",
     "TrainingDiverged",
     "TrainingInterrupted",
+    "accuracies",
     "accuracy",
     "batch_sharding",
     "check_finite",

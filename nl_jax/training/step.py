@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,17 +97,39 @@ def evaluate(model: PyTree, data: EvaluationSet, mesh: Mesh) -> float:
     return nats / math.log(2) / data.num_bytes
 
 
+class Accuracies(NamedTuple):
+    """Shares, from 0 to 1, of what a model gets right."""
+
+    positions: float
+    sequences: float
+
+
 @jax.jit
-def _count_correct(model: PyTree, batch: Batch) -> Float[Array, ""]:
+def _count_correct(model: PyTree, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
     logits, _ = model(batch["inputs"], None)
-    return jnp.sum((jnp.argmax(logits, axis=-1) == batch["targets"]) * batch["mask"])
+    correct = (jnp.argmax(logits, axis=-1) == batch["targets"]) * batch["mask"]
+    whole = jnp.all(correct == batch["mask"], axis=-1) & jnp.any(batch["mask"], axis=-1)
+    return jnp.sum(correct), jnp.sum(whole)
+
+
+def accuracies(model: PyTree, batches: Sequence[Batch], mesh: Mesh) -> Accuracies:
+    """Shares, over all batches, of the targets with mask 1 that come first, and of the sequences where all of them do.
+
+    Args:
+        model: as for `token_losses`.
+        batches: of ``inputs``, ``targets`` and ``mask``, each ``[B, T]``; sequences with no target do not count.
+        mesh: where the batches are put, as `batch_sharding` says.
+    """
+    put = functools.partial(jax.device_put, device=batch_sharding(mesh))
+    positions, sequences = zip(*(_count_correct(model, put(batch)) for batch in batches), strict=True)
+    targets = math.fsum(float(batch["mask"].sum()) for batch in batches)
+    rows = math.fsum(float(batch["mask"].any(axis=-1).sum()) for batch in batches)
+    return Accuracies(math.fsum(map(float, positions)) / targets, math.fsum(map(float, sequences)) / rows)
 
 
 def accuracy(model: PyTree, batches: Sequence[Batch], mesh: Mesh) -> float:
     """Share of the targets with mask 1, over all batches of ``inputs``, ``targets`` and ``mask``, that come first."""
-    put = functools.partial(jax.device_put, device=batch_sharding(mesh))
-    correct = math.fsum(float(_count_correct(model, put(batch))) for batch in batches)
-    return correct / math.fsum(float(batch["mask"].sum()) for batch in batches)
+    return accuracies(model, batches, mesh).positions
 
 
 def peak_memory_bytes(compiled: jax.stages.Compiled) -> int:

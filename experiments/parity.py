@@ -1,0 +1,122 @@
+"""Parity: can a model keep one bit of state, on strings longer than any it was trained on?
+
+    python -m experiments.parity --workdir=runs/parity
+    python -m experiments.parity --workdir=runs/negative --mixer_option=negative_eigenvalues=True
+
+After each symbol of a string of 0s and 1s the model says whether the number of 1s so far is even. It trains on fresh
+strings of 2 to 50 symbols and is measured on 500 different ones of that length and on 500 of 51 to 100. A string counts
+where all of its positions are right; beside it the share of right positions, 0.5 by guessing. Each model is trained
+anew for every seed, which decides initial parameters and batches, until every string is right in two evaluations in a
+row, or to the last step. All models have the same width, depth and feed-forward size.
+
+A delta rule's memory, multiplied by I - beta k k' at every symbol, can turn its sign at every 1 only where beta is
+above 1 and the eigenvalue negative; the second command allows this to all models of its run.
+
+The best figures are of the evaluation with most strings right in both sets, so they are chosen on what they measure, as
+in Irie et al., 2023. Training meets the shortest of the strings of 2 to 50 symbols too: there are few.
+
+The same command goes on after the last seed that was finished. Into the workdir go config.json (what the run is),
+metrics.jsonl (every step), accuracy.png (right positions of the longer strings against steps), results.json (last and
+best figures of each seed), and MODEL/seed_N/tensorboard.
+"""
+
+import functools
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import launcher, tasks
+from experiments.tasks import VALIDATION_SEED
+from nl_jax.data import PARITY_VOCABULARY, parity_batch
+from nl_jax.training import accuracies
+from nl_jax.training.metrics import ACCURACY
+
+DEFAULT_MODELS = ("delta_net", "hope")
+ACCURACY_SHORT, SHORT, LONG = "accuracy_short", "sequences_short", "sequences_long"
+
+
+def define_flags() -> flags.FlagValues:
+    """The flags, not yet parsed."""
+    sizes = {
+        "min_length": (2, "Symbols of a string at least."),
+        "max_length": (50, "Symbols of a string in training and in the shorter validation set at most."),
+        "long_length": (100, "Symbols of a string in the longer validation set at most."),
+        "validation_sequences": (500, "Strings of each validation set."),
+    }
+    return tasks.define_flags(DEFAULT_MODELS, sizes, steps=2000, eval_every=100)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return launcher.run(functools.partial(tasks.train, TASK), define_flags(), __doc__, argv)
+
+
+def sizes(values: flags.FlagValues) -> dict[str, int]:
+    """Checks the lengths; attention sees whole strings."""
+    launcher.check_range(values, "min_length", 1)
+    launcher.check_range(values, "max_length", values.min_length)
+    launcher.check_range(values, "long_length", values.max_length + 1)
+    launcher.check_range(values, "validation_sequences", 1)
+    return {"vocab_size": PARITY_VOCABULARY, "context_length": values.long_length}
+
+
+def batch_of(values: flags.FlagValues, seed: int, step: int) -> tasks.Batch:
+    lengths = {"min_length": values.min_length, "max_length": values.max_length}
+    return parity_batch(seed, step, batch_size=values.batch_size, **lengths)
+
+
+def validation(values: flags.FlagValues) -> list[list[tasks.Batch]]:
+    """Batches of the shorter set and of the longer one; `InputError` where there are too few strings."""
+    windows = ((values.min_length, values.max_length), (values.max_length + 1, values.long_length))
+    count = values.validation_sequences
+    sets = [
+        parity_batch(VALIDATION_SEED, step, batch_size=count, min_length=low, max_length=high, distinct=True)
+        for step, (low, high) in enumerate(windows)
+    ]
+    return [list(_split(strings, values.batch_size)) for strings in sets]
+
+
+def _split(strings: tasks.Batch, size: int) -> Iterator[tasks.Batch]:
+    """Batches of one size, so that one program does; what the last one lacks are copies of its first with mask 0."""
+    count = len(strings["inputs"])
+    for start in range(0, count, size):
+        rows = np.arange(start, start + size)
+        batch = {name: array[np.where(rows < count, rows, start)] for name, array in strings.items()}
+        yield batch | {"mask": batch["mask"] * (rows < count)[:, None].astype(np.float32)}
+
+
+def score(model: Any, validation: Sequence[Sequence[tasks.Batch]], mesh: jax.sharding.Mesh) -> tasks.Scores:
+    short, long = (accuracies(model, batches, mesh) for batches in validation)
+    return {ACCURACY: long.positions, ACCURACY_SHORT: short.positions, SHORT: short.sequences, LONG: long.sequences}
+
+
+def outcome(scores: Sequence[tasks.Scores]) -> tasks.Scores:
+    """The last figures, and the best ones: those of the first evaluation with most strings right, of both sets."""
+    best = max(scores, key=lambda scores: scores[SHORT] + scores[LONG])
+    return scores[-1] | {f"best_{name}": value for name, value in best.items()}
+
+
+TASK = tasks.Task(
+    name="parity",
+    data={"validation_seed": VALIDATION_SEED},
+    sizes=sizes,
+    batch=batch_of,
+    validation=validation,
+    score=score,
+    solved=lambda scores: min(scores[SHORT], scores[LONG]) == 1,
+    outcome=outcome,
+    goal=("steps_to_all_right", "steps to all right"),
+    columns={
+        "short strings": SHORT,
+        "long strings": LONG,
+        "their positions": ACCURACY,
+    },
+    legend="Shares of strings, and of the long ones' positions, that are right",
+)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
