@@ -106,10 +106,10 @@ class SelfModifyingTitans(MemoryMixer):
         self.frozen = frozen
         if self.eta is None:
             self.eta_read = nnx.Param(jax.random.normal(rngs.params(), (num_heads, head_dim)))
-            self.eta_bias = nnx.Param(jnp.full((num_heads,), eta_bias))
+            self.eta_bias = nnx.Param(jnp.broadcast_to(jnp.asarray(eta_bias, float), (num_heads,)))
         if self.alpha is None:
             self.alpha_read = nnx.Param(jax.random.normal(rngs.params(), (num_heads, head_dim)))
-            self.alpha_bias = nnx.Param(jnp.full((num_heads,), alpha_bias))
+            self.alpha_bias = nnx.Param(jnp.broadcast_to(jnp.asarray(alpha_bias, float), (num_heads,)))
 
     def _answers(self, weights: Layers, u: Array, names: tuple[str, ...]) -> dict[str, Array]:
         """Answers of the memories of ``names`` that are in the stack, neighbours there, to u."""
