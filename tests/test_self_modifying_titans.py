@@ -85,7 +85,8 @@ def reference(mixer, x):
             mu = 0.0 if p.mu is None else coefficient(p.mu, h, t, sigmoid)
             damp = 1.0 if printed else 1.0 - mu
             new = {}
-            for name in stack:
+            for i, name in enumerate(stack):
+                gate = 1.0 if p.memory_gates is None else sigmoid(p.memory_gates[...][h, i])
                 inner, outer = boundary[name]
                 pre = inner @ k
                 z, slope = pre * sigmoid(pre), sigmoid(pre) * (1 + pre * (1 - sigmoid(pre)))
@@ -101,11 +102,11 @@ def reference(mixer, x):
                 else:
                     curvature = max(c, 1) * (g @ g * (k @ k) + e @ e * (z @ z)) / (e @ e + 1e-6)
                     step = eta / (1 + eta * (t % chunk[name] + 1) * (delta * k @ k + curvature))
-                    s2 = mu * s2 - damp * step * np.outer(g, k)
+                    s2 = mu * s2 - gate * damp * step * np.outer(g, k)
                     rate = delta * eta / (1 + delta * eta * k @ k)
                     w2 = i2 + alpha * (w2 - i2) - rate * np.outer((w2 - i2) @ k, k) + s2
                     rate = eta / (1 + (c + delta) * eta * z @ z)
-                    s1 = mu * s1 - damp * rate * np.outer(2 * (k + i1 @ z - target) if c else -target, z)
+                    s1 = mu * s1 - gate * damp * rate * np.outer(2 * (k + i1 @ z - target) if c else -target, z)
                     w1 = i1 + alpha * (w1 - i1) - (c + delta) * rate * np.outer((w1 - i1) @ z, z) + s1
                 new[name], momentum[name] = (w2, w1), (s2, s1)
             weights = new
@@ -150,6 +151,7 @@ SWITCHES = [
     {"adaptive": ("key", "value", "query", "eta", "alpha")},
     {"objective": "dot_product"},
     {"retention": "zero"},
+    {"memory_gates": False},
 ]
 
 

@@ -123,6 +123,7 @@ def learn_chunk(
     damping: Float[Array, "... C"],
     decay: Decay,
     since_boundary: Float[Array, "*stack C"],
+    gates: Float[Array, "... stack"] | None = None,
 ) -> tuple[Chunk, ...]:
     """One chunk, solved for every layer.
 
@@ -137,6 +138,7 @@ def learn_chunk(
       damping: what momentum's forcing is scaled by, 1 - μ; ones without momentum.
       decay: of alpha and mu.
       since_boundary: n_t, tokens since the boundary, t included.
+      gates: of each memory of an MLP stack, in [0, 1]: its forcing is multiplied by it; None for 1.
     """
     last = architecture.depth - 1
     fold = rule.form == "folded" and objective.linear is not None
@@ -181,6 +183,10 @@ def learn_chunk(
                 forcing = forcing.reshape(gradient.shape)
             else:
                 forcing = -step[..., None] * gradient
+        if gates is not None and layer == 0:
+            forcing = (gates[..., None, :, None] * _by_memory(architecture, forcing)).reshape(forcing.shape)
+        elif gates is not None:
+            forcing = gates[..., None, None] * forcing
         if rule.delta_after_retention:
             beta = retention * beta
         has_delta = rule.delta or (layer == last and fold and objective.linear)

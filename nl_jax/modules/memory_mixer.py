@@ -63,6 +63,7 @@ class Generated(NamedTuple):
     target: Float[Array, "batch heads *stack C head_dim"]
     eta: Float[Array, "batch heads C"]
     alpha: Float[Array, "batch heads C"]
+    gates: Float[Array, "heads stack"] | None = None  # of each memory's forcing
 
 
 class InitialMemories(nnx.Module):
@@ -83,11 +84,20 @@ class InitialMemories(nnx.Module):
 
 
 def orthogonal_blocks(key: Array, shape: tuple[int, ...]) -> Float[Array, "... out in"]:
-    """Matrices [..., out, in] of square orthogonal blocks, one below the other, the last one cut."""
+    """Matrices [..., out, in] of square orthogonal blocks, one below the other, the last one cut.
+
+    Each is the polar factor of a normal matrix, by Newton-Schulz: ``jax.random.orthogonal`` takes a QR decomposition,
+    which hangs in a program that is split over several CPU devices (jaxlib 0.10.2).
+    """
     *leading, rows, size = shape
-    blocks = -(-rows // size)
-    found = jax.random.orthogonal(key, size, (*leading, blocks))
-    return found.reshape(*leading, blocks * size, size)[..., :rows, :]
+    blocks = jax.random.normal(key, (*leading, -(-rows // size), size, size))
+    blocks /= jnp.linalg.norm(blocks, axis=(-2, -1), keepdims=True)  # singular values below 1: it converges
+
+    def improve(_, q):
+        return 1.5 * q - 0.5 * q @ (jnp.swapaxes(q, -1, -2) @ q)
+
+    blocks = jax.lax.fori_loop(0, 40, improve, blocks)  # 1.5^40 lifts singular values from 1e-7
+    return blocks.reshape(*leading, -1, size)[..., :rows, :]
 
 
 class Gate(nnx.Module):
@@ -149,7 +159,7 @@ class MemoryMixer(nnx.Module):
         read: str = "token",
         initial: str = "learned",
         retention: str = "initial",
-        eta: Any = ("softplus", -2.0),
+        eta: Any = ("softplus", 0.0),
         alpha: Any = ("sigmoid", 4.0),
         mu: Any = None,
         steps: int = 1,
@@ -397,6 +407,7 @@ class MemoryMixer(nnx.Module):
                 damping=jnp.ones_like(eta) if inputs.mu is None else 1.0 - inputs.mu,
                 decay=decay,
                 since_boundary=since_boundary,
+                gates=generated.gates,
             )
             ends = [end_of_chunk(chunk) for chunk in chunks]
             change = tuple(end[0] for end in ends)

@@ -10,8 +10,9 @@ every memory makes its own target ``v̂_□ = M_□(v)`` and descends ``‖M_□
 momentum. Everything is generated from the state at the last chunk boundary (Eq. 90, 93); k, v and v̂ have unit length.
 
 Departures from the printed form, each for a measured reason (BUILD_NOTES.md): keys and values come from slow
-projections of their own; retention pulls toward the meta-learned initial weights; and the learning rule is the folded
-one (``memory/learning.py``).
+projections of their own; retention pulls toward the meta-learned initial weights; the learning rule is the folded one
+(``memory/learning.py``); and every memory has a gate of its own on what it learns, nearly shut at the start but for the
+one that answers: with η for all alike, keys turn into values over a long text, since M_key, too, learns v from k.
 """
 
 from typing import Any
@@ -45,7 +46,8 @@ class SelfModifyingTitans(MemoryMixer):
       momentum: with momentum, μ a gate of the input.
       weight_decay: with retention; without it α = 1, and no memory makes it.
       frozen: η = 0, memories that never learn in context: the control. It has the same parameters.
-      eta_bias, alpha_bias: of the gates' initial biases: softplus(-2) ≈ 0.13, sigmoid(4) ≈ 0.98.
+      eta_bias, alpha_bias: initial biases of η and α: softplus(0) ≈ 0.69, sigmoid(4) ≈ 0.98.
+      memory_gates: a learned gate on the forcing of each memory; None: with every rule but the printed one.
       **options: of ``MemoryMixer``: objective, rule, read, retention, output_scale, ...; an eta or alpha given here
         takes the place of its memory.
 
@@ -66,8 +68,9 @@ class SelfModifyingTitans(MemoryMixer):
         momentum: bool = True,
         weight_decay: bool = True,
         frozen: bool = False,
-        eta_bias: float = -2.0,
+        eta_bias: float = 0.0,
         alpha_bias: float = 4.0,
+        memory_gates: bool | None = None,
         rngs: nnx.Rngs,
         **options: Any,
     ):
@@ -104,12 +107,16 @@ class SelfModifyingTitans(MemoryMixer):
             },
         )
         self.frozen = frozen
+        if memory_gates is None:
+            memory_gates = self.rule.form != "printed"
+        shut = jnp.full((num_heads, count), -2.0)  # sigmoid: 0.12; and 0.98 for the memory that answers
+        self.memory_gates = nnx.Param(shut.at[:, -1].set(4.0)) if memory_gates else None
         if self.eta is None:
             self.eta_read = nnx.Param(jax.random.normal(rngs.params(), (num_heads, head_dim)))
-            self.eta_bias = nnx.Param(jnp.broadcast_to(jnp.asarray(eta_bias, float), (num_heads,)))
+            self.eta_bias = nnx.Param(jnp.full((num_heads,), eta_bias))
         if self.alpha is None:
             self.alpha_read = nnx.Param(jax.random.normal(rngs.params(), (num_heads, head_dim)))
-            self.alpha_bias = nnx.Param(jnp.broadcast_to(jnp.asarray(alpha_bias, float), (num_heads,)))
+            self.alpha_bias = nnx.Param(jnp.full((num_heads,), alpha_bias))
 
     def _answers(self, weights: Layers, u: Array, names: tuple[str, ...]) -> dict[str, Array]:
         """Answers of the memories of ``names`` that are in the stack, neighbours there, to u."""
@@ -150,7 +157,8 @@ class SelfModifyingTitans(MemoryMixer):
         if alpha is None:
             alpha = jax.nn.sigmoid(_dot(answers["alpha"], self.alpha_read[...]) + self.alpha_bias[...][:, None])
         target = unit_length(self.architecture(apply_layer(weights), value))
-        return Generated(key, target, 0.0 * eta if self.frozen else eta, alpha)
+        gates = None if self.memory_gates is None else jax.nn.sigmoid(self.memory_gates[...])
+        return Generated(key, target, 0.0 * eta if self.frozen else eta, alpha, gates)
 
     def query_memory(
         self, chunks: tuple[Chunk, ...] | None, weights: Layers, anchor: Layers | None, queries: Array

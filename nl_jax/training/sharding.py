@@ -33,6 +33,7 @@ PARAMETER_AXES: tuple[tuple[str, Names], ...] = (
     (r"blocks\.mixer\.(query|key|value|(eta|alpha|mu)\.linear)\.kernel", ("layers", "embed", "heads")),
     (r"blocks\.mixer\.\w+_read", ("layers", "heads", "head_dim")),
     (r"blocks\.mixer\.(\w+_bias|\w+\.linear\.bias)", ("layers", "heads")),
+    (r"blocks\.mixer\.memory_gates", ("layers", "heads", "memories")),
     (r"blocks\.mixer\.memories\.layers\.0", ("layers", "heads", "memory_hidden", "embed")),
     (r"blocks\.mixer\.memories\.layers\.\d+", ("layers", "heads", "memories", "embed", "memory_hidden")),
     (r"blocks\.cms\.levels\.\d+\.norm\.scale", ("layers", "embed")),
