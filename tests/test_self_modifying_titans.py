@@ -54,8 +54,8 @@ def reference(mixer, x):
     for h in range(HEADS):
         initial = {}
         for i, name in enumerate(stack):
-            inner = p.memories.layers[0][...][h, i * hidden : (i + 1) * hidden]
-            initial[name] = (inner, p.memories.layers[1][...][h, i])
+            inner = p.memories.layers[0][...][h, :, i * hidden : (i + 1) * hidden].T
+            initial[name] = (inner, p.memories.layers[1][...][h, i].T)
         weights = dict(initial)
         momentum = {name: (0.0, 0.0) for name in stack}
         boundary = dict(initial)

@@ -53,16 +53,16 @@ class Architecture:
             raise ValueError(f"stack={self.stack} must be at least 1, and 1 for a matrix memory")
 
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shape of each layer's weights, [..., out, in]."""
+        """Shape of each layer's weights, [..., in, out]."""
         if self.depth == 1:
-            return ((self.size_out, self.size_in),)
+            return ((self.size_in, self.size_out),)
         first = self.stack * self.hidden * (2 if self.gated else 1)
         middle = ((self.stack, self.hidden, self.hidden),) * (self.depth - 2)
-        return ((first, self.size_in), *middle, (self.stack, self.size_out, self.hidden))
+        return ((self.size_in, first), *middle, (self.stack, self.hidden, self.size_out))
 
-    def split(self, rows: Float[Array, "... C rows"]) -> Float[Array, "... stack C hidden"]:
+    def split(self, outputs: Float[Array, "... C out"]) -> Float[Array, "... stack C hidden"]:
         """Outputs of an MLP's first layer, memory by memory."""
-        return jnp.moveaxis(rows.reshape(*rows.shape[:-1], self.stack, -1), -2, -3)
+        return jnp.moveaxis(outputs.reshape(*outputs.shape[:-1], self.stack, -1), -2, -3)
 
     def __call__(self, linear: Linear, x: Float[Array, "... C in"]) -> Float[Array, "... C out"]:
         """The answer to x, [..., C, out] from a matrix and [..., stack, C, out] from MLPs."""

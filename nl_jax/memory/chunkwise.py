@@ -12,6 +12,9 @@ one unit lower-triangular system, and everything else is linear in them and in t
     (I + (A' ∘ X Xᵀ) diag β) P = a' ∘ X Wᵀ + c' ∘ X Sᵀ + (D' ∘ X Xᵀ) F
 
 All ratios are products of numbers in [0, 1], taken without logarithms, so α = 0 and μ = 0 are exact.
+
+``chunk_update`` and ``sequential_update`` take W as [..., out, in], as the equations do. Inside, weights lie transposed,
+[..., in, out], as Flax's kernels do: products with many outputs are then up to 2.7 times faster on CPU (BUILD_NOTES.md).
 """
 
 from typing import Any, NamedTuple
@@ -111,26 +114,26 @@ def chunk_decay(
 class Chunk(NamedTuple):
     """One chunk of one memory, solved: enough to read it at any of its tokens and to carry it to the next chunk."""
 
-    change: Float[Array, "... out in"]  # W - W₀ at the chunk's start
-    momentum: Float[Array, "... out in"] | None  # S at the chunk's start
+    change: Float[Array, "... in out"]  # W - W₀ at the chunk's start
+    momentum: Float[Array, "... in out"] | None  # S at the chunk's start
     keys: Float[Array, "... C in"]
     forcings: Float[Array, "... C out"]  # -η g
     writes: Float[Array, "... C out"] | None  # β p, p_t = (W_{t-1} - W₀) x_t: what the delta term takes away
     decay: Decay
 
-    def rows(self, rows: slice) -> "Chunk":
-        """The same chunk with some of the rows of W, that is, of the outputs."""
+    def outputs(self, which: slice) -> "Chunk":
+        """The same chunk with some of the outputs of W."""
         return self._replace(
-            change=self.change[..., rows, :],
-            momentum=None if self.momentum is None else self.momentum[..., rows, :],
-            forcings=self.forcings[..., rows],
-            writes=None if self.writes is None else self.writes[..., rows],
+            change=self.change[..., which],
+            momentum=None if self.momentum is None else self.momentum[..., which],
+            forcings=self.forcings[..., which],
+            writes=None if self.writes is None else self.writes[..., which],
         )
 
 
 def solve_chunk(
-    change: Float[Array, "... out in"],
-    momentum: Float[Array, "... out in"] | None,
+    change: Float[Array, "... in out"],
+    momentum: Float[Array, "... in out"] | None,
     keys: Float[Array, "... C in"],
     forcings: Float[Array, "... C out"],
     beta: Float[Array, "... C"] | None,
@@ -152,32 +155,32 @@ def solve_chunk(
     earlier = _pad_first(decay.state[..., :-1, :], -2)  # A'
     inverse = inverse_unit_lower(earlier * gram * beta[..., None, :])
     start = _pad_first(decay.state_start[..., :-1], -1, 1.0)  # a'
-    right = start[..., None] * (keys @ jnp.swapaxes(change, -1, -2))
+    right = start[..., None] * (keys @ change)
     if momentum is not None:
         assert decay.forcing_start is not None
         start = _pad_first(decay.forcing_start[..., :-1], -1)
-        right = right + start[..., None] * (keys @ jnp.swapaxes(momentum, -1, -2))
+        right = right + start[..., None] * (keys @ momentum)
     if decay.own_forcing is not None:
         earlier = _pad_first(decay.own_forcing[..., :-1, :], -2)  # D'
     right = right + (earlier * gram) @ forcings
     return Chunk(change, momentum, keys, forcings, beta[..., None] * (inverse @ right), decay)
 
 
-def end_of_chunk(chunk: Chunk) -> tuple[Float[Array, "... out in"], Any]:
-    """``(W - W₀, S)`` after the chunk's last token, both [..., out, in]; S is None where there is no momentum."""
+def end_of_chunk(chunk: Chunk) -> tuple[Float[Array, "... in out"], Any]:
+    """``(W - W₀, S)`` after the chunk's last token, both [..., in, out]; S is None where there is no momentum."""
     decay = chunk.decay
     left = decay.forcing[..., -1, :, None] * chunk.forcings
     if chunk.writes is not None:
         left = left - decay.state[..., -1, :, None] * chunk.writes
     change = decay.state_start[..., -1, None, None] * chunk.change
     if chunk.momentum is None:
-        return change + jnp.swapaxes(left, -1, -2) @ chunk.keys, None
+        return change + jnp.swapaxes(chunk.keys, -1, -2) @ left, None
     assert decay.momentum is not None
     assert decay.momentum_start is not None
     assert decay.forcing_start is not None
     remembered = decay.momentum[..., -1, :, None] * chunk.forcings
     both = jnp.concatenate([left, remembered], axis=-1)  # one product writes W and S
-    written, kept = jnp.split(jnp.swapaxes(both, -1, -2) @ chunk.keys, 2, axis=-2)
+    written, kept = jnp.split(jnp.swapaxes(chunk.keys, -1, -2) @ both, 2, axis=-1)
     change = change + decay.forcing_start[..., -1, None, None] * chunk.momentum + written
     return change, decay.momentum_start[..., -1, None, None] * chunk.momentum + kept
 
@@ -189,14 +192,14 @@ def read_chunk(
 ) -> Float[Array, "... C out"]:
     """Every query t answered by W_t, the state updated up to and including token t.
 
-    ``initial_answers`` is Q W₀ᵀ; None for W₀ = 0.
+    ``initial_answers`` are W₀'s; None for W₀ = 0.
     """
     decay = chunk.decay
     scores = queries @ jnp.swapaxes(chunk.keys, -1, -2)
-    out = decay.state_start[..., None] * (queries @ jnp.swapaxes(chunk.change, -1, -2))
+    out = decay.state_start[..., None] * (queries @ chunk.change)
     if chunk.momentum is not None:
         assert decay.forcing_start is not None
-        out = out + decay.forcing_start[..., None] * (queries @ jnp.swapaxes(chunk.momentum, -1, -2))
+        out = out + decay.forcing_start[..., None] * (queries @ chunk.momentum)
     if chunk.writes is None:
         out = out + (decay.forcing * scores) @ chunk.forcings
     elif decay.own_forcing is None:
@@ -211,7 +214,8 @@ def read_chunk_transposed(chunk: Chunk, queries: Float[Array, "... C out"]) -> F
     assert chunk.momentum is None
     assert chunk.writes is not None
     scores = queries @ jnp.swapaxes(chunk.forcings - chunk.writes, -1, -2)
-    return chunk.decay.state_start[..., None] * (queries @ chunk.change) + (chunk.decay.state * scores) @ chunk.keys
+    start = chunk.decay.state_start[..., None] * (queries @ jnp.swapaxes(chunk.change, -1, -2))
+    return start + (chunk.decay.state * scores) @ chunk.keys
 
 
 def _check(W, S, x, g, coefficients, anchor):
@@ -260,11 +264,13 @@ def chunk_update(
       ValueError: if the shapes do not fit.
     """
     _check(W, S, x, g, {"eta": eta, "alpha": alpha, "mu": mu, "beta": beta}, anchor)
+    W, S, anchor = (None if w is None else jnp.swapaxes(w, -1, -2) for w in (W, S, anchor))
     change = W if anchor is None else W - anchor
     chunk = solve_chunk(change, S, x, -eta[..., None] * g, beta, chunk_decay(alpha, mu))
     change, momentum = end_of_chunk(chunk)
     assert momentum is not None
-    return (change if anchor is None else anchor + change), momentum
+    W = change if anchor is None else anchor + change
+    return jnp.swapaxes(W, -1, -2), jnp.swapaxes(momentum, -1, -2)
 
 
 def sequential_update(

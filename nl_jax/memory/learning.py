@@ -57,7 +57,7 @@ class Rule(NamedTuple):
 
 def apply_layer(weights: Layers):
     """``linear`` for an architecture, from the weights of its layers."""
-    return lambda layer, x: x @ jnp.swapaxes(weights[layer], -1, -2)
+    return lambda layer, x: x @ weights[layer]
 
 
 class _Gradients(NamedTuple):
@@ -91,9 +91,9 @@ def _square(x: Float[Array, "... C size"]) -> Float[Array, "... C"]:
     return jnp.sum(jnp.square(x), axis=-1)
 
 
-def _by_memory(architecture: Architecture, rows: Float[Array, "... C rows"]) -> Float[Array, "... C stack hidden"]:
+def _by_memory(architecture: Architecture, outputs: Float[Array, "... C out"]) -> Float[Array, "... C stack hidden"]:
     """A first layer's outputs as they lie in memory; ``architecture.split`` moves axes, which costs a copy."""
-    return rows.reshape(*rows.shape[:-1], architecture.stack, -1)
+    return outputs.reshape(*outputs.shape[:-1], architecture.stack, -1)
 
 
 def _slope(architecture: Architecture, objective: Objective, found: _Gradients) -> Float[Array, "*stack C"]:
@@ -166,7 +166,7 @@ def learn_chunk(
             strength = (objective.linear or 0.0) + delta
             step = reflect * rate / (1.0 + strength * rate * _square(x))
             beta = strength * step
-            answer = jnp.zeros_like(values) if anchor is None else x @ jnp.swapaxes(anchor[layer], -1, -2)
+            answer = jnp.zeros_like(values) if anchor is None else x @ anchor[layer]
             if architecture.residual:
                 answer = answer + (keys if last == 0 else keys[..., None, :, :])
             forcing = -(damp * step)[..., None] * objective.gradient(answer, values)
@@ -209,7 +209,7 @@ def read_memory(
     """Every query answered by the weights updated up to its own token."""
 
     def linear(layer, x):
-        own = None if anchor is None else x @ jnp.swapaxes(anchor[layer], -1, -2)
+        own = None if anchor is None else x @ anchor[layer]
         return read_chunk(chunks[layer], x, own)
 
     return architecture(linear, queries)

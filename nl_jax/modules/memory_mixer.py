@@ -77,27 +77,27 @@ class InitialMemories(nnx.Module):
         def initial(layer, shape):
             key, shape = rngs.params(), (num_heads, *shape)
             if layer == architecture.depth - 1:
-                return 0.1 * jax.random.normal(key, shape) / shape[-1] ** 0.5
+                return 0.1 * jax.random.normal(key, shape) / shape[-2] ** 0.5
             return 2.0 * orthogonal_blocks(key, shape)
 
         self.layers = nnx.List([nnx.Param(initial(i, shape)) for i, shape in enumerate(architecture.shapes())])
 
 
-def orthogonal_blocks(key: Array, shape: tuple[int, ...]) -> Float[Array, "... out in"]:
-    """Matrices [..., out, in] of square orthogonal blocks, one below the other, the last one cut.
+def orthogonal_blocks(key: Array, shape: tuple[int, ...]) -> Float[Array, "... in out"]:
+    """Matrices [..., in, out] of square orthogonal blocks, side by side, the last one cut.
 
     Each is the polar factor of a normal matrix, by Newton-Schulz: ``jax.random.orthogonal`` takes a QR decomposition,
     which hangs in a program that is split over several CPU devices (jaxlib 0.10.2).
     """
-    *leading, rows, size = shape
-    blocks = jax.random.normal(key, (*leading, -(-rows // size), size, size))
+    *leading, size, outputs = shape
+    blocks = jax.random.normal(key, (*leading, -(-outputs // size), size, size))
     blocks /= jnp.linalg.norm(blocks, axis=(-2, -1), keepdims=True)  # singular values below 1: it converges
 
     def improve(_, q):
         return 1.5 * q - 0.5 * q @ (jnp.swapaxes(q, -1, -2) @ q)
 
     blocks = jax.lax.fori_loop(0, 40, improve, blocks)  # 1.5^40 lifts singular values from 1e-7
-    return blocks.reshape(*leading, -1, size)[..., :rows, :]
+    return jnp.swapaxes(blocks.reshape(*leading, -1, size)[..., :outputs, :], -1, -2)
 
 
 class Gate(nnx.Module):
@@ -345,9 +345,9 @@ class MemoryMixer(nnx.Module):
         ends = due & (position % jnp.asarray(self.memory_chunk_sizes) == 0)
         if len(change) == 1:
             return (jnp.where(ends[0], change[0], boundary[0]),)
-        first = jnp.repeat(ends, change[0].shape[-2] // len(self.memory_chunk_sizes))
+        first = jnp.repeat(ends, change[0].shape[-1] // len(self.memory_chunk_sizes))
         return (
-            jnp.where(first[:, None], change[0], boundary[0]),
+            jnp.where(first, change[0], boundary[0]),
             *(jnp.where(ends[:, None, None], c, b) for c, b in zip(change[1:], boundary[1:], strict=True)),
         )
 

@@ -138,7 +138,7 @@ class SelfModifyingTitans(MemoryMixer):
 
         def cut(layer, w):
             if layer == 0:
-                return w[..., first * hidden : last * hidden, :]
+                return w[..., first * hidden : last * hidden]
             return w[..., first:last, :, :]
 
         return part, cut
@@ -171,7 +171,7 @@ class SelfModifyingTitans(MemoryMixer):
         count = len(self.stack)
         architecture, cut = self._part(count - 1, count)
         hidden = self.architecture.hidden
-        own = (chunks[0].rows(slice((count - 1) * hidden, None)), jax.tree.map(lambda u: u[:, :, -1:], chunks[1]))
+        own = (chunks[0].outputs(slice((count - 1) * hidden, None)), jax.tree.map(lambda u: u[:, :, -1:], chunks[1]))
         anchor = None if anchor is None else tuple(cut(i, w) for i, w in enumerate(anchor))
         return read_memory(architecture, own, anchor, queries)[:, :, 0]
 
