@@ -25,7 +25,7 @@ from nl_jax import InputError
 from nl_jax.data import EvaluationSet, TextData, evaluation_batches, load_text_data, train_iterator
 from nl_jax.evaluation import bigram_bits_per_byte, gzip_bits_per_byte
 from nl_jax.models import MODEL_NAMES, PRESETS, LanguageModel, LanguageModelConfig, named_config
-from nl_jax.training import evaluate, fit, make_optimizer, parse_mesh, plot_validation
+from nl_jax.training import Progress, TrainState, evaluate, fit, make_optimizer, parse_mesh, plot_validation
 from nl_jax.training.metrics import FIGURE, METRICS
 
 NAME = "language_model"
@@ -84,7 +84,7 @@ def train(values: flags.FlagValues) -> None:
     if stored:
         launcher.check_same(workdir, "data", stored["data"], data.fingerprint)
         launcher.check_same(workdir, "models", stored["models"], models)
-    batches = batches_of(values, data)  # raises where the text is too short
+    batches = batches_of(values, data, values.seed)  # raises where the text is too short
     if not stored:
         config = {"launcher": NAME, "flags": given, "data": data.fingerprint, "models": models}
         launcher.write_json(workdir / launcher.CONFIG, config)
@@ -116,14 +116,39 @@ class Batches(NamedTuple):
     test: EvaluationSet
 
 
-def batches_of(values: flags.FlagValues, data: TextData) -> Batches:
+def batches_of(values: flags.FlagValues, data: TextData, seed: int) -> Batches:
     """Batches by the flags, this process' share of those for training."""
     sizes = {"batch_size": values.batch_size, "seq_len": values.seq_len}
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    train = functools.partial(train_iterator, data.train, **sizes, **process, seed=values.seed)
+    train = functools.partial(train_iterator, data.train, **sizes, **process, seed=seed)
     train()
     validation = evaluation_batches(data.validation, **sizes, max_tokens=VALIDATION_TOKENS)
     return Batches(train, validation, test=evaluation_batches(data.test, **sizes))
+
+
+def fit_model(
+    run: str,
+    config: LanguageModelConfig,
+    batches: Batches,
+    values: flags.FlagValues,
+    workdir: Path,
+    mesh: jax.sharding.Mesh,
+    seed: int,
+) -> tuple[TrainState, Progress]:
+    """Trains one model below ``workdir/run``, or goes on where it was stopped."""
+    optimizer = make_optimizer(learning_rate=values.learning_rate, steps=values.steps, cms_periods=config.cms_periods)
+    return fit(
+        run,
+        lambda: LanguageModel(config, rngs=nnx.Rngs(seed)),
+        optimizer,
+        batches.train(),
+        batches.validation,
+        workdir=workdir,
+        mesh=mesh,
+        steps=values.steps,
+        eval_every=values.eval_every,
+        checkpoint_every=values.checkpoint_every,
+    )
 
 
 def train_model(
@@ -134,20 +159,8 @@ def train_model(
     workdir: Path,
     mesh: jax.sharding.Mesh,
 ) -> dict[str, float]:
-    """Trains one model, goes on where it was stopped, and returns its final figures."""
-    optimizer = make_optimizer(learning_rate=values.learning_rate, steps=values.steps, cms_periods=config.cms_periods)
-    state, progress = fit(
-        name,
-        lambda: LanguageModel(config, rngs=nnx.Rngs(values.seed)),
-        optimizer,
-        batches.train(),
-        batches.validation,
-        workdir=workdir,
-        mesh=mesh,
-        steps=values.steps,
-        eval_every=values.eval_every,
-        checkpoint_every=values.checkpoint_every,
-    )
+    """Trains one model and returns its final figures."""
+    state, progress = fit_model(name, config, batches, values, workdir, mesh, values.seed)
     print(f"{name}: scoring the test split", file=sys.stderr)
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.model)),
@@ -163,7 +176,8 @@ def check(values: flags.FlagValues) -> jax.sharding.Mesh:
     """Checks the flags that need no data, and makes the mesh."""
     for name in ("steps", "batch_size", "seq_len", "eval_every", "checkpoint_every"):
         launcher.check_range(values, name, 1)
-    launcher.check_range(values, "seed", 0, 2**31 - 1)
+    if "seed" in values:
+        launcher.check_range(values, "seed", 0, 2**31 - 1)
     launcher.check_range(values, "learning_rate", 1e-12, 1e3)
     launcher.check_models(values)
     mesh = parse_mesh(values.mesh)

@@ -4,6 +4,7 @@ import json
 import math
 import platform
 import signal
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
@@ -129,6 +130,12 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         cells = [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
         print("  ".join(cells).rstrip())
+
+
+def mean_and_spread(figures: Sequence[float]) -> str:
+    """Mean ± standard deviation (of a sample); the mean alone of a single figure."""
+    spread = f" ± {statistics.stdev(figures):.3f}" if len(figures) > 1 else ""
+    return f"{statistics.fmean(figures):.3f}{spread}"
 
 
 def versions() -> dict[str, str]:

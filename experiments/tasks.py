@@ -272,14 +272,9 @@ def report(task: Task, workdir: Path, results: dict[str, Any]) -> None:
     rows = [("model", "parameters", *task.columns, goal, "seeds that reach it")]
     for name, figures in results["models"].items():
         reached = [steps for steps in figures[key] if steps is not None]
-        scores = [_mean(figures[column]) for column in task.columns.values()]
+        scores = [launcher.mean_and_spread(figures[column]) for column in task.columns.values()]
         mean = f"{np.mean(reached):.0f}" if reached else "-"
         rows.append((name, f"{figures['parameters']:,}", *scores, mean, f"{len(reached)} of {seeds}"))
     launcher.print_table(rows)
     print(f"{task.legend} at the end, mean ± standard deviation; {goal}, mean of the seeds that reach it.")
     print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {ACCURACY_FIGURE}, MODEL/seed_N/tensorboard")
-
-
-def _mean(figures: Sequence[float]) -> str:
-    spread = f" ± {np.std(figures, ddof=1):.3f}" if len(figures) > 1 else ""
-    return f"{np.mean(figures):.3f}{spread}"

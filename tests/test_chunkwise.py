@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nl_jax import memory
 from nl_jax.memory import chunk_decay, end_of_chunk, read_chunk, solve_chunk
 from nl_jax.memory.chunkwise import decay_products
-from nl_jax.memory.triangular import inverse_unit_lower
+from nl_jax.memory.triangular import solve_unit_lower
 
 chunk_update = jax.jit(memory.chunk_update)
 sequential_update = jax.jit(memory.sequential_update)
@@ -176,21 +176,30 @@ def test_without_momentum_equals_momentum_zero():
 
 
 @pytest.mark.parametrize("size", [1, 5, 16, 17, 64, 100])
-def test_inverse(size):
+def test_solution(size):
     lower = np.tril(np.random.default_rng(size).uniform(-1, 1, (2, size, size)), -1) / max(1, size**0.5)
     expected = np.linalg.inv(np.eye(size) + lower)
-    assert_close(jax.jit(inverse_unit_lower)(jnp.asarray(lower)), expected)
-    weights = np.random.default_rng(0).standard_normal((2, size, size))
-    gradient = jax.jit(jax.grad(lambda m: jnp.sum(weights * inverse_unit_lower(m))))(lower)
-    direct = jax.jit(jax.grad(lambda m: jnp.sum(weights * jnp.linalg.inv(jnp.eye(size) + jnp.tril(m, -1)))))(lower)
-    assert np.max(np.abs(gradient - direct)) < 1e-8 * max(1.0, np.max(np.abs(direct)))
+    right = np.random.default_rng(1).standard_normal((2, size, 3))
+    assert_close(jax.jit(solve_unit_lower)(jnp.asarray(lower), jnp.asarray(right)), expected @ right)
+    weights = np.random.default_rng(0).standard_normal((2, size, 3))
+
+    def direct(lower, right):
+        return jnp.linalg.inv(jnp.eye(size) + jnp.tril(lower, -1)) @ right
+
+    gradients, expected = (
+        jax.jit(jax.grad(lambda *case, solve=solve: jnp.sum(weights * solve(*case)), argnums=(0, 1)))(lower, right)
+        for solve in (solve_unit_lower, direct)
+    )
+    for a, b in zip(gradients, expected, strict=True):
+        assert np.max(np.abs(a - b)) < 1e-8 * max(1.0, np.max(np.abs(b)))
 
 
-def test_inverse_is_stable_for_equal_keys_in_float32():
+def test_solution_is_stable_for_equal_keys_in_float32():
     # powers of a 64 × 64 matrix of (nearly) ones reach 1e17: one product form for all of it would lose every digit
     lower = 0.999 * np.tril(np.ones((64, 64)), -1)
     expected = np.linalg.inv(np.eye(64) + lower)
-    assert np.max(np.abs(jax.jit(inverse_unit_lower)(jnp.asarray(lower, jnp.float32)) - expected)) < 1e-4
+    solution = jax.jit(solve_unit_lower)(jnp.asarray(lower, jnp.float32), jnp.eye(64, dtype=jnp.float32))
+    assert np.max(np.abs(solution - expected)) < 1e-4
 
 
 def test_decay_products_and_their_gradient_at_zero():

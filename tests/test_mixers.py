@@ -108,7 +108,7 @@ def test_negative_eigenvalues_reach_minus_one():
     key = jnp.zeros((1, HEADS, 1, D)).at[..., 0].set(1.0)
     W = jnp.broadcast_to(jnp.eye(D), (1, HEADS, D, D))
     inputs = module.slow_inputs(tokens(1, batch=1), module.conv.init_state(1))[0]._replace(key=key, value=0.0 * key)
-    _, change, _ = module._learn(inputs, jnp.zeros((), int), jnp.zeros((), int), (W,), (), ())
+    _, change, _ = module._learn(inputs, jnp.zeros((), int), jnp.zeros((), int), None, (W,), (), (), True)
     np.testing.assert_allclose(change[0][0, 0], np.diag([-1.0, 1.0, 1.0, 1.0]), atol=1e-6)
 
 

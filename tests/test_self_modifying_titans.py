@@ -35,7 +35,7 @@ def reference(mixer, x):
     """One sequence [time, width], one token at a time: the docstrings of the mixer and of memory/learning.py."""
     p = jax.tree.map(np.asarray, mixer)
     time, hidden, d, stack = len(x), p.architecture.hidden, p.head_dim, p.stack
-    slow = np.concatenate([x @ p.key.kernel[...], x @ p.value.kernel[...], x @ p.query.kernel[...]], axis=-1)
+    slow = np.concatenate([x @ p.query.kernel[...], x @ p.key.kernel[...], x @ p.value.kernel[...]], axis=-1)
     slow = np.concatenate([np.zeros((3, slow.shape[1])), slow])
     slow = sum(p.conv.kernel[...][i] * slow[i : i + time] for i in range(4))
     slow = (slow * sigmoid(slow)).reshape(time, 3, HEADS, d)
@@ -70,7 +70,7 @@ def reference(mixer, x):
             for name in stack:
                 if t % chunk[name] == 0:
                     boundary[name] = weights[name]
-            u_key, u_value, q = (unit(u) for u in slow[t, :, h])
+            q, u_key, u_value = (unit(u) for u in slow[t, :, h])
             k = unit(answer(boundary["key"], u_key)) if "key" in stack else u_key
             v = unit(answer(boundary["value"], u_value)) if "value" in stack else u_value
             q = unit(answer(boundary["query"], q)) if "query" in stack else q

@@ -13,8 +13,8 @@ one unit lower-triangular system, and everything else is linear in them and in t
 
 All ratios are products of numbers in [0, 1], taken without logarithms, so α = 0 and μ = 0 are exact.
 
-``chunk_update`` and ``sequential_update`` take W as [..., out, in], as the equations do. Inside, weights lie transposed,
-[..., in, out], as Flax's kernels do: products with many outputs are then up to 2.7 times faster on CPU (BUILD_NOTES.md).
+``chunk_update`` and ``sequential_update`` take W as [..., out, in], as the equations do. All others take weights as
+Flax's kernels lie, [..., in, out]: products with many outputs are then up to 2.7 times faster on CPU (BUILD_NOTES.md).
 """
 
 from typing import Any, NamedTuple
@@ -23,7 +23,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nl_jax.memory.triangular import inverse_unit_lower
+from nl_jax.memory.triangular import solve_unit_lower
+
+_BLOCK = 8  # rows whose decay products are taken one after the other
 
 
 @jax.custom_vjp
@@ -34,11 +36,32 @@ def decay_products(rate: Float[Array, "... C"]) -> Float[Array, "... C C"]:
 
 def _decay_products(rate):
     size = rate.shape[-1]
-    t, s = jnp.arange(size)[:, None], jnp.arange(size)
-    products = jnp.where(t > s, rate[..., :, None], jnp.ones((), rate.dtype))
-    # our own doubling loop over pad, roll or concatenate is miscompiled by XLA on CPU (BUILD_NOTES.md)
-    products = jax.lax.cumprod(products, axis=products.ndim - 2)
-    return jnp.where(t >= s, products, jnp.zeros((), rate.dtype))
+    if size <= _BLOCK:
+        return _products(rate)
+    blocks = -(-size // _BLOCK)
+    rate = jnp.pad(rate, [(0, 0)] * (rate.ndim - 1) + [(0, blocks * _BLOCK - size)])
+    rate = rate.reshape(*rate.shape[:-1], blocks, _BLOCK)
+    inside = _products(rate)
+    start = rate[..., :1] * inside[..., :, 0]  # from a block's start to t
+    # from a block's end, the one before the last, ..., to another's start
+    between = decay_products(start[..., -1])
+    between = _pad_first(between[..., :-1, :], -2)
+    # [block of t, block of s, t, s], zero for a later block
+    across = start[..., :, None, :, None] * between[..., None, None] * inside[..., None, :, -1:, :]
+    same = jnp.eye(blocks, dtype=bool)[:, :, None, None]
+    products = jnp.where(same, inside[..., :, None, :, :], across)
+    products = jnp.moveaxis(products, -2, -3).reshape(*rate.shape[:-2], blocks * _BLOCK, blocks * _BLOCK)
+    return products[..., :size, :size]
+
+
+def _products(rate):
+    """Row by row, for small sizes."""
+    size = rate.shape[-1]
+    s = jnp.arange(size)
+    rows = [jnp.broadcast_to((s == 0).astype(rate.dtype), rate.shape)]
+    for t in range(1, size):
+        rows.append(jnp.where(s == t, 1.0, rate[..., t, None] * rows[-1]))
+    return jnp.stack(rows, axis=-2)
 
 
 def _decay_forward(rate):
@@ -138,6 +161,7 @@ def solve_chunk(
     forcings: Float[Array, "... C out"],
     beta: Float[Array, "... C"] | None,
     decay: Decay,
+    answers: Float[Array, "... C out"] | None = None,
 ) -> Chunk:
     """Solves one chunk for what the delta term takes away at each of its tokens.
 
@@ -148,14 +172,15 @@ def solve_chunk(
       beta: strength of the delta term; β‖x‖² ≤ 2 keeps the recurrence non-expansive. None for no delta term, and then
         nothing is left to solve.
       decay: of this chunk's α and μ.
+      answers: of ``change`` to the keys, where the caller has them already.
     """
     if beta is None:
         return Chunk(change, momentum, keys, forcings, None, decay)
     gram = keys @ jnp.swapaxes(keys, -1, -2)
     earlier = _pad_first(decay.state[..., :-1, :], -2)  # A'
-    inverse = inverse_unit_lower(earlier * gram * beta[..., None, :])
+    lower = earlier * gram * beta[..., None, :]
     start = _pad_first(decay.state_start[..., :-1], -1, 1.0)  # a'
-    right = start[..., None] * (keys @ change)
+    right = start[..., None] * (keys @ change if answers is None else answers)
     if momentum is not None:
         assert decay.forcing_start is not None
         start = _pad_first(decay.forcing_start[..., :-1], -1)
@@ -163,7 +188,7 @@ def solve_chunk(
     if decay.own_forcing is not None:
         earlier = _pad_first(decay.own_forcing[..., :-1, :], -2)  # D'
     right = right + (earlier * gram) @ forcings
-    return Chunk(change, momentum, keys, forcings, beta[..., None] * (inverse @ right), decay)
+    return Chunk(change, momentum, keys, forcings, beta[..., None] * solve_unit_lower(lower, right), decay)
 
 
 def end_of_chunk(chunk: Chunk) -> tuple[Float[Array, "... in out"], Any]:
@@ -264,13 +289,12 @@ def chunk_update(
       ValueError: if the shapes do not fit.
     """
     _check(W, S, x, g, {"eta": eta, "alpha": alpha, "mu": mu, "beta": beta}, anchor)
-    W, S, anchor = (None if w is None else jnp.swapaxes(w, -1, -2) for w in (W, S, anchor))
-    change = W if anchor is None else W - anchor
-    chunk = solve_chunk(change, S, x, -eta[..., None] * g, beta, chunk_decay(alpha, mu))
+    change = jnp.swapaxes(W if anchor is None else W - anchor, -1, -2)
+    chunk = solve_chunk(change, jnp.swapaxes(S, -1, -2), x, -eta[..., None] * g, beta, chunk_decay(alpha, mu))
     change, momentum = end_of_chunk(chunk)
     assert momentum is not None
-    W = change if anchor is None else anchor + change
-    return jnp.swapaxes(W, -1, -2), jnp.swapaxes(momentum, -1, -2)
+    change, momentum = jnp.swapaxes(change, -1, -2), jnp.swapaxes(momentum, -1, -2)
+    return (change if anchor is None else anchor + change), momentum
 
 
 def sequential_update(

@@ -64,6 +64,7 @@ class _Gradients(NamedTuple):
     """What a forward and a backward pass through a memory leave for learning; a list has an entry for each layer."""
 
     inputs: list[Array]
+    outputs: list[Array]
     gradients: list[Array]  # of the loss, at the outputs
     at_answer: Array  # ∂L/∂answer
 
@@ -82,9 +83,9 @@ def _gradients(architecture: Architecture, objective: Objective, weights: Layers
         return architecture(linear, keys), (inputs, outputs)
 
     shapes = jax.eval_shape(lambda: forward(None)[1][1])
-    answer, pull, (inputs, _) = jax.vjp(forward, [jnp.zeros(o.shape, o.dtype) for o in shapes], has_aux=True)
+    answer, pull, (inputs, outputs) = jax.vjp(forward, [jnp.zeros(o.shape, o.dtype) for o in shapes], has_aux=True)
     at_answer = objective.gradient(answer, values)
-    return _Gradients(inputs, pull(at_answer)[0], at_answer)
+    return _Gradients(inputs, outputs, pull(at_answer)[0], at_answer)
 
 
 def _square(x: Float[Array, "... C size"]) -> Float[Array, "... C"]:
@@ -123,6 +124,7 @@ def learn_chunk(
     damping: Float[Array, "... C"],
     decay: Decay,
     since_boundary: Float[Array, "*stack C"],
+    at_boundary: bool = False,
     gates: Float[Array, "... stack"] | None = None,
 ) -> tuple[Chunk, ...]:
     """One chunk, solved for every layer.
@@ -138,6 +140,7 @@ def learn_chunk(
       damping: what momentum's forcing is scaled by, 1 - μ; ones without momentum.
       decay: of alpha and mu.
       since_boundary: n_t, tokens since the boundary, t included.
+      at_boundary: whether the chunk starts at the boundary, so that ``boundary`` is ``anchor + change``.
       gates: of each memory of an MLP stack, in [0, 1]: its forcing is multiplied by it; None for 1.
     """
     last = architecture.depth - 1
@@ -152,6 +155,10 @@ def learn_chunk(
     chunks = []
     for layer in range(architecture.depth):
         x = keys if found is None else found.inputs[layer]
+        rest = None if anchor is None else x @ anchor[layer]  # the anchor's answers
+        changes = None  # the change's
+        if found is not None and at_boundary:
+            changes = found.outputs[layer] if rest is None else found.outputs[layer] - rest
         # coefficients, with the axis that the stack has behind the first layer
         rate, damp, retention = ((u if layer == 0 else u[..., None, :]) for u in (eta, damping, alpha))
         if layer == last and rule.negative_eigenvalues:
@@ -166,7 +173,7 @@ def learn_chunk(
             strength = (objective.linear or 0.0) + delta
             step = reflect * rate / (1.0 + strength * rate * _square(x))
             beta = strength * step
-            answer = jnp.zeros_like(values) if anchor is None else x @ anchor[layer]
+            answer = jnp.zeros_like(values) if rest is None else rest
             if architecture.residual:
                 answer = answer + (keys if last == 0 else keys[..., None, :, :])
             forcing = -(damp * step)[..., None] * objective.gradient(answer, values)
@@ -198,6 +205,7 @@ def learn_chunk(
                 forcing,
                 beta if has_delta else None,
                 decay if layer == 0 else jax.tree.map(lambda d: jnp.expand_dims(d, 2), decay),
+                changes,
             )
         )
     return tuple(chunks)

@@ -1,4 +1,4 @@
-"""Inverse of a unit lower-triangular matrix: the only solve that the closed form of a chunk needs."""
+"""Solution of a unit lower-triangular system: the only one that the closed form of a chunk needs."""
 
 import jax
 import jax.numpy as jnp
@@ -47,24 +47,34 @@ def _inverse(lower: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
     return inverse[..., 0, :n, :n]
 
 
-@jax.custom_vjp
-def inverse_unit_lower(lower: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
-    """``(I + L)^-1`` for strictly lower-triangular L, batched over leading axes.
+def solve_unit_lower(
+    lower: Float[Array, "... n n"], right: Float[Array, "... n columns"]
+) -> Float[Array, "... n columns"]:
+    """``(I + L)^-1 R`` for strictly lower-triangular L, batched over leading axes, which broadcast.
 
-    Entries on and above the diagonal of L must be zero. Costs about n³/3 multiply-adds, all in matrix products: 8 × 8
-    blocks on the diagonal first, then pairs of neighbours. The backward pass is two products with the inverse.
+    Entries on and above the diagonal of L must be zero. The inverse costs about n³/3 multiply-adds, all in matrix
+    products: 8 × 8 blocks on the diagonal first, then pairs of neighbours. The backward pass is two products.
     """
-    return _inverse(lower)
+    leading = jnp.broadcast_shapes(lower.shape[:-2], right.shape[:-2])
+    lower, right = (jnp.broadcast_to(u, leading + u.shape[-2:]) for u in (lower, right))
+    return _solve(lower, right)
 
 
-def _forward(lower):
+@jax.custom_vjp
+def _solve(lower, right):
+    return _inverse(lower) @ right
+
+
+def _forward(lower, right):
     inverse = _inverse(lower)
-    return inverse, inverse
+    solution = inverse @ right
+    return solution, (inverse, solution)
 
 
-def _backward(inverse, cotangent):
-    transposed = jnp.swapaxes(inverse, -1, -2)
-    return (jnp.tril(-transposed @ cotangent @ transposed, -1),)
+def _backward(saved, cotangent):
+    inverse, solution = saved
+    right = jnp.swapaxes(inverse, -1, -2) @ cotangent
+    return -jnp.tril(right @ jnp.swapaxes(solution, -1, -2), -1), right
 
 
-inverse_unit_lower.defvjp(_forward, _backward)
+_solve.defvjp(_forward, _backward)

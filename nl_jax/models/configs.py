@@ -30,7 +30,7 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    "tiny": Preset(600_000, 257, 128, 2, 4, remat=False),
+    "tiny": Preset(600_000, 257, 128, 2, 2, remat=False),
     "small": Preset(6_000_000, 257, 256, 6, 4, remat=False),
     "base": Preset(130_000_000, 32_000, 768, 12, 12),
     "paper_760m": Preset(760_000_000, 32_000, 1536, 24, 16),

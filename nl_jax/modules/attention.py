@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from nl_jax.memory import blockwise_attention
-from nl_jax.modules.layers import CausalConv, linear
+from nl_jax.modules.layers import CausalConv, linear, start_as_induction
 
 
 class AttentionState(NamedTuple):
@@ -69,6 +69,8 @@ class Attention(nnx.Module):
         self.key = linear(width, width, rngs=rngs)
         self.value = linear(width, width, rngs=rngs)
         self.conv = CausalConv(3 * width, rngs=rngs) if convolution else None
+        if self.conv is not None:
+            start_as_induction(self.query, self.key, self.conv)
         self.output = linear(width, width, scale=output_scale, rngs=rngs)
 
     def init_state(self, batch_size: int) -> AttentionState:

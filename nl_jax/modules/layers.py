@@ -1,5 +1,7 @@
 """Small layers that several modules share."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -7,12 +9,25 @@ from jax.nn.initializers import variance_scaling
 from jaxtyping import Array, Float
 
 
-def linear(size_in: int, size_out: int, *, rngs: nnx.Rngs, scale: float = 1.0, bias: float | None = None) -> nnx.Linear:
+class Linear(nnx.Linear):
+    """``nnx.Linear`` as one product of two matrices, whatever the leading axes.
+
+    With several of them XLA on CPU copies its operands into transposed order in the backward pass, which took a tenth
+    of a training step (BUILD_NOTES.md).
+    """
+
+    def __call__(self, inputs: Float[Array, "... in"], out_sharding: Any = None) -> Float[Array, "... out"]:
+        """The map of every vector."""
+        outputs = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
+        return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
+
+
+def linear(size_in: int, size_out: int, *, rngs: nnx.Rngs, scale: float = 1.0, bias: float | None = None) -> Linear:
     """Linear map x [..., in] -> [..., out], weights of variance ``scale² / in``; without a bias unless one is given."""
     initial = variance_scaling(scale**2, "fan_in", "normal")
     if bias is None:
-        return nnx.Linear(size_in, size_out, use_bias=False, kernel_init=initial, rngs=rngs)
-    return nnx.Linear(size_in, size_out, kernel_init=initial, bias_init=nnx.initializers.constant(bias), rngs=rngs)
+        return Linear(size_in, size_out, use_bias=False, kernel_init=initial, rngs=rngs)
+    return Linear(size_in, size_out, kernel_init=initial, bias_init=nnx.initializers.constant(bias), rngs=rngs)
 
 
 def unit_length(x: Float[Array, "... width"]) -> Float[Array, "... width"]:
@@ -21,10 +36,7 @@ def unit_length(x: Float[Array, "... width"]) -> Float[Array, "... width"]:
 
 
 class CausalConv(nnx.Module):
-    """Causal depthwise convolution over time, ``y_t = Σ_i kernel[i] x_{t-3+i}``; all taps start with equal variance.
-
-    A start near the identity hides the tokens before: it costs 0.3 bits per byte and more on text (BUILD_NOTES.md).
-    """
+    """Causal depthwise convolution over time, ``y_t = Σ_i kernel[i] x_{t-3+i}``; all taps start with equal variance."""
 
     width = 4  # tokens seen: the paper's (§8.2)
 
@@ -43,3 +55,23 @@ class CausalConv(nnx.Module):
         padded = jnp.concatenate([state.astype(x.dtype), x], axis=1)
         taps = [self.kernel[...][i] * padded[:, i : i + time] for i in range(self.width)]
         return taps[0] + taps[1] + taps[2] + taps[3], padded[:, time:]
+
+
+def start_as_induction(query: Linear, key: Linear, conv: CausalConv) -> None:
+    """Sets the initial weights so that a token's key is the query of the token before, and its value is its own.
+
+    A query then finds, from the first training step on, what followed the last tokens when they came before: an
+    induction head (Olsson et al., 2022), which models else learn late or, in short training, never (BUILD_NOTES.md).
+
+    Args:
+      query, key: projections of equal sizes; key becomes a copy of query.
+      conv: of the channels of query, key and value, in this order. Queries see the last three tokens with random taps,
+        keys the three before the last with the same, values mostly their own.
+    """
+    taps, _, values = jnp.split(conv.kernel[...], 3, axis=-1)
+    none = jnp.zeros_like(taps[:1])
+    taps = (4 / 3) ** 0.5 * taps[1:]  # oldest first; of the variance of four
+    own = jnp.zeros_like(values).at[-1].set(1.0)
+    queries, keys = jnp.concatenate([none, taps]), jnp.concatenate([taps, none])
+    conv.kernel[...] = jnp.concatenate([queries, keys, own + 0.3 * values], axis=-1)
+    key.kernel[...] = query.kernel[...]

@@ -27,7 +27,7 @@ from nl_jax.memory import (
     read_memory,
 )
 from nl_jax.memory.learning import Layers
-from nl_jax.modules.layers import CausalConv, linear, unit_length
+from nl_jax.modules.layers import CausalConv, linear, start_as_induction, unit_length
 
 READS = ("token", "boundary")
 RETENTIONS = ("initial", "zero")
@@ -211,6 +211,7 @@ class MemoryMixer(nnx.Module):
         self.key = linear(width, width, rngs=rngs)
         self.value = linear(width, width, rngs=rngs)
         self.conv = CausalConv(3 * width, rngs=rngs)
+        start_as_induction(self.query, self.key, self.conv)
         self.memories = InitialMemories(num_heads, architecture, rngs=rngs) if initial == "learned" else None
         self.eta = self._coefficient("eta", eta, width, rngs)
         self.alpha = self._coefficient("alpha", alpha, width, rngs)
@@ -275,9 +276,9 @@ class MemoryMixer(nnx.Module):
         """Unit-length keys, values and queries from slow projections and the convolution, and the coefficients."""
         batch, time, _ = x.shape
         wide = jnp.promote_types(x.dtype, jnp.float32)  # memories learn in float32, whatever the products run in
-        projected = jnp.concatenate([self.key(x), self.value(x), self.query(x)], axis=-1)
+        projected = jnp.concatenate([self.query(x), self.key(x), self.value(x)], axis=-1)
         projected, conv = self.conv(projected, conv)
-        key, value, query = (
+        query, key, value = (
             unit_length(jnp.moveaxis(jax.nn.silu(u).reshape(batch, time, self.num_heads, self.head_dim), 1, 2))
             for u in jnp.split(projected.astype(wide), 3, axis=-1)
         )
@@ -311,16 +312,20 @@ class MemoryMixer(nnx.Module):
             padded = jax.tree.map(lambda u: place(u, past + pieces * size, offset), inputs)
         starts = state.position - offset + size * jnp.arange(pieces)
         memories = state.change, state.momentum, state.boundary
+        anchor = self.anchor()
+        if anchor is not None:  # an axis of its own for every product, where XLA on CPU else copies to make one
+            anchor = tuple(jnp.broadcast_to(w, (batch, *w.shape)) for w in anchor)
+        aligned = fresh and len(set(self.memory_chunk_sizes)) == 1  # every piece starts at a boundary
 
         def body(memories, piece):
             inputs, start = piece
             change, momentum, boundary = memories
-            if self.uses_boundary and (not fresh or len(set(self.memory_chunk_sizes)) > 1):
+            if self.uses_boundary and not aligned:
                 due = (start > origin) & (start <= origin + time)
                 boundary = self._at_boundary(start, change, boundary, due)
             elif self.uses_boundary:
                 boundary = change
-            y, change, momentum = self._learn(inputs, start, origin, change, momentum, boundary)
+            y, change, momentum = self._learn(inputs, start, origin, anchor, change, momentum, boundary, aligned)
             return (change, momentum, boundary), y
 
         cut = jax.tree.map(lambda u: cut_time(u, pieces, size, past), padded)
@@ -369,10 +374,17 @@ class MemoryMixer(nnx.Module):
         return answer if self.architecture.depth == 1 else answer[:, :, 0]
 
     def _learn(
-        self, inputs: Inputs, start: Array, first: Array, change: Layers, momentum: Layers, boundary: Layers
+        self,
+        inputs: Inputs,
+        start: Array,
+        first: Array,
+        anchor: Layers | None,
+        change: Layers,
+        momentum: Layers,
+        boundary: Layers,
+        at_boundary: bool,
     ) -> tuple[Float[Array, "batch heads C head_dim"], Layers, Layers]:
         """One piece: generate from the boundary, update in closed form, read. Returns (y, change, momentum)."""
-        anchor = self.anchor()
         past = self.window - 1
         position = start + jnp.arange(len(inputs.valid)) - past
         # tokens of the window were learned before: only their gradients count again
@@ -407,6 +419,7 @@ class MemoryMixer(nnx.Module):
                 damping=jnp.ones_like(eta) if inputs.mu is None else 1.0 - inputs.mu,
                 decay=decay,
                 since_boundary=since_boundary,
+                at_boundary=at_boundary and step == 0,
                 gates=generated.gates,
             )
             ends = [end_of_chunk(chunk) for chunk in chunks]

@@ -48,6 +48,7 @@ class SelfModifyingTitans(MemoryMixer):
       frozen: η = 0, memories that never learn in context: the control. It has the same parameters.
       eta_bias, alpha_bias: initial biases of η and α: softplus(0) ≈ 0.69, sigmoid(4) ≈ 0.98.
       memory_gates: a learned gate on the forcing of each memory; None: with every rule but the printed one.
+      self_targets: every memory makes its own target, ``v̂ = M(v)``; without it all learn v.
       **options: of ``MemoryMixer``: objective, rule, read, retention, output_scale, ...; an eta or alpha given here
         takes the place of its memory.
 
@@ -71,6 +72,7 @@ class SelfModifyingTitans(MemoryMixer):
         eta_bias: float = 0.0,
         alpha_bias: float = 4.0,
         memory_gates: bool | None = None,
+        self_targets: bool = True,
         rngs: nnx.Rngs,
         **options: Any,
     ):
@@ -106,7 +108,7 @@ class SelfModifyingTitans(MemoryMixer):
                 **options,
             },
         )
-        self.frozen = frozen
+        self.frozen, self.self_targets = frozen, self_targets
         if memory_gates is None:
             memory_gates = self.rule.form != "printed"
         shut = jnp.full((num_heads, count), -2.0)  # sigmoid: 0.12; and 0.98 for the memory that answers
@@ -156,7 +158,9 @@ class SelfModifyingTitans(MemoryMixer):
             eta = jax.nn.softplus(_dot(answers["eta"], self.eta_read[...]) + self.eta_bias[...][:, None])
         if alpha is None:
             alpha = jax.nn.sigmoid(_dot(answers["alpha"], self.alpha_read[...]) + self.alpha_bias[...][:, None])
-        target = unit_length(self.architecture(apply_layer(weights), value))
+        target = value[:, :, None]
+        if self.self_targets:
+            target = unit_length(self.architecture(apply_layer(weights), value))
         gates = None if self.memory_gates is None else jax.nn.sigmoid(self.memory_gates[...])
         return Generated(key, target, 0.0 * eta if self.frozen else eta, alpha, gates)
 

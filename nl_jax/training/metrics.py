@@ -104,7 +104,7 @@ def plot_validation(workdir: Path, yardsticks: Mapping[str, float]) -> Path:
     axes.set(xlabel="training tokens", ylabel="validation bits per byte")
     axes.grid(alpha=0.3)
     axes.legend()
-    return _save(figure, workdir / FIGURE)
+    return save_figure(figure, workdir / FIGURE)
 
 
 def plot_accuracy(workdir: Path) -> Path:
@@ -132,10 +132,11 @@ def plot_accuracy(workdir: Path) -> Path:
     axes.set(xlabel="training steps", ylabel="validation accuracy", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend()
-    return _save(figure, workdir / ACCURACY_FIGURE)
+    return save_figure(figure, workdir / ACCURACY_FIGURE)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Writes a figure as PNG, whole or not at all; returns its path."""
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, format="png", dpi=150)
     os.replace(temporary, path)

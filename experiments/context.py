@@ -1,0 +1,162 @@
+"""What learning in context is worth: bits per byte against position in a long context, beside controls.
+
+    python -m experiments.context --workdir=runs/context
+    python -m experiments.context --workdir=runs/titans --models=titans,delta_net,transformer_conv --seeds=1
+
+Each model is trained anew for every seed, which decides initial parameters and the order of the data, with the same
+parameters (to 3 %), tokens and optimizer. Hope's controls are the same model whose memories never learn in context
+(hope_frozen) and a Transformer with the same convolution (transformer_conv). The test split is not looked at.
+
+The same command goes on where a stopped run was. Into the workdir go config.json (what the run is), metrics.jsonl
+(every step), context.png (bits per token against position: mean of the seeds, in a band from worst to best),
+results.json (final figures of each seed), and MODEL/seed_N/checkpoints and tensorboard.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+
+from experiments import launcher
+from experiments.language_model import batches_of, check, define_flags, fit_model
+from nl_jax.data import load_text_data
+from nl_jax.models import named_config
+from nl_jax.training import bits_by_position
+from nl_jax.training.metrics import METRICS, save_figure
+
+NAME = "context"
+RESULTS, FIGURE = "results.json", "context.png"
+DEFAULTS = {
+    "models": "hope,hope_frozen,transformer_conv",
+    "steps": 400,
+    "batch_size": 1,
+    "seq_len": 4096,
+    "eval_every": 200,
+    "checkpoint_every": 200,
+}
+
+
+def context_flags() -> flags.FlagValues:
+    """Those of the language model's launcher, with other defaults, and the number of seeds in place of the seed."""
+    values = define_flags()
+    del values["seed"]
+    flags.DEFINE_integer("seeds", 3, "Runs of each model, with seeds 0, 1, ...", flag_values=values)
+    for name, default in DEFAULTS.items():
+        values.set_default(name, default)
+    return values
+
+
+def main(argv: list[str] | None = None) -> int:
+    return launcher.run(train, context_flags(), __doc__, argv)
+
+
+def train(values: flags.FlagValues) -> None:
+    """Trains what is not yet trained, prints the table and draws the figure. All checks come first."""
+    workdir = launcher.workdir_of(values)
+    launcher.check_range(values, "seeds", 1)
+    mesh = check(values)
+    data = load_text_data(values.data, values.tokenizer, values.text_key)
+    shape = {"vocab_size": data.tokenizer.vocab_size, "context_length": values.seq_len}
+    configs = {name: named_config(name, values.preset, **shape) for name in values.models}
+    free = ("workdir", "mesh", "checkpoint_every")
+    config: dict[str, Any] = {
+        "launcher": NAME,
+        "flags": {name: value for name, value in values.flag_values_dict().items() if name not in free},
+        "data": data.fingerprint,
+        "models": {name: dataclasses.asdict(config) for name, config in configs.items()},
+    }
+    batches = [batches_of(values, data, seed) for seed in range(values.seeds)]  # raises where the text is too short
+    stored = launcher.read_config(workdir, NAME, written=(RESULTS, METRICS))
+    if stored:
+        for what in ("flags", "data", "models"):
+            launcher.check_same(workdir, what, stored[what], config[what])
+    else:
+        launcher.write_json(workdir / launcher.CONFIG, config)
+
+    results = launcher.read_json(workdir / RESULTS) or {
+        "models": {name: {} for name in values.models},
+        "configuration": {name: config[name] for name in ("flags", "data", "models")},
+        "versions": launcher.versions(),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+    for seed in range(values.seeds):  # seed by seed, so that a run that is stopped early compares all models
+        for name in values.models:
+            seeds = results["models"][name].setdefault("seeds", [])
+            if len(seeds) > seed:
+                continue
+            state, progress = fit_model(
+                f"{name}/seed_{seed}", configs[name], batches[seed], values, workdir, mesh, seed
+            )
+            bits = bits_by_position(state.model, batches[seed].validation, mesh)
+            results["models"][name] |= {
+                "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.model)),
+                "tokens": progress.tokens,
+            }
+            seeds.append(
+                {
+                    "validation_bits_per_byte": progress.validation_bits_per_byte,
+                    "tokens_per_second": progress.tokens_per_second,
+                    "bits_by_position": {str(end): bits_of for end, bits_of in _octaves(bits)},
+                }
+            )
+            launcher.write_json(workdir / RESULTS, results)
+            plot(workdir, results)
+    report(workdir, results)
+
+
+def _octaves(bits: np.ndarray) -> list[tuple[int, float]]:
+    """Mean bits per token in the first 64 positions, the 64 after them, the next 128, ...: by the end of each part."""
+    ends = [64]
+    while ends[-1] < len(bits):
+        ends.append(2 * ends[-1])
+    return [
+        (min(end, len(bits)), float(np.nanmean(bits[start:end]))) for start, end in zip([0, *ends], ends, strict=False)
+    ]
+
+
+def plot(workdir: Path, results: dict[str, Any]) -> None:
+    """Draws bits per token against position."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, figures in results["models"].items():
+        curves = [list(seed["bits_by_position"].values()) for seed in figures.get("seeds", [])]
+        if curves:
+            ends = [int(end) for end in figures["seeds"][0]["bits_by_position"]]
+            (line,) = axes.plot(ends, np.mean(curves, axis=0), marker="o", markersize=3, label=name)
+            low, high = np.min(curves, axis=0), np.max(curves, axis=0)
+            axes.fill_between(ends, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(ends, [f"{end:,}" for end in ends])
+    axes.set(xlabel="position in the context, up to", ylabel="validation bits per token")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, workdir / FIGURE)
+
+
+def report(workdir: Path, results: dict[str, Any]) -> None:
+    """Prints the table, and where everything is."""
+    rows = [("model", "parameters", "tokens", "validation bits/byte", "last octave", "tokens/s")]
+    for name, figures in results["models"].items():
+        seeds = figures["seeds"]
+        rows.append(
+            (
+                name,
+                f"{figures['parameters']:,}",
+                f"{figures['tokens']:,}",
+                launcher.mean_and_spread([seed["validation_bits_per_byte"] for seed in seeds]),
+                launcher.mean_and_spread([list(seed["bits_by_position"].values())[-1] for seed in seeds]),
+                f"{np.mean([seed['tokens_per_second'] for seed in seeds]):,.0f}",
+            )
+        )
+    launcher.print_table(rows)
+    print("Mean ± standard deviation over the seeds; last octave: bits per token in the last part of the context.")
+    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {FIGURE}, MODEL/seed_N/checkpoints")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
