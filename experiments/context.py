@@ -44,7 +44,7 @@ DEFAULTS = {
 def context_flags() -> flags.FlagValues:
     """Those of the language model's launcher, with other defaults, and the number of seeds in place of the seed."""
     values = define_flags()
-    del values["seed"]
+    del values.seed
     flags.DEFINE_integer("seeds", 3, "Runs of each model, with seeds 0, 1, ...", flag_values=values)
     for name, default in DEFAULTS.items():
         values.set_default(name, default)

@@ -2,6 +2,7 @@
 
     python -m experiments.recall --workdir=runs/recall
     python -m experiments.recall --workdir=runs/attention --models=transformer --seeds=1
+    python -m experiments.recall --workdir=runs/alive --models=hope,titans --other_text=64,65536
 
 Every sequence brings new pairs of key and value and asks for each value by its key, so that weights alone know only
 which symbols are values. Each model is trained anew for every seed, which decides initial parameters and batches, until
@@ -9,6 +10,9 @@ two evaluations in a row reach 0.99, or to the last step. All models have the sa
 
 Attention learns it in a sudden jump whose moment differs by seed: with the defaults all three seeds reach 0.99, after
 300 to 330 steps; with --steps=600, whose learning rate warms up and falls faster, 2 of 3, after 390 and 570.
+
+With --other_text the trained model also reads so many random symbols first, and then the pairs, which it has to recall
+as well: memories must neither fill up nor die.
 
 The same command goes on after the last seed that was finished: one that was stopped in the middle is begun again (it
 takes minutes). Into the workdir go config.json (what the run is), metrics.jsonl (every step), accuracy.png (validation
@@ -21,10 +25,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 
 from experiments import launcher, tasks
 from experiments.tasks import VALIDATION_SEED
+from nl_jax import InputError
 from nl_jax.data import recall_batch
 from nl_jax.models import MODEL_NAMES
 from nl_jax.training import accuracy
@@ -34,6 +40,8 @@ from nl_jax.training.metrics import ACCURACY
 DEFAULT_MODELS = [name for name in ("hope", "hope_frozen", "transformer", "transformer_conv") if name in MODEL_NAMES]
 GOAL = 0.99  # accuracy
 VALIDATION_SEQUENCES = 512  # at least
+STREAMS = 16  # of other text
+PART = 4096  # tokens of other text in one call
 
 
 def define_flags() -> flags.FlagValues:
@@ -43,7 +51,10 @@ def define_flags() -> flags.FlagValues:
         "seq_len": (32, "Tokens in a sequence; at least four times the pairs."),
         "vocab_size": (64, "Symbols: half of them keys, half values."),
     }
-    return tasks.define_flags(DEFAULT_MODELS, sizes, steps=1000, eval_every=30)
+    values = tasks.define_flags(DEFAULT_MODELS, sizes, steps=1000, eval_every=30)
+    text = "Also recall after reading so many random symbols: numbers, as 64,65536. Figures are of the trained model."
+    flags.DEFINE_list("other_text", [], text, flag_values=values)
+    return values
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,6 +62,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def sizes(values: flags.FlagValues) -> dict[str, int]:
+    """Checks the lengths of other text; attention sees whole sequences."""
+    if not all(length.isdecimal() and 0 < int(length) < 2**31 for length in values.other_text):
+        raise InputError(f"--other_text={','.join(values.other_text)}: expected numbers from 1, as 64,65536")
     return {"vocab_size": values.vocab_size, "context_length": values.seq_len}
 
 
@@ -69,6 +83,41 @@ def score(model: Any, validation: Sequence[tasks.Batch], mesh: jax.sharding.Mesh
     return {ACCURACY: accuracy(model, validation, mesh)}
 
 
+@jax.jit
+def _read(model: Any, tokens: Any, state: Any) -> Any:
+    return model(tokens, state)[1]
+
+
+@jax.jit
+def _answers(model: Any, tokens: Any, state: Any) -> Any:
+    return jax.numpy.argmax(model(tokens, state)[0], axis=-1)
+
+
+def after_other_text(values: flags.FlagValues, model: Any, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Accuracy on the validation sequences, each read after one of ``STREAMS`` streams of random symbols."""
+    batches = validation(values)
+    count = VALIDATION_SEQUENCES // STREAMS * STREAMS
+    sequences = {key: np.concatenate([batch[key] for batch in batches])[:count] for key in batches[0]}
+    figures = {}
+    for length in map(int, values.other_text):
+        random = np.random.default_rng((VALIDATION_SEED, length))
+        text = random.integers(1, values.vocab_size, (STREAMS, length), dtype=np.int32)
+        state = model.init_state(STREAMS)
+        for start in range(0, length, PART):
+            state = _read(model, text[:, start : start + PART], state)
+        right = 0.0
+        for start in range(0, count, STREAMS):
+            rows = {key: array[start : start + STREAMS] for key, array in sequences.items()}
+            answers = np.asarray(_answers(model, rows["inputs"], state))
+            right += float(np.sum((answers == rows["targets"]) * rows["mask"]))
+        figures[f"accuracy_after_{length}"] = right / float(sequences["mask"].sum())
+    return figures
+
+
+def columns(values: flags.FlagValues) -> dict[str, str]:
+    return {"accuracy": ACCURACY} | {f"after {length}": f"accuracy_after_{length}" for length in values.other_text}
+
+
 TASK = tasks.Task(
     name="recall",
     data={"validation_seed": VALIDATION_SEED, "validation_sequences": VALIDATION_SEQUENCES},
@@ -78,8 +127,9 @@ TASK = tasks.Task(
     score=score,
     solved=lambda scores: scores[ACCURACY] >= GOAL,
     outcome=lambda scores: scores[-1],
+    finish=after_other_text,
     goal=("steps_to_99", "steps to 0.99"),
-    columns={"accuracy": ACCURACY},
+    columns=columns,
     legend="Accuracy",
 )
 

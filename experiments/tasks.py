@@ -54,8 +54,9 @@ class Task:
         score: figures of a model on it, by name, ``accuracy`` among them; on a mesh.
         solved: whether these figures reach the goal.
         outcome: what results.json keeps of a seed, from the figures of each of its evaluations.
+        finish: more figures that results.json keeps, of the flags, the trained model and its mesh.
         goal: the steps at the first evaluation that reached the goal: their key in results.json, their name in words.
-        columns: of the table: key in results.json by heading.
+        columns: of the table, by the flags: key in results.json by heading.
         legend: what these columns are, in words.
     """
 
@@ -67,8 +68,9 @@ class Task:
     score: Callable[[Any, Any, jax.sharding.Mesh], Scores]
     solved: Callable[[Scores], bool]
     outcome: Callable[[Sequence[Scores]], Scores]
+    finish: Callable[[flags.FlagValues, Any, jax.sharding.Mesh], dict[str, Any]]
     goal: tuple[str, str]
-    columns: Mapping[str, str]
+    columns: Callable[[flags.FlagValues], Mapping[str, str]]
     legend: str
 
 
@@ -139,7 +141,7 @@ def train(task: Task, values: flags.FlagValues) -> None:
                 figures.setdefault(key, []).append(value)
             plot_accuracy(workdir)
             launcher.write_json(workdir / RESULTS, results)
-    report(task, workdir, results)
+    report(task, workdir, results, task.columns(values))
 
 
 def train_model(
@@ -168,7 +170,8 @@ def train_model(
         return task.score(model, validation, mesh)
 
     for seed in range(done, values.seeds):
-        yield train_seed(task, name, seed, init(jax.random.key(seed)), take_step, score, values, workdir)
+        state, outcome = train_seed(task, name, seed, init(jax.random.key(seed)), take_step, score, values, workdir)
+        yield outcome | task.finish(values, state.model, mesh)
 
 
 def train_seed(
@@ -180,11 +183,12 @@ def train_seed(
     score: Callable[[Any], Scores],
     values: flags.FlagValues,
     workdir: Path,
-) -> dict[str, Any]:
+) -> tuple[TrainState, dict[str, Any]]:
     """Trains from the initial state until two evaluations in a row reach the goal, or to the last step.
 
     Returns:
-        What results.json keeps: the task's figures, steps at the first evaluation that reached the goal, steps trained.
+        The last state, and what results.json keeps: the task's figures, steps at the first evaluation that reached the
+        goal, steps trained.
     """
     run = f"{name}/seed_{seed}"
     scores: list[Scores] = []
@@ -210,7 +214,7 @@ def train_seed(
             bar.update()
             if len(scores) >= 2 and all(map(task.solved, scores[-2:])):
                 break
-    return {**task.outcome(scores), task.goal[0]: steps_to_goal, STEPS: step}
+    return state, {**task.outcome(scores), task.goal[0]: steps_to_goal, STEPS: step}
 
 
 def check(task: Task, values: flags.FlagValues) -> dict[str, LanguageModelConfig]:
@@ -265,14 +269,14 @@ def _count_parameters(name: str, config: LanguageModelConfig, values: flags.Flag
         raise InputError(f"{' '.join(given)}: {error}") from error
 
 
-def report(task: Task, workdir: Path, results: dict[str, Any]) -> None:
+def report(task: Task, workdir: Path, results: dict[str, Any], columns: Mapping[str, str]) -> None:
     """Prints the table of all models, and where everything is."""
     seeds = len(results["seeds"])
     key, goal = task.goal
-    rows = [("model", "parameters", *task.columns, goal, "seeds that reach it")]
+    rows = [("model", "parameters", *columns, goal, "seeds that reach it")]
     for name, figures in results["models"].items():
         reached = [steps for steps in figures[key] if steps is not None]
-        scores = [launcher.mean_and_spread(figures[column]) for column in task.columns.values()]
+        scores = [launcher.mean_and_spread(figures[column]) for column in columns.values()]
         mean = f"{np.mean(reached):.0f}" if reached else "-"
         rows.append((name, f"{figures['parameters']:,}", *scores, mean, f"{len(reached)} of {seeds}"))
     launcher.print_table(rows)

@@ -117,6 +117,7 @@ def test_only_queries_count():
 FLAGS = ["--pairs=2", "--seq_len=8", "--vocab_size=12", "--width=8", "--num_layers=1", "--chunk_size=4"]
 # Hope-Attention compiles quickly and has a continuum memory; the launcher treats all models alike.
 FLAGS += ["--batch_size=128", "--steps=5", "--eval_every=2", "--seeds=2", "--models=hope_attention,transformer"]
+FLAGS += ["--other_text=5,5000"]
 
 
 def call(*arguments):
@@ -148,6 +149,7 @@ BAD_FLAGS = [
     (["--models="], "--models=: expected some of"),
     (["--models=hope,hope"], "--models=hope,hope: expected some of"),
     (["--learning_rate=nan"], "--learning_rate=nan: expected"),
+    (["--other_text=5,many"], "--other_text=5,many: expected numbers from 1"),
     (["--workdir="], "--workdir: missing"),
     (["stray"], "argument 'stray': expected flags only"),
     *(
@@ -193,6 +195,9 @@ def test_a_whole_run(finished, capsys):
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     for name, figures in results["models"].items():
         assert figures["steps"] == [5, 5]
+        for key in ("accuracy_after_5", "accuracy_after_5000"):
+            assert len(figures[key]) == 2
+            assert all(0 <= accuracy < 0.99 for accuracy in figures[key])
         assert figures["steps_to_99"] == [None, None]
         for seed in (0, 1):
             run = [row for row in rows if row["model"] == f"{name}/seed_{seed}"]
@@ -232,7 +237,7 @@ def test_finished_seeds_are_kept_and_the_rest_is_run(finished, tmp_path, capsys)
     partial = json.loads((workdir / "results.json").read_text())
     for figures in partial["models"]["transformer"], partial["models"]["hope_attention"]:
         figures["accuracy"][0] = 0.5  # to be seen again
-    for key in ("accuracy", "steps_to_99", "steps"):
+    for key in ("accuracy", "steps_to_99", "steps", "accuracy_after_5", "accuracy_after_5000"):
         partial["models"]["transformer"][key].pop()
     (workdir / "results.json").write_text(json.dumps(partial))
     lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -253,6 +258,30 @@ def test_a_run_ends_at_two_good_evaluations_in_a_row(tmp_path, monkeypatch):
     assert call(f"--workdir={tmp_path}", *FLAGS, *flags) == 0
     figures = json.loads((tmp_path / "results.json").read_text())["models"]["transformer"]
     assert (figures["accuracy"], figures["steps_to_99"], figures["steps"]) == ([1.0], [6], [15])
+
+
+def test_other_text_is_read_before_the_pairs(monkeypatch):
+    """A model that answers well while it has read fewer than 100 tokens, wherever the parts of the text are cut."""
+
+    class Forgetful:
+        def init_state(self, batch_size):
+            return jnp.zeros((batch_size,), jnp.int32)
+
+        def __call__(self, tokens, state):
+            right = recall_targets(tokens) * (state < 100)[:, None]
+            return jax.nn.one_hot(right, 12), state + tokens.shape[1]
+
+    sizes = {"seq_len": 8, "vocab_size": 12, "pairs": 2}
+
+    def recall_targets(tokens):  # the value behind the first place of each token
+        first = jnp.argmax(tokens[:, :4, None] == tokens[:, None], axis=1)
+        return jnp.take_along_axis(tokens, jnp.minimum(first + 1, 7), axis=1)
+
+    monkeypatch.setattr(recall, "PART", 30)
+    jax.tree_util.register_pytree_node(Forgetful, lambda _: ((), None), lambda *_: Forgetful())
+    values = recall.define_flags()
+    values(["recall", "--other_text=64,128", "--batch_size=32", *(f"--{k}={v}" for k, v in sizes.items())])
+    assert recall.after_other_text(values, Forgetful(), None) == {"accuracy_after_64": 1.0, "accuracy_after_128": 0.0}
 
 
 def test_divergence_ends_in_one_line(tmp_path, capsys, monkeypatch):

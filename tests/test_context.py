@@ -1,0 +1,79 @@
+"""The launcher that compares models by position in a long context, from its command line."""
+
+import json
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from experiments import context, language_model
+from nl_jax.data import evaluation_batches, load_text_data
+from nl_jax.training import bits_by_position, parse_mesh
+
+FLAGS = ["--models=transformer,transformer_conv", "--steps=4", "--batch_size=2", "--seq_len=80", "--seeds=2"]
+FLAGS += ["--eval_every=2", "--checkpoint_every=2"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "data.txt"
+    path.write_bytes(Path(language_model.__file__).read_bytes())
+    return path
+
+
+def call(*arguments):
+    return context.main(["context", *map(str, arguments)])
+
+
+def test_bits_by_position_average_the_targets_there(data):
+    batches = evaluation_batches(load_text_data(str(data)).validation, batch_size=3, seq_len=50)
+    logits = jax.random.normal(jax.random.key(0), (257, 257))
+    model = jax.tree_util.Partial(lambda table, inputs, state: (table[inputs], state), logits)
+    total, count = np.zeros(50), np.zeros(50)
+    for batch in batches.batches:
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits[batch["inputs"]], batch["targets"])
+        total, count = total + np.sum(losses * batch["mask"], axis=0), count + batch["mask"].sum(axis=0)
+    bits = bits_by_position(model, batches, parse_mesh(devices=jax.devices()[:1]))
+    np.testing.assert_allclose(bits, total / count / math.log(2), rtol=1e-5)
+
+
+def test_a_whole_run_goes_on_where_it_was(data, tmp_path, capsys):
+    flags = [f"--workdir={tmp_path / 'run'}", f"--data={data}", *FLAGS]
+    assert call(*flags) == 0
+    table = capsys.readouterr().out
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    for figures in results["models"].values():
+        assert figures["tokens"] == 4 * 2 * 80
+        assert len(figures["seeds"]) == 2
+        for seed in figures["seeds"]:
+            assert list(seed["bits_by_position"]) == ["64", "80"]
+            assert all(0 < bits < 10 for bits in seed["bits_by_position"].values())
+        first, second = (seed["validation_bits_per_byte"] for seed in figures["seeds"])
+        assert first != second
+    assert (tmp_path / "run" / "context.png").read_bytes().startswith(b"\x89PNG")
+    results["models"]["transformer_conv"]["seeds"].pop()  # as if it had been stopped before the last model
+    (tmp_path / "run" / "results.json").write_text(json.dumps(results))
+    assert call(*flags) == 0
+    assert capsys.readouterr().out == table
+    assert call(*flags, "--seeds=3") == 2
+    assert "seeds 2 there, 3 here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--seeds=0"], "--seeds=0: expected at least 1"),
+        (["--seed=1"], "Unknown command line flag 'seed'"),
+        (["--seq_len=1000000"], "--seq_len=1000000 is longer than"),
+        (["--models=hopeless"], "hopeless"),
+    ],
+)
+def test_bad_flags_end_in_one_line(flags, problem, data, tmp_path, capsys):
+    assert call(f"--workdir={tmp_path / 'run'}", f"--data={data}", *FLAGS, *flags) == 2
+    captured = capsys.readouterr()
+    assert problem in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
