@@ -1,7 +1,7 @@
 """What learning in context is worth: bits per byte against position in a long context, beside controls.
 
     python -m experiments.context --workdir=runs/context
-    python -m experiments.context --workdir=runs/titans --models=titans,delta_net,transformer_conv --seeds=1
+    python -m experiments.context --workdir=runs/no_dgd --models=hope --mixer_option=delta=False
 
 Each model is trained anew for every seed, which decides initial parameters and the order of the data, with the same
 parameters (to 3 %), tokens and optimizer. Hope's controls are the same model whose memories never learn in context
@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 
 from experiments import launcher
 from experiments.language_model import batches_of, check, define_flags, fit_model
+from experiments.mixer_options import configuration
 from nl_jax.data import load_text_data
-from nl_jax.models import named_config
 from nl_jax.training import bits_by_position
 from nl_jax.training.metrics import METRICS, save_figure
 
@@ -62,7 +62,7 @@ def train(values: flags.FlagValues) -> None:
     mesh = check(values)
     data = load_text_data(values.data, values.tokenizer, values.text_key)
     shape = {"vocab_size": data.tokenizer.vocab_size, "context_length": values.seq_len}
-    configs = {name: named_config(name, values.preset, **shape) for name in values.models}
+    configs = {name: configuration(values, name, values.preset, **shape) for name in values.models}
     free = ("workdir", "mesh", "checkpoint_every")
     config: dict[str, Any] = {
         "launcher": NAME,

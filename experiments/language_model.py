@@ -21,10 +21,11 @@ from absl import flags
 from flax import nnx
 
 from experiments import launcher
+from experiments.mixer_options import configuration, define_mixer_option
 from nl_jax import InputError
 from nl_jax.data import EvaluationSet, TextData, evaluation_batches, load_text_data, train_iterator
 from nl_jax.evaluation import bigram_bits_per_byte, gzip_bits_per_byte
-from nl_jax.models import MODEL_NAMES, PRESETS, LanguageModel, LanguageModelConfig, named_config
+from nl_jax.models import MODEL_NAMES, PRESETS, LanguageModel, LanguageModelConfig
 from nl_jax.training import Progress, TrainState, evaluate, fit, make_optimizer, parse_mesh, plot_validation
 from nl_jax.training.metrics import FIGURE, METRICS
 
@@ -45,6 +46,7 @@ def define_flags() -> flags.FlagValues:
     define(flags.DEFINE_string, "workdir", None, "Directory of the run; made if need be. Required.")
     define(flags.DEFINE_list, "models", "hope,transformer", f"Models to train, of {', '.join(MODEL_NAMES)}.")
     define(flags.DEFINE_string, "preset", "tiny", f"Size of the models: {', '.join(PRESETS)}.")
+    define_mixer_option(values)
     define(flags.DEFINE_string, "data", None, "Text file, directory or .jsonl; without it Python's standard library.")
     define(flags.DEFINE_string, "text_key", "text", "Key of the text in .jsonl lines.")
     define(flags.DEFINE_string, "tokenizer", None, "Hugging Face tokenizer.json; without it bytes are the tokens.")
@@ -79,7 +81,7 @@ def train(values: flags.FlagValues) -> None:
     data = load_text_data(values.data, values.tokenizer, values.text_key)
     # Attention remembers as many tokens in generation as it has seen in training.
     shape = {"vocab_size": data.tokenizer.vocab_size, "context_length": values.seq_len}
-    configs = {name: named_config(name, values.preset, **shape) for name in values.models}
+    configs = {name: configuration(values, name, values.preset, **shape) for name in values.models}
     models = {name: dataclasses.asdict(config) for name, config in configs.items()}
     if stored:
         launcher.check_same(workdir, "data", stored["data"], data.fingerprint)

@@ -3,7 +3,6 @@
 A launcher has flags by `define_flags`, a `Task` that says what is its own, and `train` for the rest.
 """
 
-import ast
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +15,8 @@ from absl import flags
 from flax import nnx
 
 from experiments import launcher
-from nl_jax import InputError
-from nl_jax.models import MODEL_NAMES, LanguageModel, LanguageModelConfig, count_parameters, named_config
+from experiments.mixer_options import configuration, define_mixer_option
+from nl_jax.models import MODEL_NAMES, LanguageModel, LanguageModelConfig, count_parameters
 from nl_jax.training import (
     MetricsWriter,
     TrainState,
@@ -35,7 +34,6 @@ from nl_jax.training.metrics import ACCURACY_FIGURE, METRICS
 RESULTS = "results.json"
 VALIDATION_SEED = 2**31 - 1  # no training seed
 STEPS = "steps"  # trained, in results.json; each finished seed has one
-OWN_FLAGS = ("width", "num_heads", "chunk_size", "context_length")  # sizes that are no option of a mixer here
 
 Batch = dict[str, np.ndarray]
 Scores = dict[str, float]
@@ -97,8 +95,7 @@ def define_flags(
     define(flags.DEFINE_integer, "num_heads", 2, "Heads of the mixers.")
     define(flags.DEFINE_integer, "num_layers", 2, "Blocks.")
     define(flags.DEFINE_integer, "chunk_size", 8, "Tokens between two boundaries of the memories (Hope).")
-    text = "An option of all models' mixers, as eta=0.5 or 'eta=(\"sigmoid\", 1.0)'; may be given several times."
-    define(flags.DEFINE_multi_string, "mixer_option", None, text)
+    define_mixer_option(values)
     define(flags.DEFINE_integer, "batch_size", 32, "Sequences in a batch.")
     define(flags.DEFINE_float, "learning_rate", 3e-3, "Peak learning rate of AdamW.")
     define(flags.DEFINE_integer, "steps", steps, "Optimizer steps of each run at most; the cosine ends there.")
@@ -111,7 +108,7 @@ def train(task: Task, values: flags.FlagValues) -> None:
     """Trains what is not yet trained and prints the table. All checks come first, before anything is compiled."""
     workdir = launcher.workdir_of(values)
     configs = check(task, values)
-    parameters = {name: _count_parameters(name, config, values) for name, config in configs.items()}
+    parameters = {name: count_parameters(config) for name, config in configs.items()}
     validation = task.validation(values)
     config: dict[str, Any] = {
         "launcher": task.name,
@@ -225,48 +222,7 @@ def check(task: Task, values: flags.FlagValues) -> dict[str, LanguageModelConfig
     launcher.check_models(values)
     sizes = {name: values[name].value for name in ("width", "num_heads", "num_layers", "chunk_size")}
     sizes |= {"mlp_hidden": 2 * values.width, **task.sizes(values)}
-    configs = {name: named_config(name, "tiny", **sizes) for name in values.models}
-    given = mixer_options(values)
-    return {
-        name: dataclasses.replace(config, mixer_options=tuple({**dict(config.mixer_options), **given}.items()))
-        for name, config in configs.items()
-    }
-
-
-def mixer_options(values: flags.FlagValues) -> dict[str, Any]:
-    """The options that ``--mixer_option`` gives; `InputError` for what is no option or has no plain value."""
-    options: dict[str, Any] = {}
-    for given in values.mixer_option or ():
-        name, equals, text = (part.strip() for part in given.partition("="))
-        flag = f"--mixer_option={given}"
-        if not (name.isidentifier() and equals):
-            raise InputError(f"{flag}: expected name=value")
-        if name in OWN_FLAGS:
-            raise InputError(f"{flag}: expected an option of a mixer; flags of their own decide {', '.join(OWN_FLAGS)}")
-        if name in options:
-            raise InputError(f"{flag}: expected every option once")
-        try:
-            options[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError, TypeError):
-            options[name] = text
-            if not text.isidentifier() or text.lower() in ("true", "false", "none"):  # the string "false" would be true
-                raise InputError(f"{flag}: expected a Python value, such as 0.5, True or (1, 2), or a word") from None
-        if not _plain(options[name]):
-            raise InputError(f"{flag}: expected a number, True, False, None, a string, or a tuple of these")
-    return options
-
-
-def _plain(value: Any) -> bool:
-    """Whether a value can be compared, hashed and kept as JSON."""
-    return all(map(_plain, value)) if isinstance(value, tuple) else isinstance(value, int | float | str | None)
-
-
-def _count_parameters(name: str, config: LanguageModelConfig, values: flags.FlagValues) -> int:
-    try:
-        return count_parameters(config)
-    except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # sizes or options that modules refuse
-        given = [f"--models={name}", *(f"--mixer_option={option}" for option in values.mixer_option or ())]
-        raise InputError(f"{' '.join(given)}: {error}") from error
+    return {name: configuration(values, name, "tiny", **sizes) for name in values.models}
 
 
 def report(task: Task, workdir: Path, results: dict[str, Any], columns: Mapping[str, str]) -> None:

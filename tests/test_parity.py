@@ -207,7 +207,7 @@ def test_given_options_are_added_to_the_models_own():
     given = {"rule": "printed", "eta": ("softplus", 0.0)}
     arguments = ["--mixer_option=rule=printed", '--mixer_option=eta=("softplus",0.0)']
     assert options(*arguments) == [{"frozen": True, **given}, given]
-    assert options("--mixer_option=frozen=False") == [{"frozen": False}] * 2
+    assert options("--models=hope_frozen", "--mixer_option=frozen=False") == [{"frozen": False}]
 
 
 def test_help_explains_itself(capsys):

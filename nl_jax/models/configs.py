@@ -68,7 +68,8 @@ def named_config(model: str, preset: str, vocab_size: int | None = None, **overr
       model: one of ``MODEL_NAMES``.
       preset: one of ``PRESETS``.
       vocab_size: of the tokenizer; None for the preset's own. Another vocabulary changes the count by its embedding.
-      **overrides: any field of ``LanguageModelConfig``; ``mlp_hidden`` switches the solving off.
+      **overrides: any field of ``LanguageModelConfig``; ``mlp_hidden`` switches the solving off, ``mixer_options`` are
+        added to the model's own.
 
     Raises:
       InputError: for an unknown name, or sizes that leave no parameters for the feed-forward blocks.
@@ -88,6 +89,8 @@ def named_config(model: str, preset: str, vocab_size: int | None = None, **overr
         **MODELS[model],
         **overrides,
     }
+    options = [dict(given.get("mixer_options", ())) for given in (MODELS[model], overrides)]
+    fields["mixer_options"] = tuple((options[0] | options[1]).items())
     config = LanguageModelConfig(**fields)
     if "mlp_hidden" in overrides:
         return config
