@@ -20,8 +20,8 @@ from nl_jax.models import MODEL_NAMES, LanguageModel, LanguageModelConfig, count
 from nl_jax.training import (
     MetricsWriter,
     TrainState,
-    check_finite,
     compile_step,
+    finite_outputs,
     init_state,
     make_optimizer,
     parameter_shardings,
@@ -196,14 +196,13 @@ def train_seed(
             batch = task.batch(values, seed, step)
             started = time.perf_counter()
             state, outputs = take_step(state, batch)
-            row = {key: float(value) for key, value in outputs.items()}  # waits for the device
+            row = finite_outputs(run, step, outputs)
             seconds += time.perf_counter() - started
             if step == values.steps or step % values.eval_every == 0:
                 scores.append(score(state.model))
                 row |= scores[-1]
                 if task.solved(scores[-1]) and steps_to_goal is None:
                     steps_to_goal = step
-            check_finite(run, step, row)
             tokens = step * batch["inputs"].size
             metrics.write(step, tokens, row)
             last = "".join(f"{key} {value:.3f}, " for key, value in scores[-1].items()) if scores else ""

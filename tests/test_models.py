@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from nl_jax import InputError
 from nl_jax.models import MODEL_NAMES, PRESETS, LanguageModel, LanguageModelConfig, count_parameters, named_config
+from nl_jax.training import TrainingDiverged, finite_outputs, init_state, train_step
 
 apply = jax.jit(lambda model, tokens, state=None: model(tokens, state))
 
@@ -100,3 +102,22 @@ def test_remat_changes_nothing_but_memory():
 def test_bad_configurations(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_divergence_of_the_printed_rule_is_reported_with_its_layer():
+    """The paper's rule at a rate at which it doubles its error with every chunk, beside the default, which stays."""
+    sizes = {"vocab_size": 16, "width": 8, "num_layers": 2, "num_heads": 1, "mlp_hidden": 8, "chunk_size": 16}
+    tokens = jax.random.randint(jax.random.key(0), (1, 1025), 0, 16)
+    batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
+
+    def outputs(**options):
+        config = LanguageModelConfig(
+            mixer="self_modifying_titans", **sizes, mixer_options=(*options.items(), ("eta", 10.0))
+        )
+        optimizer = optax.sgd(0.1)
+        state = init_state(lambda: LanguageModel(config, rngs=nnx.Rngs(0)), optimizer)
+        return jax.jit(lambda state: train_step(optimizer, state, batch)[1])(state)
+
+    assert set(finite_outputs("hope", 3, outputs())) == {"loss", "grad_norm"}
+    with pytest.raises(TrainingDiverged, match="hope diverged at step 3, the memories of layer 0 first"):
+        finite_outputs("hope", 3, outputs(rule="printed", retention="zero"))

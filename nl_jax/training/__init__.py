@@ -6,7 +6,7 @@ answers, `restore_newest` for a model.
 """
 
 from nl_jax.training.checkpoint import Checkpoint, CheckpointWriter, restore_newest
-from nl_jax.training.loop import Progress, TrainingDiverged, TrainingInterrupted, check_finite, fit, progress_bar
+from nl_jax.training.loop import Progress, TrainingDiverged, TrainingInterrupted, finite_outputs, fit, progress_bar
 from nl_jax.training.mesh import parse_mesh
 from nl_jax.training.metrics import MetricsWriter, plot_accuracy, plot_validation, read_metrics
 from nl_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
@@ -37,10 +37,10 @@ __all__ = [
     "accuracy",
     "batch_sharding",
     "bits_by_position",
-    "check_finite",
     "compile_step",
     "decay_mask",
     "evaluate",
+    "finite_outputs",
     "fit",
     "init_state",
     "learning_rate_schedule",

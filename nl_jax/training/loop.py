@@ -117,8 +117,7 @@ def fit(
     ):
 
         def report(step: int, tokens: int, outputs: dict[str, jax.Array]) -> None:
-            values = {key: float(value) for key, value in outputs.items()}  # waits for the device
-            check_finite(name, step, values)
+            values = finite_outputs(name, step, outputs)
             metrics.write(step, tokens, values)
             rate = (tokens - tokens_before) / (time.perf_counter() - started)
             bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:,.0f} tokens/s", refresh=False)
@@ -180,11 +179,24 @@ def _start(
     return TrainState(restored.items["model"], restored.items["optimizer"]), Progress(**restored.about)
 
 
-def check_finite(name: str, step: int, values: dict[str, float]) -> None:
+def finite_outputs(name: str, step: int, outputs: dict[str, Any]) -> dict[str, float]:
+    """Loss and gradient norm of a `train_step`, once the device has them.
+
+    Raises:
+        TrainingDiverged: one of them is not finite; the message names the first layer whose memories are not, if any.
+    """
+    values = {key: float(value) for key, value in outputs.items()}  # waits for the device
+    layer = int(values.pop("diverged_layer"))
+    check_finite(name, step, values, f"the memories of layer {layer} first" if layer >= 0 else "its gradient")
+    return values
+
+
+def check_finite(name: str, step: int, values: dict[str, float], where: str | None = None) -> None:
     """Raises `TrainingDiverged` unless all values of a step, by name, are finite."""
     if not all(map(math.isfinite, values.values())):
         what = ", ".join(f"{key} {value:g}" for key, value in values.items())
-        raise TrainingDiverged(f"{name} diverged at step {step} ({what}); a lower learning rate may help")
+        where = f", {where}" if where else ""
+        raise TrainingDiverged(f"{name} diverged at step {step}{where} ({what}); a lower learning rate may help")
 
 
 class _Signals:

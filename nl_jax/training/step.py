@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from nl_jax.data import EvaluationSet
 from nl_jax.training.sharding import batch_sharding, parameter_shardings
@@ -42,13 +42,36 @@ def init_state(init_model: Callable[[], PyTree], optimizer: optax.GradientTransf
 
 def token_losses(model: PyTree, batch: Batch) -> Float[Array, "B T"]:
     """Loss in nats of each target of a batch of ``inputs`` and ``targets``, both int32 ``[B, T]``."""
-    logits, _ = model(batch["inputs"], None)
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["targets"])
+    return _losses_and_state(model, batch)[0]
+
+
+def _losses_and_state(model: PyTree, batch: Batch) -> tuple[Float[Array, "B T"], PyTree]:
+    logits, state = model(batch["inputs"], None)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["targets"])
+    return losses, state
 
 
 def mean_loss(model: PyTree, batch: Batch) -> Float[Array, ""]:
     """Loss in nats per target: of all, or of those whose ``mask`` (float32 ``[B, T]``) is 1 where a batch has one."""
-    return jnp.average(token_losses(model, batch), weights=batch.get("mask"))
+    return _mean_loss(model, batch)[0]
+
+
+def _mean_loss(model: PyTree, batch: Batch) -> tuple[Float[Array, ""], PyTree]:
+    losses, state = _losses_and_state(model, batch)
+    return jnp.average(losses, weights=batch.get("mask")), state
+
+
+def first_diverged_layer(state: PyTree) -> Int[Array, ""]:
+    """Index of the first layer whose memories hold what is not finite, -1 if there is none.
+
+    Args:
+        state: of a model, floating point leaves ``[layers, ...]``.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    if not leaves:
+        return jnp.asarray(-1)
+    bad = jnp.stack([jnp.any(~jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in leaves]).any(axis=0)
+    return jnp.where(jnp.any(bad), jnp.argmax(bad), -1)
 
 
 def train_step(
@@ -57,13 +80,16 @@ def train_step(
     """One optimizer step on `mean_loss`.
 
     Returns:
-        The new state, and ``loss`` (nats per target before the step) and ``grad_norm`` (before clipping). Where one of
-        these is not finite the new state is not to be used.
+        The new state, and ``loss`` (nats per target before the step), ``grad_norm`` (before clipping) and
+        ``diverged_layer``, of `first_diverged_layer`. Where one of the first two is not finite the new state is not to
+        be used.
     """
-    loss, grads = jax.value_and_grad(mean_loss)(state.model, batch)
+    (loss, memories), grads = jax.value_and_grad(_mean_loss, has_aux=True)(state.model, batch)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
     model = optax.apply_updates(state.model, updates)
-    return TrainState(model, opt_state), {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+    diverged = first_diverged_layer(memories)
+    outputs = {"loss": loss, "grad_norm": optax.tree.norm(grads), "diverged_layer": diverged}
+    return TrainState(model, opt_state), outputs
 
 
 def compile_step(
