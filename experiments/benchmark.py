@@ -461,7 +461,7 @@ def _device_memory() -> int:
 
 def _competitor_versions() -> dict[str, str]:
     installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
-    return {name: installed[name] for name in ("torch", "titans-pytorch") if name in installed}
+    return {name: installed[name] for name in ("torch", "titans-pytorch", "nested-learning") if name in installed}
 
 
 def _cell(value: float | None, spec: str, unit: float | None = None) -> str:

@@ -83,10 +83,45 @@ def titans_pytorch(sizes: Sizes) -> Program:
     return _torch_program(sizes, list(model.parameters()), loss)
 
 
+def nested_learning(sizes: Sizes) -> Program:
+    """Hope of nested-learning, the pass that updates its memories included, with two levels of CMS and chunks of 64."""
+    import torch
+    from nested_learning.levels import LevelSpec
+    from nested_learning.model import HOPEModel, ModelConfig
+    from nested_learning.training import compute_teach_signal
+
+    model = HOPEModel(
+        ModelConfig(
+            vocab_size=sizes.vocab_size,
+            dim=sizes.width,
+            num_layers=sizes.num_layers,
+            heads=sizes.num_heads,
+            titan_level=LevelSpec("titan", 8),
+            cms_levels=[LevelSpec("fast", 1), LevelSpec("slow", 4)],
+            block_variant="hope_selfmod",
+            self_mod_chunk_size=64,
+        )
+    )
+    logits = None
+
+    def loss(inputs: Any, targets: Any) -> Any:
+        nonlocal logits
+        logits = model(inputs)
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def learn(inputs: Any) -> None:
+        signal = compute_teach_signal(model, logits, inputs)
+        with torch.no_grad():
+            model(inputs, teach_signal=signal)
+
+    return _torch_program(sizes, [p for p in model.parameters() if p.requires_grad], loss, learn)
+
+
 def _torch_program(
     sizes: Sizes,
     parameters: list[Any],
     loss: Callable[[Any, Any], Any],
+    after_backward: Callable[[Any], None] = lambda inputs: None,
 ) -> Program:
     """AdamW with clipping on a batch of random tokens."""
     import torch
@@ -101,6 +136,7 @@ def _torch_program(
         optimizer.zero_grad()
         value = loss(inputs, targets)
         value.backward()
+        after_backward(inputs)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         return value.item()
@@ -115,4 +151,5 @@ def _torch_program(
 COMPETITORS: dict[str, Callable[[Sizes], Program]] = {
     "torch_transformer": torch_transformer,
     "titans_pytorch": titans_pytorch,
+    "nested_learning": nested_learning,
 }

@@ -38,7 +38,7 @@ CASES = [(name, {}) for name in MIXERS] + [
     ("titans", {"depth": 3}),
     ("titans", {"gated": True, "objective": "huber"}),
     ("titans", {"objective": "lp"}),
-    ("self_modifying_titans", {"adaptive": ("query", "value"), "momentum": False, "objective": "dot_product"}),
+    ("self_modifying_titans", {"adaptive": ("query", "value"), "momentum": True, "objective": "dot_product"}),
     ("gated_delta_net", {"negative_eigenvalues": True}),
     ("sliding_window_attention", {"window": 3}),
 ]
@@ -147,11 +147,12 @@ STREAMS = {
     chunk=st.sampled_from([1, 16, 512]),
     dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
     momentum=st.booleans(),
+    delta=st.booleans(),
 )
-def test_default_rule_is_bounded(stream, eta, alpha, chunk, dtype, momentum):
+def test_default_rule_is_bounded(stream, eta, alpha, chunk, dtype, momentum, delta):
     """By the bound in memory/learning.py, for any coefficients and any stream."""
     time = {1: 64, 16: 256, 512: 600}[chunk]
-    module = make("self_modifying_titans", chunk_size=chunk, eta=eta, alpha=alpha, momentum=momentum)
+    module = make("self_modifying_titans", chunk_size=chunk, eta=eta, alpha=alpha, momentum=momentum, delta=delta)
     module = jax.tree.map(lambda p: p.astype(dtype), module)
     x = jnp.asarray(STREAMS[stream](np.random.default_rng(0), time), dtype)
     y, state = apply(module, x)

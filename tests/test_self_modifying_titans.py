@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from nl_jax.modules import SelfModifyingTitans
+from nl_jax.modules import PAPER_FORM, SelfModifyingTitans
 
 WIDTH, HEADS = 8, 2
 apply = jax.jit(lambda mixer, x, state: mixer(x, state))
@@ -90,7 +90,7 @@ def reference(mixer, x):
                 inner, outer = boundary[name]
                 pre = inner @ k
                 z, slope = pre * sigmoid(pre), sigmoid(pre) * (1 + pre * (1 - sigmoid(pre)))
-                target = unit(answer(boundary[name], v))
+                target = unit(answer(boundary[name], v)) if p.self_targets else v
                 e = 2 * (k + outer @ z - target) if c else -target
                 g = slope * (outer.T @ e)
                 (w2, w1), (s2, s1), (i2, i1) = weights[name], momentum[name], initial[name]
@@ -130,19 +130,21 @@ def test_equals_the_rule_written_out(chunk, projections, read):
 
 
 @pytest.mark.parametrize("chunk", [1, 4])
-@pytest.mark.parametrize("options", [{}, {"momentum": False, "retention": "zero", "read": "boundary"}])
+@pytest.mark.parametrize("options", [{}, {"momentum": False}, {"retention": "initial", "read": "token"}], ids=str)
 def test_printed_rule_is_the_papers(chunk, options):
     """At chunk size 1 the recurrence of Eq. 83-88, at larger ones that of Eq. 90, both written out plainly."""
     with jax.enable_x64(True):
-        mixer = make(float64=True, chunk_size=chunk, rule="printed", **options)
+        mixer = make(float64=True, chunk_size=chunk, **PAPER_FORM | options)
         mixer.eta_bias[...] = jnp.full((HEADS,), -4.0)  # it diverges with larger steps
         check(mixer)
 
 
 # Table 6, and what else can be switched: each equals the reference with the same switch, so it changes nothing else
 SWITCHES = [
-    {"delta": False},
-    {"momentum": False},
+    {"delta": True},
+    {"momentum": True},
+    {"self_targets": True},
+    {**PAPER_FORM, "rule": "folded"},
     {"weight_decay": False},
     {"adaptive": ("value", "eta", "alpha")},
     {"adaptive": ("key", "eta", "alpha")},
@@ -165,8 +167,8 @@ def test_switches(options):
 
 
 def test_frozen_has_the_same_parameters_and_never_learns():
-    mixer, x = make(frozen=True), tokens(12)
-    assert jax.tree.map(jnp.shape, nnx.state(mixer)) == jax.tree.map(jnp.shape, nnx.state(make()))
+    mixer, x = make(frozen=True, momentum=True), tokens(12)
+    assert jax.tree.map(jnp.shape, nnx.state(mixer)) == jax.tree.map(jnp.shape, nnx.state(make(momentum=True)))
     _, state = apply(mixer, x, None)
     shared = [float(jnp.max(jnp.abs(s))) for s in state.momentum]
     assert max(shared) == 0.0

@@ -1,7 +1,9 @@
 """Named configurations. Within a preset all models have the same width, depth and (to 3 %) number of parameters.
 
 The paper names sizes (760M, 1.3B) and the vocabulary (32K) but no widths: those here are ours, GPT-3's widths for these
-sizes. The hidden size of the feed-forward blocks is solved for, so that every model reaches the preset's count.
+sizes, with heads of 128 channels: a memory's capacity grows with the square of its head, and heads of 32 lost 0.2 bits
+per byte (BUILD_NOTES.md). The hidden size of the feed-forward blocks is solved for, so that every model reaches the
+preset's count.
 """
 
 import math
@@ -30,10 +32,10 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    "tiny": Preset(600_000, 257, 128, 2, 2, remat=False),
-    "small": Preset(6_000_000, 257, 256, 6, 4, remat=False),
-    "base": Preset(130_000_000, 32_000, 768, 12, 12),
-    "paper_760m": Preset(760_000_000, 32_000, 1536, 24, 16),
+    "tiny": Preset(1_000_000, 257, 128, 2, 1, remat=False),
+    "small": Preset(6_000_000, 257, 256, 6, 2, remat=False),
+    "base": Preset(130_000_000, 32_000, 768, 12, 6),
+    "paper_760m": Preset(760_000_000, 32_000, 1536, 24, 12),
     "paper_1_3b": Preset(1_300_000_000, 32_000, 2048, 24, 16),
 }
 

@@ -5,10 +5,11 @@ from nl_jax.modules.blocks import Block, HopeAttentionBlock, HopeBlock, Transfor
 from nl_jax.modules.continuum_memory import ContinuumMemory, FeedForward
 from nl_jax.modules.memory_mixer import MemoryMixer, MemoryState
 from nl_jax.modules.mixers import MIXERS, mixer
-from nl_jax.modules.self_modifying_titans import SelfModifyingTitans
+from nl_jax.modules.self_modifying_titans import PAPER_FORM, SelfModifyingTitans
 
 __all__ = [
     "MIXERS",
+    "PAPER_FORM",
     "Attention",
     "AttentionState",
     "Block",

@@ -68,10 +68,11 @@ def start_as_induction(query: Linear, key: Linear, conv: CausalConv) -> None:
       conv: of the channels of query, key and value, in this order. Queries see the last three tokens with random taps,
         keys the three before the last with the same, values mostly their own.
     """
-    taps, _, values = jnp.split(conv.kernel[...], 3, axis=-1)
-    none = jnp.zeros_like(taps[:1])
-    taps = (4 / 3) ** 0.5 * taps[1:]  # oldest first; of the variance of four
+    (first, *taps), _, values = jnp.split(conv.kernel[...], 3, axis=-1)
+    taps = (4 / 3) ** 0.5 * jnp.stack(taps)  # oldest first; of the variance of four
     own = jnp.zeros_like(values).at[-1].set(1.0)
-    queries, keys = jnp.concatenate([none, taps]), jnp.concatenate([taps, none])
+    queries = jnp.concatenate([jnp.zeros_like(taps[:1]), taps])
+    # a little of their own: the first token's key would else be zero, where the gradient of its length is huge
+    keys = jnp.concatenate([taps, 0.1 * first[None]])
     conv.kernel[...] = jnp.concatenate([queries, keys, own + 0.3 * values], axis=-1)
     key.kernel[...] = query.kernel[...]

@@ -29,6 +29,7 @@ from nl_jax.memory import (
 from nl_jax.memory.learning import Layers
 from nl_jax.modules.layers import CausalConv, linear, start_as_induction, unit_length
 
+RETENTION_BIAS = 8.0  # sigmoid: 0.9997, so that a memory's start keeps some 3,000 tokens
 READS = ("token", "boundary")
 RETENTIONS = ("initial", "zero")
 
@@ -160,7 +161,7 @@ class MemoryMixer(nnx.Module):
         initial: str = "learned",
         retention: str = "initial",
         eta: Any = ("softplus", 0.0),
-        alpha: Any = ("sigmoid", 4.0),
+        alpha: Any = ("sigmoid", RETENTION_BIAS),
         mu: Any = None,
         steps: int = 1,
         window: int = 1,

@@ -10,7 +10,7 @@ from flax import nnx
 
 from nl_jax.memory import Architecture
 from nl_jax.modules.attention import Attention
-from nl_jax.modules.memory_mixer import MemoryMixer, head_size
+from nl_jax.modules.memory_mixer import RETENTION_BIAS, MemoryMixer, head_size
 from nl_jax.modules.self_modifying_titans import SelfModifyingTitans
 
 HEBBIAN: dict[str, Any] = {"rule": "printed", "delta": False, "eta": 1.0}  # W ← α W + v kᵀ
@@ -58,12 +58,14 @@ def delta_net(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
 
 def gated_delta_net(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
     """``W ← α W (I - β k kᵀ) + β v kᵀ`` (Yang et al., 2025)."""
-    return _matrix(width, num_heads, **DELTA | {"delta_after_retention": True, "alpha": ("sigmoid", 4.0)} | parts)
+    return _matrix(
+        width, num_heads, **DELTA | {"delta_after_retention": True, "alpha": ("sigmoid", RETENTION_BIAS)} | parts
+    )
 
 
 def oja(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
     """``W ← (α I - η v vᵀ) W + η v kᵀ``: the delta term acts on the side of the values (Oja, Eq. 66-67)."""
-    return _matrix(width, num_heads, **DELTA | {"transposed": True, "alpha": ("sigmoid", 4.0)} | parts)
+    return _matrix(width, num_heads, **DELTA | {"transposed": True, "alpha": ("sigmoid", RETENTION_BIAS)} | parts)
 
 
 def ttt_linear(width: int, num_heads: int, **parts: Any) -> MemoryMixer:

@@ -6,13 +6,15 @@ memory. Per token (Eq. 83-88), with u_k, u_v, u_q unit-length slow projections o
     k = M_key(u_k),  v = M_value(u_v),  η = softplus(r_η·M_eta(u_k)),  α = sigmoid(r_α·M_alpha(u_k)),
     y = M_memory(q),  q = u_q,
 
-every memory makes its own target ``v̂_□ = M_□(v)`` and descends ``‖M_□(k) - v̂_□‖²`` by DGD with retention and
-momentum. Everything is generated from the state at the last chunk boundary (Eq. 90, 93); k, v and v̂ have unit length.
+and every memory descends ``‖M_□(k) - v‖²`` with retention. Everything is generated from the state at the last chunk
+boundary (Eq. 90, 93); k and v have unit length.
 
-Departures from the printed form, each for a measured reason (BUILD_NOTES.md): keys and values come from slow
+Departures from the paper's form, each for a measured reason (BUILD_NOTES.md): keys and values come from slow
 projections of their own; retention pulls toward the meta-learned initial weights; the learning rule is the folded one
-(``memory/learning.py``); and every memory has a gate of its own on what it learns, nearly shut at the start but for the
-one that answers: with η for all alike, keys turn into values over a long text, since M_key, too, learns v from k.
+(``memory/learning.py``); all memories learn v, where the paper's make targets of their own, ``v̂_□ = M_□(v)``; there is
+neither momentum nor Delta Gradient Descent (the folded rule has the delta term of the loss itself); and every memory
+has a gate on what it learns, nearly shut at the start but for the one that answers: with η for all alike, keys turn
+into values over a long text, since M_key, too, learns v from k. ``PAPER_FORM`` are the options of the paper's.
 """
 
 from typing import Any
@@ -25,12 +27,20 @@ from jaxtyping import Array, Float
 from nl_jax.memory import Architecture, Chunk, apply_layer, read_memory
 from nl_jax.memory.learning import Layers
 from nl_jax.modules.layers import unit_length
-from nl_jax.modules.memory_mixer import Generated, Inputs, MemoryMixer, head_size
+from nl_jax.modules.memory_mixer import RETENTION_BIAS, Generated, Inputs, MemoryMixer, head_size
 
 # the memories that read u_k, then those that read u_v and u_q: neighbours in the stack share a product
 READ_KEY = ("key", "eta", "alpha")
 MEMORIES = (*READ_KEY, "value", "query", "memory")
 ADAPTIVE = ("key", "value", "eta", "alpha")
+PAPER_FORM: dict[str, Any] = {
+    "rule": "printed",
+    "delta": True,
+    "momentum": True,
+    "self_targets": True,
+    "retention": "zero",
+    "read": "boundary",
+}
 
 
 class SelfModifyingTitans(MemoryMixer):
@@ -46,11 +56,11 @@ class SelfModifyingTitans(MemoryMixer):
       momentum: with momentum, μ a gate of the input.
       weight_decay: with retention; without it α = 1, and no memory makes it.
       frozen: η = 0, memories that never learn in context: the control. It has the same parameters.
-      eta_bias, alpha_bias: initial biases of η and α: softplus(0) ≈ 0.69, sigmoid(4) ≈ 0.98.
+      eta_bias, alpha_bias: initial biases of η and α: softplus(0) ≈ 0.69, sigmoid(8) ≈ 0.9997.
       memory_gates: a learned gate on the forcing of each memory; None: with every rule but the printed one.
       self_targets: every memory makes its own target, ``v̂ = M(v)``; without it all learn v.
-      **options: of ``MemoryMixer``: objective, rule, read, retention, output_scale, ...; an eta or alpha given here
-        takes the place of its memory.
+      **options: of ``MemoryMixer``: objective, rule, delta (here False by default), read, retention, output_scale, ...;
+        an eta or alpha given here takes the place of its memory.
 
     Raises:
       ValueError: for a head count that does not divide width, a chunk size below 1, chunk sizes of which neither
@@ -66,13 +76,13 @@ class SelfModifyingTitans(MemoryMixer):
         projection_chunk_size: int | None = None,
         memory_hidden: int | None = None,
         adaptive: tuple[str, ...] = ADAPTIVE,
-        momentum: bool = True,
+        momentum: bool = False,
         weight_decay: bool = True,
         frozen: bool = False,
         eta_bias: float = 0.0,
-        alpha_bias: float = 4.0,
+        alpha_bias: float = RETENTION_BIAS,
         memory_gates: bool | None = None,
-        self_targets: bool = True,
+        self_targets: bool = False,
         rngs: nnx.Rngs,
         **options: Any,
     ):
@@ -105,6 +115,7 @@ class SelfModifyingTitans(MemoryMixer):
                 "eta": None if "eta" in adaptive else ("softplus", eta_bias),
                 "alpha": None if "alpha" in adaptive else ("sigmoid", alpha_bias),
                 "mu": ("sigmoid", 1.0) if momentum else None,  # μ ≈ 0.73
+                "delta": False,
                 **options,
             },
         )
@@ -158,9 +169,10 @@ class SelfModifyingTitans(MemoryMixer):
             eta = jax.nn.softplus(_dot(answers["eta"], self.eta_read[...]) + self.eta_bias[...][:, None])
         if alpha is None:
             alpha = jax.nn.sigmoid(_dot(answers["alpha"], self.alpha_read[...]) + self.alpha_bias[...][:, None])
-        target = value[:, :, None]
         if self.self_targets:
             target = unit_length(self.architecture(apply_layer(weights), value))
+        else:
+            target = jnp.repeat(value[:, :, None], len(self.stack), axis=2)
         gates = None if self.memory_gates is None else jax.nn.sigmoid(self.memory_gates[...])
         return Generated(key, target, 0.0 * eta if self.frozen else eta, alpha, gates)
 
