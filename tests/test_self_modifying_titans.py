@@ -175,6 +175,24 @@ def test_frozen_has_the_same_parameters_and_never_learns():
     assert max(float(jnp.max(jnp.abs(c))) for c in state.change) == 0.0
 
 
+@pytest.mark.parametrize("options", [{}, {"adaptive": ("key", "query", "alpha")}, {"retention": "zero"}], ids=str)
+def test_frozen_is_what_a_rate_of_zero_gives(options):
+    """In outputs and gradients: the control is the same program, only quicker."""
+    frozen, still, x = make(frozen=True, **options), make(**options), tokens(12)
+    if still.eta is None:
+        still.eta_bias[...] = jnp.full((HEADS,), -1e9)  # softplus: 0
+        still.eta_read[...] = jnp.zeros_like(still.eta_read[...])
+    else:
+        still.eta.linear.bias[...] = jnp.full((HEADS,), -1e9)
+        still.eta.linear.kernel[...] = jnp.zeros_like(still.eta.linear.kernel[...])
+    loss = jax.jit(jax.grad(lambda mixer: jnp.sum(jnp.sin(mixer(x)[0]))))
+    np.testing.assert_allclose(apply(frozen, x, None)[0], apply(still, x, None)[0], atol=1e-6)
+    for name in ("key", "value", "query", "conv", "memories", "output"):
+        a, b = (jax.tree.leaves(getattr(loss(mixer), name)) for mixer in (frozen, still))
+        for u, v in zip(a, b, strict=True):
+            np.testing.assert_allclose(u, v, atol=1e-5)
+
+
 @pytest.mark.parametrize(("chunk", "projections"), [(1, 1), (4, 4), (4, 8), (8, 4)])
 @pytest.mark.parametrize("split", [(1,) * 14, (5, 9), (9, 5), (1, 5, 3, 5)])
 def test_any_split_gives_the_same(chunk, projections, split):

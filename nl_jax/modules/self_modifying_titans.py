@@ -176,6 +176,22 @@ class SelfModifyingTitans(MemoryMixer):
         gates = None if self.memory_gates is None else jax.nn.sigmoid(self.memory_gates[...])
         return Generated(key, target, 0.0 * eta if self.frozen else eta, alpha, gates)
 
+    def _learn(
+        self,
+        inputs: Inputs,
+        start: Array,
+        first: Array,
+        anchor: Layers | None,
+        change: Layers,
+        momentum: Layers,
+        boundary: Layers,
+        at_boundary: bool,
+    ) -> tuple[Float[Array, "batch heads C head_dim"], Layers, Layers]:
+        """One piece, as every mixer's; what never learns, and has nothing to forget, need not go through the engine."""
+        if self.frozen and anchor is not None:
+            return self.query_memory(None, anchor, anchor, inputs.query), change, momentum
+        return super()._learn(inputs, start, first, anchor, change, momentum, boundary, at_boundary)
+
     def query_memory(
         self, chunks: tuple[Chunk, ...] | None, weights: Layers, anchor: Layers | None, queries: Array
     ) -> Float[Array, "batch heads C head_dim"]:
