@@ -34,11 +34,11 @@ def unit(x):
 def reference(mixer, x):
     """One sequence [time, width], one token at a time: the docstrings of the mixer and of memory/learning.py."""
     p = jax.tree.map(np.asarray, mixer)
-    time, hidden, d, stack = len(x), p.architecture.hidden, p.head_dim, p.stack
+    time, hidden, outputs, d, stack = len(x), p.architecture.hidden, p.architecture.first_outputs, p.head_dim, p.stack
     slow = np.concatenate([x @ p.query.kernel[...], x @ p.key.kernel[...], x @ p.value.kernel[...]], axis=-1)
     slow = np.concatenate([np.zeros((3, slow.shape[1])), slow])
     slow = sum(p.conv.kernel[...][i] * slow[i : i + time] for i in range(4))
-    slow = (slow * sigmoid(slow)).reshape(time, 3, HEADS, d)
+    slow = slow.reshape(time, 3, HEADS, d)
 
     def coefficient(c, h, t, activation):
         if isinstance(c, tuple):
@@ -54,7 +54,7 @@ def reference(mixer, x):
     for h in range(HEADS):
         initial = {}
         for i, name in enumerate(stack):
-            inner = p.memories.layers[0][...][h, :, i * hidden : (i + 1) * hidden].T
+            inner = p.memories.layers[0][...][h, :, i * outputs : (i + 1) * outputs].T
             initial[name] = (inner, p.memories.layers[1][...][h, i].T)
         weights = dict(initial)
         momentum = {name: (0.0, 0.0) for name in stack}
@@ -62,9 +62,15 @@ def reference(mixer, x):
         chunk = dict(zip(stack, p.memory_chunk_sizes, strict=True))
         keep = 1.0 if p.retention == "initial" else 0.0
 
+        def features(pre):
+            """Of the last layer, and their derivative by the first layer's outputs, [hidden, outputs]."""
+            gate, up = pre[:hidden], pre[hidden:] if p.architecture.gated else np.ones(hidden)
+            silu, slope = gate * sigmoid(gate), sigmoid(gate) * (1 + gate * (1 - sigmoid(gate)))
+            derivative = np.diag(slope * up)
+            return silu * up, np.hstack([derivative, np.diag(silu)]) if p.architecture.gated else derivative
+
         def answer(pair, u):
-            pre = pair[0] @ u
-            return u + pair[1] @ (pre * sigmoid(pre))
+            return u + pair[1] @ features(pair[0] @ u)[0]
 
         for t in range(time):
             for name in stack:
@@ -88,11 +94,10 @@ def reference(mixer, x):
             for i, name in enumerate(stack):
                 gate = 1.0 if p.memory_gates is None else sigmoid(p.memory_gates[...][h, i])
                 inner, outer = boundary[name]
-                pre = inner @ k
-                z, slope = pre * sigmoid(pre), sigmoid(pre) * (1 + pre * (1 - sigmoid(pre)))
+                z, derivative = features(inner @ k)
                 target = unit(answer(boundary[name], v)) if p.self_targets else v
                 e = 2 * (k + outer @ z - target) if c else -target
-                g = slope * (outer.T @ e)
+                g = derivative.T @ (outer.T @ e)
                 (w2, w1), (s2, s1), (i2, i1) = weights[name], momentum[name], initial[name]
                 i2, i1 = keep * i2, keep * i1
                 if printed:
@@ -153,6 +158,7 @@ SWITCHES = [
     {"adaptive": ("key", "value", "query", "eta", "alpha")},
     {"objective": "dot_product"},
     {"retention": "zero"},
+    {"gated": False},
     {"memory_gates": False},
 ]
 

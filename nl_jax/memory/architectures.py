@@ -28,7 +28,7 @@ class Architecture:
       size_out: of an answer.
       hidden: units of each hidden layer.
       depth: layers; 1 for a matrix memory.
-      gated: the hidden layer (depth 2) is ``silu(A x) * (B x)``, SwiGLU.
+      gated: the hidden layer (depth 2) is ``silu(A x) * (B x)``, SwiGLU: features of second order.
       residual: the answer is ``x + f(x)``; needs ``size_in == size_out``.
       stack: memories that read the same input.
     """
@@ -52,13 +52,17 @@ class Architecture:
         if self.stack < 1 or (self.stack > 1 and self.depth < 2):
             raise ValueError(f"stack={self.stack} must be at least 1, and 1 for a matrix memory")
 
+    @property
+    def first_outputs(self) -> int:
+        """Outputs of one memory's first layer: an MLP's hidden units, twice as many where it is gated."""
+        return self.size_out if self.depth == 1 else self.hidden * (2 if self.gated else 1)
+
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shape of each layer's weights, [..., in, out]."""
         if self.depth == 1:
             return ((self.size_in, self.size_out),)
-        first = self.stack * self.hidden * (2 if self.gated else 1)
         middle = ((self.stack, self.hidden, self.hidden),) * (self.depth - 2)
-        return ((self.size_in, first), *middle, (self.stack, self.hidden, self.size_out))
+        return ((self.size_in, self.stack * self.first_outputs), *middle, (self.stack, self.hidden, self.size_out))
 
     def split(self, outputs: Float[Array, "... C out"]) -> Float[Array, "... stack C hidden"]:
         """Outputs of an MLP's first layer, memory by memory."""

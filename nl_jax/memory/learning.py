@@ -18,11 +18,13 @@ since the boundary are equal, and then their steps add up to one (TTT scales its
 
 **Bound.** With unit-length keys and values, T tokens, any η, μ, α in [0, 1] and any chunk size the folded L2 rule keeps
 
-    ‖W1 - W1₀‖ ≤ T (‖W1₀‖ + 1.16 √η),    ‖W2 - W2₀‖ ≤ T (1.42 + ½ max ‖W1‖)
+    ‖W1 - W1₀‖ ≤ T (‖W1₀‖ + √(2η)),    ‖W2 - W2₀‖ ≤ T max(1, √(2η)) (1 + ½ max ‖W1‖)
 
-(spectral norms; residual MLP of depth 2): ‖αI - βxxᵀ‖ ≤ 1, and forcings are at most c η' ‖x‖ (‖W1₀‖‖x‖ + 2) in the last
-layer and, with Λ ≥ c‖x_last‖², √c + ½‖W1‖ in the inner one. Momentum is an average of forcings, so it obeys the same
-bound. With α < 1 the factor T becomes 1 / (1 - α).
+(spectral norms; W1 the last layer and W2 the first of a residual MLP of depth 2, gated or not). ‖αI - βxxᵀ‖ ≤ 1. With z
+the last layer's input, its forcing is at most c η' ‖z‖ (‖W1₀‖‖z‖ + 2), and η'‖z‖² ≤ 1 / c. With e = ∂L/∂answer, at most
+2 (2 + ‖W1‖‖z‖) long, and g the gradient at the first layer's output, that layer's forcing is at most
+η‖g‖ / (1 + c η (‖g‖²/‖e‖² + ‖z‖²)): for ‖z‖ ≥ 1 no more than ‖e‖ / (2 c ‖z‖), else than ½ √(η/c) ‖e‖, whatever g is.
+Momentum is an average of forcings, so it obeys the same bound. With α < 1 the factor T becomes 1 / (1 - α).
 """
 
 from typing import NamedTuple

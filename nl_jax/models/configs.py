@@ -100,7 +100,7 @@ def named_config(model: str, preset: str, vocab_size: int | None = None, **overr
     target = sizes.parameters + (config.vocab_size - sizes.vocab_size) * config.width
     one, two = (count_parameters(replace(config, mlp_hidden=hidden)) for hidden in (1, 2))
     hidden = 1 + (target - one) / (two - one)
-    multiple = 128 if hidden > 1024 else 8
+    multiple = 128 if hidden > 2048 else 8
     hidden = multiple * round(hidden / multiple)
     if hidden < 1:
         raise InputError(

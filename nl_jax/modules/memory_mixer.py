@@ -70,8 +70,8 @@ class Generated(NamedTuple):
 class InitialMemories(nnx.Module):
     """The meta-learned initial weights: ``layers[i]`` [heads, ...] has layer i of all memories of all heads.
 
-    Inner layers start orthogonal, so that different keys have different features, and at twice the key's length, since
-    SiLU halves it; last layers start small, so that a memory does not answer with noise.
+    Inner layers start orthogonal, so that different keys have different features, and so large that features have about
+    the key's length: SiLU halves small numbers. Last layers start small, so that a memory does not answer with noise.
     """
 
     def __init__(self, num_heads: int, architecture: Architecture, *, rngs: nnx.Rngs):
@@ -79,7 +79,9 @@ class InitialMemories(nnx.Module):
             key, shape = rngs.params(), (num_heads, *shape)
             if layer == architecture.depth - 1:
                 return 0.1 * jax.random.normal(key, shape) / shape[-2] ** 0.5
-            return 2.0 * orthogonal_blocks(key, shape)
+            # each of a gated memory's two factors is 1 / size_in of its square in the mean
+            length = (4.0 * architecture.size_in**2 / architecture.hidden) ** 0.25 if architecture.gated else 2.0
+            return length * orthogonal_blocks(key, shape)
 
         self.layers = nnx.List([nnx.Param(initial(i, shape)) for i, shape in enumerate(architecture.shapes())])
 
@@ -280,7 +282,7 @@ class MemoryMixer(nnx.Module):
         projected = jnp.concatenate([self.query(x), self.key(x), self.value(x)], axis=-1)
         projected, conv = self.conv(projected, conv)
         query, key, value = (
-            unit_length(jnp.moveaxis(jax.nn.silu(u).reshape(batch, time, self.num_heads, self.head_dim), 1, 2))
+            unit_length(jnp.moveaxis(u.reshape(batch, time, self.num_heads, self.head_dim), 1, 2))
             for u in jnp.split(projected.astype(wide), 3, axis=-1)
         )
         eta, alpha, mu = (self._per_token(c, x, wide) for c in (self.eta, self.alpha, self.mu))

@@ -1,6 +1,6 @@
 """Every sequence mixer by name: one memory, composed of parts, a few lines each (§5, Eq. 62-69).
 
-What each published model is made of; keys, values and queries have unit length after SiLU and a width-4 convolution.
+What each published model is made of; keys, values and queries have unit length after a width-4 convolution.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Self-modifying Titans (§8.1-8.2): memories that make their own keys, values, learning rates, retention and targets.
 
-Every head has a stack of memories, residual MLPs ``M_□(x) = x + W1 σ(W2 x)`` (Eq. 89, 91), □ = key, eta, alpha, value,
-memory. Per token (Eq. 83-88), with u_k, u_v, u_q unit-length slow projections of the input,
+Every head has a stack of memories, residual two-layer MLPs M_□ (Eq. 89, 91), □ = key, eta, alpha, value, memory. Per
+token (Eq. 83-88), with u_k, u_v, u_q unit-length slow projections of the input,
 
     k = M_key(u_k),  v = M_value(u_v),  η = softplus(r_η·M_eta(u_k)),  α = sigmoid(r_α·M_alpha(u_k)),
     y = M_memory(q),  q = u_q,
@@ -12,11 +12,13 @@ boundary (Eq. 90, 93); k and v have unit length.
 Departures from the paper's form, each for a measured reason (BUILD_NOTES.md): keys and values come from slow
 projections of their own; retention pulls toward the meta-learned initial weights; the learning rule is the folded one
 (``memory/learning.py``); all memories learn v, where the paper's make targets of their own, ``v̂_□ = M_□(v)``; there is
-neither momentum nor Delta Gradient Descent (the folded rule has the delta term of the loss itself); and every memory
-has a gate on what it learns, nearly shut at the start but for the one that answers: with η for all alike, keys turn
-into values over a long text, since M_key, too, learns v from k. ``PAPER_FORM`` are the options of the paper's.
+neither momentum nor Delta Gradient Descent (the folded rule has the delta term of the loss itself); hidden layers are
+gated, ``M_□(x) = x + W1 (silu(A x) * (B x))``, since features of second order tell keys apart; and every memory has a
+gate on what it learns, nearly shut at the start but for the one that answers: with η for all alike, keys turn into
+values over a long text, since M_key, too, learns v from k. ``PAPER_FORM`` are the options of the paper's.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -38,6 +40,7 @@ PAPER_FORM: dict[str, Any] = {
     "delta": True,
     "momentum": True,
     "self_targets": True,
+    "gated": False,
     "retention": "zero",
     "read": "boundary",
 }
@@ -52,6 +55,7 @@ class SelfModifyingTitans(MemoryMixer):
       chunk_size: tokens between two boundaries of the memory that answers.
       projection_chunk_size: the same for the others; None for ``chunk_size``. One must divide the other.
       memory_hidden: hidden units of each memory; None for the head size.
+      gated: memories ``x + W1 (silu(A x) * (B x))``; without it ``x + W1 silu(W2 x)``, the paper's.
       adaptive: which of key, value, query, eta, alpha have a memory (Table 6); the others are slow weights.
       momentum: with momentum, μ a gate of the input.
       weight_decay: with retention; without it α = 1, and no memory makes it.
@@ -75,6 +79,7 @@ class SelfModifyingTitans(MemoryMixer):
         chunk_size: int = 64,
         projection_chunk_size: int | None = None,
         memory_hidden: int | None = None,
+        gated: bool = True,
         adaptive: tuple[str, ...] = ADAPTIVE,
         momentum: bool = False,
         weight_decay: bool = True,
@@ -102,7 +107,7 @@ class SelfModifyingTitans(MemoryMixer):
         self.stack = tuple(name for name in MEMORIES if name in (*adaptive, "memory"))
         count = len(self.stack)
         architecture = Architecture(
-            head_dim, head_dim, hidden=memory_hidden or head_dim, depth=2, residual=True, stack=count
+            head_dim, head_dim, hidden=memory_hidden or head_dim, depth=2, gated=gated, residual=True, stack=count
         )
         super().__init__(
             width,
@@ -144,14 +149,12 @@ class SelfModifyingTitans(MemoryMixer):
     def _part(self, first: int, last: int):
         """The architecture of memories first..last of the stack, and what cuts a layer's weights to them."""
         whole = self.architecture
-        part = Architecture(
-            whole.size_in, whole.size_out, hidden=whole.hidden, depth=2, residual=True, stack=last - first
-        )
-        hidden = whole.hidden
+        part = dataclasses.replace(whole, stack=last - first)
+        outputs = whole.first_outputs
 
         def cut(layer, w):
             if layer == 0:
-                return w[..., first * hidden : last * hidden]
+                return w[..., first * outputs : last * outputs]
             return w[..., first:last, :, :]
 
         return part, cut
@@ -202,8 +205,8 @@ class SelfModifyingTitans(MemoryMixer):
             return self._answers(weights, queries, ("memory",))["memory"]
         count = len(self.stack)
         architecture, cut = self._part(count - 1, count)
-        hidden = self.architecture.hidden
-        own = (chunks[0].outputs(slice((count - 1) * hidden, None)), jax.tree.map(lambda u: u[:, :, -1:], chunks[1]))
+        first = (count - 1) * architecture.first_outputs
+        own = (chunks[0].outputs(slice(first, None)), jax.tree.map(lambda u: u[:, :, -1:], chunks[1]))
         anchor = None if anchor is None else tuple(cut(i, w) for i, w in enumerate(anchor))
         return read_memory(architecture, own, anchor, queries)[:, :, 0]
 
