@@ -34,7 +34,7 @@ def unit(x):
 def reference(mixer, x):
     """One sequence [time, width], one token at a time: the docstrings of the mixer and of memory/learning.py."""
     p = jax.tree.map(np.asarray, mixer)
-    time, hidden, outputs, d, stack = len(x), p.architecture.hidden, p.architecture.first_outputs, p.head_dim, p.stack
+    time, d, stack = len(x), p.head_dim, (*p.projections, "memory")
     slow = np.concatenate([x @ p.query.kernel[...], x @ p.key.kernel[...], x @ p.value.kernel[...]], axis=-1)
     slow = np.concatenate([np.zeros((3, slow.shape[1])), slow])
     slow = sum(p.conv.kernel[...][i] * slow[i : i + time] for i in range(4))
@@ -53,21 +53,25 @@ def reference(mixer, x):
     y = np.zeros((time, HEADS, d))
     for h in range(HEADS):
         initial = {}
-        for i, name in enumerate(stack):
-            inner = p.memories.layers[0][...][h, :, i * outputs : (i + 1) * outputs].T
-            initial[name] = (inner, p.memories.layers[1][...][h, i].T)
+        for architecture, group in zip(p.architectures, p.memories, strict=True):
+            outputs, first = architecture.first_outputs, 0 if group is not p.memories[-1] else len(p.projections)
+            for i in range(architecture.stack):
+                inner = group.layers[0][...][h, :, i * outputs : (i + 1) * outputs].T
+                initial[stack[first + i]] = (inner, group.layers[1][...][h, i].T)
         weights = dict(initial)
         momentum = {name: (0.0, 0.0) for name in stack}
         boundary = dict(initial)
-        chunk = dict(zip(stack, p.memory_chunk_sizes, strict=True))
+        chunk = dict.fromkeys(stack, p.chunk_sizes[0]) | {"memory": p.chunk_sizes[-1]}
         keep = 1.0 if p.retention == "initial" else 0.0
 
         def features(pre):
             """Of the last layer, and their derivative by the first layer's outputs, [hidden, outputs]."""
-            gate, up = pre[:hidden], pre[hidden:] if p.architecture.gated else np.ones(hidden)
+            gated = p.architectures[0].gated
+            hidden = len(pre) // 2 if gated else len(pre)
+            gate, up = pre[:hidden], pre[hidden:] if gated else np.ones(hidden)
             silu, slope = gate * sigmoid(gate), sigmoid(gate) * (1 + gate * (1 - sigmoid(gate)))
             derivative = np.diag(slope * up)
-            return silu * up, np.hstack([derivative, np.diag(silu)]) if p.architecture.gated else derivative
+            return silu * up, np.hstack([derivative, np.diag(silu)]) if gated else derivative
 
         def answer(pair, u):
             return u + pair[1] @ features(pair[0] @ u)[0]
@@ -176,9 +180,8 @@ def test_frozen_has_the_same_parameters_and_never_learns():
     mixer, x = make(frozen=True, momentum=True), tokens(12)
     assert jax.tree.map(jnp.shape, nnx.state(mixer)) == jax.tree.map(jnp.shape, nnx.state(make(momentum=True)))
     _, state = apply(mixer, x, None)
-    shared = [float(jnp.max(jnp.abs(s))) for s in state.momentum]
-    assert max(shared) == 0.0
-    assert max(float(jnp.max(jnp.abs(c))) for c in state.change) == 0.0
+    for learned in (state.momentum, state.change):
+        assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(learned)) == 0.0
 
 
 @pytest.mark.parametrize("options", [{}, {"adaptive": ("key", "query", "alpha")}, {"retention": "zero"}], ids=str)
@@ -228,7 +231,8 @@ def test_gradients_are_exact_through_the_inner_updates(chunk):
         assert along == pytest.approx(float(ahead - behind) / (2 * step), rel=1e-6)
         # every parameter matters, the initial weights of every memory and the slow ones
         assert all(float(jnp.max(jnp.abs(g))) > 1e-8 for g in jax.tree.leaves(gradient))
-        assert float(jnp.min(jnp.max(jnp.abs(gradient.memories.layers[1][...]), axis=(2, 3)))) > 1e-8
+        for group in gradient.memories:
+            assert float(jnp.min(jnp.max(jnp.abs(group.layers[1][...]), axis=(2, 3)))) > 1e-8
 
 
 def test_memory_learns_in_context():
@@ -248,7 +252,7 @@ def test_state_size_does_not_grow():
     [
         ({"num_heads": 3}, "num_heads=3 must divide width=8"),
         ({"chunk_size": 0}, "chunk_size=0"),
-        ({"chunk_size": 4, "projection_chunk_size": 6}, "projection_chunk_size=6"),
+        ({"chunk_size": 4, "projection_chunk_size": 6}, r"chunk_size=\(6, 4\)"),
         ({"read": "other"}, "read='other'"),
     ],
 )

@@ -57,7 +57,7 @@ def test_optimizer_state_is_split_as_its_parameters():
         ("embed.embedding", P(("tensor",), ("fsdp",)), 3),  # the parameter and AdamW's two moments
         ("blocks.cms.levels.0.up.kernel", P(None, ("fsdp",), ("tensor",)), 3),
         ("blocks.cms.levels.1.up.kernel", P(None, ("fsdp",), ("tensor",)), 4),  # and the sum of its gradients
-        ("blocks.mixer.memories.layers.0", P(None, ("tensor",), ("fsdp",)), 3),
+        ("blocks.mixer.memories.0.layers.0", P(None, ("tensor",), ("fsdp",)), 3),
     ]:
         assert [spec for path, spec in specs.items() if path.endswith(name)] == [spec] * count
     assert {spec for path, spec in specs.items() if path.endswith("count")} == {P()}
@@ -66,7 +66,7 @@ def test_optimizer_state_is_split_as_its_parameters():
 def test_memory_state_is_split_over_batch_and_heads():
     mesh = jax.sharding.AbstractMesh((1, 2, 2), ("data", "fsdp", "tensor"))
     for name, path, spec in [
-        ("hope", "change.0", P(None, ("data", "fsdp"), ("tensor",), None, None)),
+        ("hope", "change.0.0", P(None, ("data", "fsdp"), ("tensor",), None, None)),
         ("transformer", "keys", P(None, ("data", "fsdp"), None, ("tensor",), None)),
     ]:
         state = jax.eval_shape(lambda name=name: make_model(name).init_state(8))

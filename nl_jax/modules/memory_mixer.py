@@ -34,13 +34,16 @@ READS = ("token", "boundary")
 RETENTIONS = ("initial", "zero")
 
 
+Groups = tuple[Layers, ...]  # layers of each group of memories
+
+
 class MemoryState(NamedTuple):
     """What the memories have learned since the text began, in float32; sizes do not depend on its length."""
 
     conv: Float[Array, "batch 3 channels"]
-    change: Layers  # weights minus what retention pulls toward, after the last token
-    momentum: Layers  # empty without momentum
-    boundary: Layers  # the change at each memory's last chunk boundary; empty where nothing depends on it
+    change: Groups  # weights minus what retention pulls toward, after the last token
+    momentum: Groups  # empty without momentum
+    boundary: Groups  # the change at each group's last chunk boundary; empty where nothing depends on it
     past: Any  # inputs of the last window - 1 tokens; None without a window
     position: Int[Array, ""]  # tokens since the text began
 
@@ -61,10 +64,10 @@ class Generated(NamedTuple):
     """What the memories learn from at each token of a chunk."""
 
     key: Float[Array, "batch heads C head_dim"]
-    target: Float[Array, "batch heads *stack C head_dim"]
+    targets: tuple[Float[Array, "batch heads *stack C head_dim"], ...]  # of each group
     eta: Float[Array, "batch heads C"]
     alpha: Float[Array, "batch heads C"]
-    gates: Float[Array, "heads stack"] | None = None  # of each memory's forcing
+    gates: tuple[Float[Array, "heads stack"] | None, ...]  # of each group: of each memory's forcing
 
 
 class InitialMemories(nnx.Module):
@@ -121,7 +124,8 @@ class MemoryMixer(nnx.Module):
     Args:
       width: of input and output.
       num_heads: must divide width; every head has memories of its own.
-      architecture: of one head's memory, keys and answers of the head's size.
+      architecture: of one head's memory, keys and answers of the head's size; several for groups of memories, of which
+        the last one answers.
       objective: what it is trained on: one of ``nl_jax.memory.OBJECTIVES``, or an ``Objective``.
       rule: how gradients change it: "folded", "normalized" or "printed" (``memory/learning.py``).
       delta: Delta Gradient Descent; without it gradient descent.
@@ -136,9 +140,8 @@ class MemoryMixer(nnx.Module):
         ``chunk_size=1``, since a second update has seen the whole chunk.
       window: tokens whose gradients make one update, the last one and those before (Omega rule, Eq. 68).
       transposed: memory of the values' outer side: the delta term acts on values (Oja, Eq. 66-67); matrix only.
-      chunk_size: tokens between two boundaries, at which gradients are taken.
-      memory_chunk_sizes: the same for each memory of the stack; None for ``chunk_size`` for all. The smallest must
-        divide the others.
+      chunk_size: tokens between two boundaries, at which gradients are taken; one for each group, or one for all. The
+        smallest must divide the others.
       output_scale: of the output projection's initial weights.
       rngs: source of the initial weights.
 
@@ -146,14 +149,12 @@ class MemoryMixer(nnx.Module):
       ValueError: for sizes that do not fit, a chunk size below 1, unknown names, or options that exclude each other.
     """
 
-    memory_chunk_sizes: tuple[int, ...]  # of each memory of the stack
-
     def __init__(
         self,
         width: int,
         num_heads: int,
         *,
-        architecture: Architecture,
+        architecture: Architecture | tuple[Architecture, ...],
         objective: str | Objective = "l2",
         rule: str = "folded",
         delta: bool = True,
@@ -168,14 +169,15 @@ class MemoryMixer(nnx.Module):
         steps: int = 1,
         window: int = 1,
         transposed: bool = False,
-        chunk_size: int = 64,
-        memory_chunk_sizes: tuple[int, ...] | None = None,
+        chunk_size: int | tuple[int, ...] = 64,
         output_scale: float = 1.0,
         rngs: nnx.Rngs,
     ):
         head_dim = head_size(width, num_heads)
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+        architectures = (architecture,) if isinstance(architecture, Architecture) else architecture
+        sizes = (chunk_size,) * len(architectures) if isinstance(chunk_size, int) else chunk_size
+        if min(sizes) < 1 or any(size % min(sizes) for size in sizes):
+            raise ValueError(f"chunk_size={chunk_size} must be at least 1, and the smallest must divide the others")
         for name, value, allowed in (
             ("read", read, READS),
             ("initial", initial, ("learned", "zero")),
@@ -184,13 +186,14 @@ class MemoryMixer(nnx.Module):
         ):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
-        if steps < 1 or (steps > 1 and chunk_size > 1):
+        if steps < 1 or (steps > 1 and max(sizes) > 1):
             raise ValueError(f"steps={steps} must be 1, or more with chunk_size=1: a second pass has seen its chunk")
         if window < 1 or (window > 1 and delta):
             raise ValueError(f"window={window} must be at least 1, and 1 with a delta term")
-        if initial == "zero" and architecture.depth > 1:
-            raise ValueError(f"initial='zero' with depth={architecture.depth}: an MLP of zeros has no gradient")
-        plain = architecture.depth == 1 and mu is None and delta and window == 1 and read == "token"
+        depth = max(a.depth for a in architectures)
+        if initial == "zero" and depth > 1:
+            raise ValueError(f"initial='zero' with depth={depth}: an MLP of zeros has no gradient")
+        plain = depth == len(architectures) == 1 and mu is None and delta and window == 1 and read == "token"
         if transposed and not (plain and initial == "zero"):
             raise ValueError(
                 "transposed=True needs a matrix memory with a delta term, initial='zero' and read='token', without "
@@ -201,21 +204,21 @@ class MemoryMixer(nnx.Module):
             if objective not in OBJECTIVES:
                 raise ValueError(f"objective={objective!r} must be one of {', '.join(map(repr, OBJECTIVES))}")
             objective = OBJECTIVES[objective]
-        self.architecture, self.objective = architecture, objective
+        self.architectures, self.chunk_sizes, self.objective = architectures, sizes, objective
         self.rule = Rule(rule, delta, delta_after_retention, negative_eigenvalues)
         self.read, self.initial, self.retention = read, initial, retention
         self.steps, self.window, self.transposed = steps, window, transposed
-        self.memory_chunk_sizes = memory_chunk_sizes or (chunk_size,) * architecture.stack
-        self.piece = min(self.memory_chunk_sizes)
+        self.piece = min(sizes)
         exact = rule == "folded" and objective.linear is not None
         # nothing is taken at the boundary by a matrix whose gradients fold, or do not depend on its answer
-        self.uses_boundary = architecture.depth > 1 or read == "boundary" or not (exact or objective.linear == 0.0)
+        self.uses_boundary = depth > 1 or read == "boundary" or not (exact or objective.linear == 0.0)
         self.query = linear(width, width, rngs=rngs)
         self.key = linear(width, width, rngs=rngs)
         self.value = linear(width, width, rngs=rngs)
         self.conv = CausalConv(3 * width, rngs=rngs)
         start_as_induction(self.query, self.key, self.conv)
-        self.memories = InitialMemories(num_heads, architecture, rngs=rngs) if initial == "learned" else None
+        learned = initial == "learned"
+        self.memories = nnx.List([InitialMemories(num_heads, a, rngs=rngs) for a in architectures]) if learned else None
         self.eta = self._coefficient("eta", eta, width, rngs)
         self.alpha = self._coefficient("alpha", alpha, width, rngs)
         self.mu = self._coefficient("mu", mu, width, rngs)
@@ -240,23 +243,26 @@ class MemoryMixer(nnx.Module):
             return jnp.broadcast_to(jnp.asarray(coefficient, dtype)[:, None], (len(x), self.num_heads, x.shape[1]))
         return None if coefficient is None else coefficient(x, dtype)
 
-    def anchor(self) -> Layers | None:
+    def anchor(self) -> Groups | None:
         """Weights that retention pulls toward, None for zero."""
         return self.initial_weights() if self.memories is not None and self.retention == "initial" else None
 
-    def initial_weights(self) -> Layers:
+    def initial_weights(self) -> Groups:
         """Weights at the start of a text, [heads, ...] a layer."""
         if self.memories is None:
-            return tuple(jnp.zeros((self.num_heads, *shape)) for shape in self.architecture.shapes())
-        return tuple(layer[...] for layer in self.memories.layers)
+            return tuple(
+                tuple(jnp.zeros((self.num_heads, *shape)) for shape in architecture.shapes())
+                for architecture in self.architectures
+            )
+        return tuple(tuple(layer[...] for layer in group.layers) for group in self.memories)
 
     def init_state(self, batch_size: int) -> MemoryState:
         """The state before the first token: every memory at its initial weights."""
         weights = self.initial_weights()
-        zero = tuple(jnp.zeros((batch_size, *w.shape)) for w in weights)
+        zero = jax.tree.map(lambda w: jnp.zeros((batch_size, *w.shape)), weights)
         start = zero
         if self.retention == "zero" and self.memories is not None:
-            start = tuple(jnp.broadcast_to(w, (batch_size, *w.shape)) for w in weights)
+            start = jax.tree.map(lambda w: jnp.broadcast_to(w, (batch_size, *w.shape)), weights)
         past = None
         if self.window > 1:
             heads = (batch_size, self.num_heads, self.window - 1)
@@ -317,8 +323,8 @@ class MemoryMixer(nnx.Module):
         memories = state.change, state.momentum, state.boundary
         anchor = self.anchor()
         if anchor is not None:  # an axis of its own for every product, where XLA on CPU else copies to make one
-            anchor = tuple(jnp.broadcast_to(w, (batch, *w.shape)) for w in anchor)
-        aligned = fresh and len(set(self.memory_chunk_sizes)) == 1  # every piece starts at a boundary
+            anchor = jax.tree.map(lambda w: jnp.broadcast_to(w, (batch, *w.shape)), anchor)
+        aligned = fresh and len(set(self.chunk_sizes)) == 1  # every piece starts at a boundary
 
         def body(memories, piece):
             inputs, start = piece
@@ -348,45 +354,49 @@ class MemoryMixer(nnx.Module):
         state = MemoryState(conv, change, momentum, boundary, last if past else None, end)
         return self.output(y.astype(x.dtype)), state
 
-    def _at_boundary(self, position: Array, change: Layers, boundary: Layers, due: Array) -> Layers:
-        """The change of each memory whose chunk ends at ``position``, the old boundary for the others."""
-        ends = due & (position % jnp.asarray(self.memory_chunk_sizes) == 0)
-        if len(change) == 1:
-            return (jnp.where(ends[0], change[0], boundary[0]),)
-        first = jnp.repeat(ends, change[0].shape[-1] // len(self.memory_chunk_sizes))
-        return (
-            jnp.where(first, change[0], boundary[0]),
-            *(jnp.where(ends[:, None, None], c, b) for c, b in zip(change[1:], boundary[1:], strict=True)),
-        )
+    def _at_boundary(self, position: Array, change: Groups, boundary: Groups, due: Array) -> Groups:
+        """The change of each group whose chunk ends at ``position``, the old boundary for the others."""
 
-    def generate(self, inputs: Inputs, weights: Layers) -> Generated:
+        def group(size, change, boundary):
+            ends = due & (position % size == 0)
+            return jax.tree.map(lambda c, b: jnp.where(ends, c, b), change, boundary)
+
+        return tuple(map(group, self.chunk_sizes, change, boundary))
+
+    def generate(self, inputs: Inputs, weights: Groups) -> Generated:
         """Keys, values and coefficients of a chunk; ``weights`` are those at the boundary."""
         assert inputs.eta is not None
         assert inputs.alpha is not None
-        value = inputs.value if self.architecture.depth == 1 else inputs.value[:, :, None]
-        return Generated(inputs.key, value, inputs.eta, inputs.alpha)
+        value = inputs.value if self.architectures[0].depth == 1 else inputs.value[:, :, None]
+        return Generated(inputs.key, (value,), inputs.eta, inputs.alpha, (None,))
+
+    def make_queries(self, queries: Float[Array, "batch heads C head_dim"], weights: Groups) -> Array:
+        """What the memory is asked; ``weights`` are those at the boundary."""
+        return queries
 
     def query_memory(
-        self, chunks: tuple[Chunk, ...] | None, weights: Layers, anchor: Layers | None, queries: Array
+        self, chunks: tuple[Chunk, ...] | None, weights: Groups, anchor: Groups | None, queries: Array
     ) -> Float[Array, "batch heads C head_dim"]:
-        """Answers to the queries: of the weights updated up to each token, or (chunks None) of the boundary's."""
+        """Answers of the last group: of its weights updated up to each token, or (chunks None) of the boundary's."""
+        architecture = self.architectures[-1]
+        queries = self.make_queries(queries, weights)
         if chunks is None:
-            answer = self.architecture(apply_layer(weights), queries)
+            answer = architecture(apply_layer(weights[-1]), queries)
         else:
-            answer = read_memory(self.architecture, chunks, anchor, queries)
-        return answer if self.architecture.depth == 1 else answer[:, :, 0]
+            answer = read_memory(architecture, chunks, None if anchor is None else anchor[-1], queries)
+        return answer if architecture.depth == 1 else answer[:, :, 0]
 
     def _learn(
         self,
         inputs: Inputs,
         start: Array,
         first: Array,
-        anchor: Layers | None,
-        change: Layers,
-        momentum: Layers,
-        boundary: Layers,
+        anchor: Groups | None,
+        change: Groups,
+        momentum: Groups,
+        boundary: Groups,
         at_boundary: bool,
-    ) -> tuple[Float[Array, "batch heads C head_dim"], Layers, Layers]:
+    ) -> tuple[Float[Array, "batch heads C head_dim"], Groups, Groups]:
         """One piece: generate from the boundary, update in closed form, read. Returns (y, change, momentum)."""
         past = self.window - 1
         position = start + jnp.arange(len(inputs.valid)) - past
@@ -394,40 +404,41 @@ class MemoryMixer(nnx.Module):
         valid = jnp.where((position >= jnp.maximum(start, first)), inputs.valid, 0.0) if past else inputs.valid
         boundary = boundary if self.uses_boundary else change
         weights = boundary if anchor is None else jax.tree.map(jnp.add, anchor, boundary)
-        since_boundary = (1 + position % jnp.asarray(self.memory_chunk_sizes)[:, None]) * self.window
-        since_boundary = since_boundary.astype(valid.dtype)
-        if self.architecture.depth == 1:
-            since_boundary = since_boundary[0]
         generated = self.generate(inputs, weights)
         eta = generated.eta * inputs.valid
         alpha = jnp.where(valid > 0, generated.alpha, 1.0)
         mu = None if inputs.mu is None else jnp.where(valid > 0, inputs.mu, 1.0)
         decay = chunk_decay(alpha, mu, valid, self.window)
-        key, target = generated.key, generated.target
+        key, targets = generated.key, generated.targets
         if self.transposed:
-            key, target = target, key
+            key, targets = targets[0], (key,)
+        taken_at = weights  # at which gradients are taken
         for step in range(self.steps):
-            chunks = learn_chunk(
-                self.architecture,
-                self.objective,
-                self.rule,
-                anchor=anchor,
-                change=change,
-                momentum=momentum or None,
-                boundary=weights if step == 0 or anchor is None else jax.tree.map(jnp.add, anchor, change),
-                keys=key,
-                values=target,
-                eta=eta,
-                alpha=alpha,
-                damping=jnp.ones_like(eta) if inputs.mu is None else 1.0 - inputs.mu,
-                decay=decay,
-                since_boundary=since_boundary,
-                at_boundary=at_boundary and step == 0,
-                gates=generated.gates,
-            )
-            ends = [end_of_chunk(chunk) for chunk in chunks]
-            change = tuple(end[0] for end in ends)
-            momentum = tuple(end[1] for end in ends) if momentum else ()
+            changes, momenta = [], []
+            for group, architecture in enumerate(self.architectures):
+                chunks = learn_chunk(
+                    architecture,
+                    self.objective,
+                    self.rule,
+                    anchor=None if anchor is None else anchor[group],
+                    change=change[group],
+                    momentum=momentum[group] if momentum else None,
+                    boundary=taken_at[group],
+                    keys=key,
+                    values=targets[group],
+                    eta=eta,
+                    alpha=alpha,
+                    damping=jnp.ones_like(eta) if inputs.mu is None else 1.0 - inputs.mu,
+                    decay=decay,
+                    since_boundary=((1 + position % self.chunk_sizes[group]) * self.window).astype(valid.dtype),
+                    at_boundary=at_boundary and step == 0,
+                    gates=generated.gates[group],
+                )
+                ends = [end_of_chunk(chunk) for chunk in chunks]
+                changes.append(tuple(end[0] for end in ends))
+                momenta.append(tuple(end[1] for end in ends))
+            change, momentum = tuple(changes), tuple(momenta) if momentum else ()
+            taken_at = change if anchor is None else jax.tree.map(jnp.add, anchor, change)
         if self.transposed:
             y = read_chunk_transposed(chunks[0], inputs.query)
         else:

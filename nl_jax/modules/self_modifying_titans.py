@@ -1,7 +1,8 @@
 """Self-modifying Titans (§8.1-8.2): memories that make their own keys, values, learning rates, retention and targets.
 
-Every head has a stack of memories, residual two-layer MLPs M_□ (Eq. 89, 91), □ = key, eta, alpha, value, memory. Per
-token (Eq. 83-88), with u_k, u_v, u_q unit-length slow projections of the input,
+Every head has memories, residual two-layer MLPs M_□ (Eq. 89, 91), in two groups: □ = key, eta, alpha, value, which make
+the projections, and the memory that answers, which may have other sizes. Per token (Eq. 83-88), with u_k, u_v, u_q
+unit-length slow projections of the input,
 
     k = M_key(u_k),  v = M_value(u_v),  η = softplus(r_η·M_eta(u_k)),  α = sigmoid(r_α·M_alpha(u_k)),
     y = M_memory(q),  q = u_q,
@@ -26,14 +27,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from nl_jax.memory import Architecture, Chunk, apply_layer, read_memory
-from nl_jax.memory.learning import Layers
+from nl_jax.memory import Architecture, apply_layer
 from nl_jax.modules.layers import unit_length
-from nl_jax.modules.memory_mixer import RETENTION_BIAS, Generated, Inputs, MemoryMixer, head_size
+from nl_jax.modules.memory_mixer import RETENTION_BIAS, Generated, Groups, Inputs, MemoryMixer, head_size
 
 # the memories that read u_k, then those that read u_v and u_q: neighbours in the stack share a product
 READ_KEY = ("key", "eta", "alpha")
-MEMORIES = (*READ_KEY, "value", "query", "memory")
+PROJECTIONS = (*READ_KEY, "value", "query")
 ADAPTIVE = ("key", "value", "eta", "alpha")
 PAPER_FORM: dict[str, Any] = {
     "rule": "printed",
@@ -54,7 +54,8 @@ class SelfModifyingTitans(MemoryMixer):
       num_heads: must divide width.
       chunk_size: tokens between two boundaries of the memory that answers.
       projection_chunk_size: the same for the others; None for ``chunk_size``. One must divide the other.
-      memory_hidden: hidden units of each memory; None for the head size.
+      memory_hidden: hidden units of the memory that answers; None for four times the head size.
+      projection_hidden: of each of the others; None for a quarter of the head size.
       gated: memories ``x + W1 (silu(A x) * (B x))``; without it ``x + W1 silu(W2 x)``, the paper's.
       adaptive: which of key, value, query, eta, alpha have a memory (Table 6); the others are slow weights.
       momentum: with momentum, μ a gate of the input.
@@ -79,6 +80,7 @@ class SelfModifyingTitans(MemoryMixer):
         chunk_size: int = 64,
         projection_chunk_size: int | None = None,
         memory_hidden: int | None = None,
+        projection_hidden: int | None = None,
         gated: bool = True,
         adaptive: tuple[str, ...] = ADAPTIVE,
         momentum: bool = False,
@@ -92,29 +94,24 @@ class SelfModifyingTitans(MemoryMixer):
         **options: Any,
     ):
         head_dim = head_size(width, num_heads)
-        projection_chunk_size = chunk_size if projection_chunk_size is None else projection_chunk_size
-        small, large = sorted((chunk_size, projection_chunk_size))
-        if small < 1 or large % small:
-            raise ValueError(
-                f"chunk_size={chunk_size} and projection_chunk_size={projection_chunk_size} must be at least 1, "
-                "and one must divide the other"
-            )
-        if not set(adaptive) <= set(MEMORIES[:-1]) or len(set(adaptive)) < len(adaptive):
-            raise ValueError(f"adaptive={adaptive} must be some of {', '.join(MEMORIES[:-1])}, none twice")
+        if not set(adaptive) <= set(PROJECTIONS) or len(set(adaptive)) < len(adaptive):
+            raise ValueError(f"adaptive={adaptive} must be some of {', '.join(PROJECTIONS)}, none twice")
         if not weight_decay:
             options = {"alpha": 1.0, **options}
         adaptive = tuple(name for name in adaptive if name not in options)
-        self.stack = tuple(name for name in MEMORIES if name in (*adaptive, "memory"))
-        count = len(self.stack)
-        architecture = Architecture(
-            head_dim, head_dim, hidden=memory_hidden or head_dim, depth=2, gated=gated, residual=True, stack=count
-        )
+        self.projections = tuple(name for name in PROJECTIONS if name in adaptive)
+        count = len(self.projections)
+        shape: dict[str, Any] = {"depth": 2, "gated": gated, "residual": True}
+        memory = Architecture(head_dim, head_dim, hidden=memory_hidden or 4 * head_dim, **shape)
+        hidden = projection_hidden or max(1, head_dim // 4)
+        others = Architecture(head_dim, head_dim, hidden=hidden, stack=max(1, count), **shape)
         super().__init__(
             width,
             num_heads,
-            architecture=architecture,
-            chunk_size=chunk_size,
-            memory_chunk_sizes=(projection_chunk_size,) * (count - 1) + (chunk_size,),
+            architecture=(others, memory) if count else memory,
+            chunk_size=(projection_chunk_size, chunk_size)
+            if count and projection_chunk_size is not None
+            else chunk_size,
             rngs=rngs,
             **{
                 "eta": None if "eta" in adaptive else ("softplus", eta_bias),
@@ -127,7 +124,7 @@ class SelfModifyingTitans(MemoryMixer):
         self.frozen, self.self_targets = frozen, self_targets
         if memory_gates is None:
             memory_gates = self.rule.form != "printed"
-        shut = jnp.full((num_heads, count), -2.0)  # sigmoid: 0.12; and 0.98 for the memory that answers
+        shut = jnp.full((num_heads, count + 1), -2.0)  # sigmoid: 0.12; and 0.98 for the memory that answers
         self.memory_gates = nnx.Param(shut.at[:, -1].set(4.0)) if memory_gates else None
         if self.eta is None:
             self.eta_read = nnx.Param(jax.random.normal(rngs.params(), (num_heads, head_dim)))
@@ -136,30 +133,21 @@ class SelfModifyingTitans(MemoryMixer):
             self.alpha_read = nnx.Param(jax.random.normal(rngs.params(), (num_heads, head_dim)))
             self.alpha_bias = nnx.Param(jnp.full((num_heads,), alpha_bias))
 
-    def _answers(self, weights: Layers, u: Array, names: tuple[str, ...]) -> dict[str, Array]:
-        """Answers of the memories of ``names`` that are in the stack, neighbours there, to u."""
-        names = tuple(name for name in names if name in self.stack)
+    def _answers(self, weights: Groups, u: Array, names: tuple[str, ...]) -> dict[str, Array]:
+        """Answers to u of those memories of ``names`` that there are; they are neighbours in the first group."""
+        names = tuple(name for name in names if name in self.projections)
         if not names:
             return {}
-        first = self.stack.index(names[0])
-        architecture, part = self._part(first, first + len(names))
-        answers = architecture(apply_layer(tuple(part(i, w) for i, w in enumerate(weights))), u)
+        whole, first = self.architectures[0], self.projections.index(names[0])
+        part, size = dataclasses.replace(whole, stack=len(names)), whole.first_outputs
+        layers = (
+            weights[0][0][..., first * size : (first + len(names)) * size],
+            weights[0][1][..., first : first + len(names), :, :],
+        )
+        answers = part(apply_layer(layers), u)
         return {name: answers[:, :, i] for i, name in enumerate(names)}
 
-    def _part(self, first: int, last: int):
-        """The architecture of memories first..last of the stack, and what cuts a layer's weights to them."""
-        whole = self.architecture
-        part = dataclasses.replace(whole, stack=last - first)
-        outputs = whole.first_outputs
-
-        def cut(layer, w):
-            if layer == 0:
-                return w[..., first * outputs : last * outputs]
-            return w[..., first:last, :, :]
-
-        return part, cut
-
-    def generate(self, inputs: Inputs, weights: Layers) -> Generated:
+    def generate(self, inputs: Inputs, weights: Groups) -> Generated:
         """Keys, values, targets and coefficients of a chunk, from the weights at the boundary."""
         answers = self._answers(weights, inputs.key, READ_KEY)
         answers |= self._answers(weights, inputs.value, ("value",))
@@ -173,42 +161,39 @@ class SelfModifyingTitans(MemoryMixer):
         if alpha is None:
             alpha = jax.nn.sigmoid(_dot(answers["alpha"], self.alpha_read[...]) + self.alpha_bias[...][:, None])
         if self.self_targets:
-            target = unit_length(self.architecture(apply_layer(weights), value))
+            targets = tuple(
+                unit_length(architecture(apply_layer(layers), value))
+                for architecture, layers in zip(self.architectures, weights, strict=True)
+            )
         else:
-            target = jnp.repeat(value[:, :, None], len(self.stack), axis=2)
-        gates = None if self.memory_gates is None else jax.nn.sigmoid(self.memory_gates[...])
-        return Generated(key, target, 0.0 * eta if self.frozen else eta, alpha, gates)
+            targets = tuple(jnp.repeat(value[:, :, None], a.stack, axis=2) for a in self.architectures)
+        gates: tuple[Array | None, ...] = (None,) * len(self.architectures)
+        if self.memory_gates is not None:
+            of_all = jax.nn.sigmoid(self.memory_gates[...])
+            gates = (of_all[:, :-1], of_all[:, -1:])[-len(self.architectures) :]
+        return Generated(key, targets, 0.0 * eta if self.frozen else eta, alpha, gates)
+
+    def make_queries(self, queries: Float[Array, "batch heads C head_dim"], weights: Groups) -> Array:
+        """Queries, adapted where there is a memory for them."""
+        if "query" not in self.projections:
+            return queries
+        return unit_length(self._answers(weights, queries, ("query",))["query"])
 
     def _learn(
         self,
         inputs: Inputs,
         start: Array,
         first: Array,
-        anchor: Layers | None,
-        change: Layers,
-        momentum: Layers,
-        boundary: Layers,
+        anchor: Groups | None,
+        change: Groups,
+        momentum: Groups,
+        boundary: Groups,
         at_boundary: bool,
-    ) -> tuple[Float[Array, "batch heads C head_dim"], Layers, Layers]:
+    ) -> tuple[Float[Array, "batch heads C head_dim"], Groups, Groups]:
         """One piece, as every mixer's; what never learns, and has nothing to forget, need not go through the engine."""
         if self.frozen and anchor is not None:
             return self.query_memory(None, anchor, anchor, inputs.query), change, momentum
         return super()._learn(inputs, start, first, anchor, change, momentum, boundary, at_boundary)
-
-    def query_memory(
-        self, chunks: tuple[Chunk, ...] | None, weights: Layers, anchor: Layers | None, queries: Array
-    ) -> Float[Array, "batch heads C head_dim"]:
-        """Answers of the last memory of the stack to the queries."""
-        if "query" in self.stack:
-            queries = unit_length(self._answers(weights, queries, ("query",))["query"])
-        if chunks is None:
-            return self._answers(weights, queries, ("memory",))["memory"]
-        count = len(self.stack)
-        architecture, cut = self._part(count - 1, count)
-        first = (count - 1) * architecture.first_outputs
-        own = (chunks[0].outputs(slice(first, None)), jax.tree.map(lambda u: u[:, :, -1:], chunks[1]))
-        anchor = None if anchor is None else tuple(cut(i, w) for i, w in enumerate(anchor))
-        return read_memory(architecture, own, anchor, queries)[:, :, 0]
 
 
 def _dot(x: Float[Array, "batch heads C head_dim"], w: Float[Array, "heads head_dim"]) -> Float[Array, "batch heads C"]:

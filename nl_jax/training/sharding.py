@@ -34,8 +34,8 @@ PARAMETER_AXES: tuple[tuple[str, Names], ...] = (
     (r"blocks\.mixer\.\w+_read", ("layers", "heads", "head_dim")),
     (r"blocks\.mixer\.(\w+_bias|\w+\.linear\.bias)", ("layers", "heads")),
     (r"blocks\.mixer\.memory_gates", ("layers", "heads", "memories")),
-    (r"blocks\.mixer\.memories\.layers\.0", ("layers", "heads", "embed", "memory_hidden")),
-    (r"blocks\.mixer\.memories\.layers\.\d+", ("layers", "heads", "memories", "memory_hidden", "embed")),
+    (r"blocks\.mixer\.memories\.\d+\.layers\.0", ("layers", "heads", "embed", "memory_hidden")),
+    (r"blocks\.mixer\.memories\.\d+\.layers\.\d+", ("layers", "heads", "memories", "memory_hidden", "embed")),
     (r"blocks\.cms\.levels\.\d+\.norm\.scale", ("layers", "embed")),
     (r"blocks\.cms\.levels\.\d+\.(gate|up)\.kernel", ("layers", "embed", "hidden")),
     (r"blocks\.cms\.levels\.\d+\.down\.kernel", ("layers", "hidden", "embed")),
@@ -45,8 +45,8 @@ PARAMETER_AXES: tuple[tuple[str, Names], ...] = (
 STATE_AXES: tuple[tuple[str, Names], ...] = (
     (r"keys|values", ("layers", "batch", "context", "heads", "head_dim")),
     (r"conv", ("layers", "batch", "taps", "channels")),
-    (r"(change|momentum|boundary)\.0", ("layers", "batch", "heads", "head_dim", "memory_hidden")),
-    (r"(change|momentum|boundary)\.\d+", ("layers", "batch", "heads", "memories", "memory_hidden", "head_dim")),
+    (r"(change|momentum|boundary)\.\d+\.0", ("layers", "batch", "heads", "head_dim", "memory_hidden")),
+    (r"(change|momentum|boundary)\.\d+\.\d+", ("layers", "batch", "heads", "memories", "memory_hidden", "head_dim")),
     (r"past(\.key|\.query)?", ("layers", "batch", "heads", "time", "head_dim")),  # `path_name` cuts past.value
     (r"past\.(eta|alpha|mu)", ("layers", "batch", "heads", "time")),
     (r"past\.valid", ("layers", "time")),
