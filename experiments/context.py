@@ -33,11 +33,11 @@ NAME = "context"
 RESULTS, FIGURE = "results.json", "context.png"
 DEFAULTS = {
     "models": "hope,hope_frozen,transformer_conv",
-    "steps": 250,
+    "steps": 200,
     "batch_size": 1,
     "seq_len": 4096,
-    "eval_every": 125,
-    "checkpoint_every": 125,
+    "eval_every": 100,
+    "checkpoint_every": 100,
 }
 
 
