@@ -102,6 +102,19 @@ def test_published_recurrences(name, chunk):
         np.testing.assert_allclose(y[0], expected, rtol=1e-9, atol=1e-10)
 
 
+def test_a_mixer_starts_as_an_induction_head():
+    """Three tokens that came before are answered with what followed them then, before any training."""
+    module = mixer("delta_net", width=64, num_heads=1, rngs=nnx.Rngs(0))
+    text = jax.random.normal(jax.random.key(1), (1, 20, 64))
+    _, state = module(text)
+    p = {name: u[:, 0] for name, u in projected(module, jnp.concatenate([text, text[:, 5:8]], axis=1)).items()}
+    answer = p["query"][22] @ np.asarray(state.change[0][0][0, 0])
+    likeness = p["value"][:20] @ answer
+    assert np.argmax(likeness) == 8
+    assert likeness[8] > 2 * np.sort(likeness)[-2]
+    np.testing.assert_allclose(np.sum(p["key"][1:] * p["query"][:-1], axis=-1), 1, atol=0.05)
+
+
 def test_negative_eigenvalues_reach_minus_one():
     """β = 2 mirrors the memory at a key; a value of zero then flips its answer's sign: parity."""
     module = make("delta_net", negative_eigenvalues=True, eta=1.0)

@@ -192,7 +192,8 @@ class SelfModifyingTitans(MemoryMixer):
     ) -> tuple[Float[Array, "batch heads C head_dim"], Groups, Groups]:
         """One piece, as every mixer's; what never learns, and has nothing to forget, need not go through the engine."""
         if self.frozen and anchor is not None:
-            return self.query_memory(None, anchor, anchor, inputs.query), change, momentum
+            y = self.query_memory(None, anchor, anchor, inputs.query)
+            return y[:, :, self.window - 1 :], change, momentum
         return super()._learn(inputs, start, first, anchor, change, momentum, boundary, at_boundary)
 
 
