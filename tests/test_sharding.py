@@ -34,7 +34,9 @@ SIZES = {"batch_size": 8, "seq_len": 32}
 
 
 def make_model(name):
-    config = named_config(name, "tiny", 264, chunk_size=16)  # sizes that 2 divides, and more than one chunk
+    config = named_config(
+        name, "tiny", 264, num_heads=2, chunk_size=16
+    )  # sizes that 2 divides, and more than one chunk
     return LanguageModel(config, rngs=nnx.Rngs(0))
 
 
@@ -57,7 +59,7 @@ def test_optimizer_state_is_split_as_its_parameters():
         ("embed.embedding", P(("tensor",), ("fsdp",)), 3),  # the parameter and AdamW's two moments
         ("blocks.cms.levels.0.up.kernel", P(None, ("fsdp",), ("tensor",)), 3),
         ("blocks.cms.levels.1.up.kernel", P(None, ("fsdp",), ("tensor",)), 4),  # and the sum of its gradients
-        ("blocks.mixer.memories.0.layers.0", P(None, ("tensor",), ("fsdp",)), 3),
+        ("blocks.mixer.memories.0.layers.0", P(None, ("tensor",), ("fsdp",), None), 3),
     ]:
         assert [spec for path, spec in specs.items() if path.endswith(name)] == [spec] * count
     assert {spec for path, spec in specs.items() if path.endswith("count")} == {P()}

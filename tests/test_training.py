@@ -164,11 +164,11 @@ def test_a_signal_ends_the_run_after_its_step(reference, tmp_path, monkeypatch, 
 
 
 def test_divergence_is_reported_and_not_saved(tmp_path):
-    with pytest.raises(TrainingDiverged, match=r"toy diverged at step [2-9] .*nan") as error:
+    with pytest.raises(TrainingDiverged, match=r"toy diverged at step [2-9], .*nan") as error:
         train(tmp_path, learning_rate=1e37, checkpoint_every=1)
     state = init_state(toy, make_optimizer(learning_rate=1.0, steps=STEPS))
     checkpoint = restore_newest(tmp_path / "toy/checkpoints", {"model": state.model, "optimizer": state.opt_state})
-    assert checkpoint.step < int(str(error.value).split("step ")[1].split()[0])
+    assert checkpoint.step < int(str(error.value).split("step ")[1].split(",")[0])
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(checkpoint.items))
 
 
@@ -223,6 +223,7 @@ def test_evaluate_is_bits_per_byte():
 def test_train_step_is_adamw_on_clipped_gradients():
     optimizer = make_optimizer(learning_rate=1e-2, steps=10, warmup_steps=0)
     state = init_state(toy, optimizer)
+    state.model.embed.embedding[...] *= 3  # a loss so large that its gradient is clipped
     batch = next(train_iterator(PACKED, **SIZES, seed=0))
 
     def loss(model):
