@@ -129,8 +129,8 @@ def test_help_explains_itself(launcher, capsys):
 def small_models():
     """Lets the launcher build models that compile quickly; everything else is as it is."""
     with pytest.MonkeyPatch.context() as patch:
-        small = functools.partial(language_model.named_config, num_layers=1)
-        patch.setattr(language_model, "named_config", small)
+        small = functools.partial(language_model.configuration, num_layers=1)
+        patch.setattr(language_model, "configuration", small)
         yield
 
 
