@@ -21,22 +21,26 @@ from nl_jax.modules import MIXERS
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes that all models of a preset share; ``parameters`` is the count at ``vocab_size``, embedding included."""
+    """Sizes that all models of a preset share; ``parameters`` is the count at ``vocab_size``, embedding included.
+
+    Attention without a convolution has heads of its own number: it needs more of them than memories (BUILD_NOTES.md).
+    """
 
     parameters: int
     vocab_size: int
     width: int
     num_layers: int
     num_heads: int
+    attention_heads: int
     remat: bool = True
 
 
 PRESETS: dict[str, Preset] = {
-    "tiny": Preset(1_000_000, 257, 128, 2, 1, remat=False),
-    "small": Preset(6_000_000, 257, 256, 6, 2, remat=False),
-    "base": Preset(130_000_000, 32_000, 768, 12, 6),
-    "paper_760m": Preset(760_000_000, 32_000, 1536, 24, 12),
-    "paper_1_3b": Preset(1_300_000_000, 32_000, 2048, 24, 16),
+    "tiny": Preset(1_000_000, 257, 128, 2, 1, 4, remat=False),
+    "small": Preset(6_000_000, 257, 256, 6, 2, 4, remat=False),
+    "base": Preset(130_000_000, 32_000, 768, 12, 6, 12),
+    "paper_760m": Preset(760_000_000, 32_000, 1536, 24, 12, 16),
+    "paper_1_3b": Preset(1_300_000_000, 32_000, 2048, 24, 16, 16),
 }
 
 # Hope, its relatives and controls, then every mixer by its own name with one feed-forward block behind it.
@@ -54,6 +58,7 @@ MODELS: dict[str, dict[str, Any]] = {
     **{name: {"mixer": name} for name in MIXERS},
 }
 MODEL_NAMES = tuple(MODELS)
+PLAIN_ATTENTION = ("transformer", "hope_attention", "attention", "sliding_window_attention")
 
 
 def count_parameters(config: LanguageModelConfig) -> int:
@@ -85,7 +90,7 @@ def named_config(model: str, preset: str, vocab_size: int | None = None, **overr
         "vocab_size": sizes.vocab_size if vocab_size is None else vocab_size,
         "width": sizes.width,
         "num_layers": sizes.num_layers,
-        "num_heads": sizes.num_heads,
+        "num_heads": sizes.attention_heads if model in PLAIN_ATTENTION else sizes.num_heads,
         "remat": sizes.remat,
         "mlp_hidden": 1,
         **MODELS[model],
