@@ -23,7 +23,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from experiments import launcher
-from experiments.language_model import batches_of, check, define_flags, fit_model
+from experiments.language_model import FREE_FLAGS, batches_of, check, define_flags, fit_model
 from experiments.mixer_options import configuration
 from nl_jax.data import load_text_data
 from nl_jax.training import bits_by_position
@@ -63,20 +63,14 @@ def train(values: flags.FlagValues) -> None:
     data = load_text_data(values.data, values.tokenizer, values.text_key)
     shape = {"vocab_size": data.tokenizer.vocab_size, "context_length": values.seq_len}
     configs = {name: configuration(values, name, values.preset, **shape) for name in values.models}
-    free = ("workdir", "mesh", "checkpoint_every")
     config: dict[str, Any] = {
         "launcher": NAME,
-        "flags": {name: value for name, value in values.flag_values_dict().items() if name not in free},
+        "flags": {name: value for name, value in values.flag_values_dict().items() if name not in FREE_FLAGS},
         "data": data.fingerprint,
         "models": {name: dataclasses.asdict(config) for name, config in configs.items()},
     }
     batches = [batches_of(values, data, seed) for seed in range(values.seeds)]  # raises where the text is too short
-    stored = launcher.read_config(workdir, NAME, written=(RESULTS, METRICS))
-    if stored:
-        for what in ("flags", "data", "models"):
-            launcher.check_same(workdir, what, stored[what], config[what])
-    else:
-        launcher.write_json(workdir / launcher.CONFIG, config)
+    launcher.claim_workdir(workdir, config, written=(RESULTS, METRICS))
 
     results = launcher.read_json(workdir / RESULTS) or {
         "models": {name: {} for name in values.models},

@@ -124,6 +124,22 @@ def read_config(workdir: Path, name: str, written: Iterable[str] = ()) -> dict[s
     return config
 
 
+def claim_workdir(workdir: Path, config: Mapping[str, Any], written: Iterable[str]) -> None:
+    """Writes a run's configuration into a new workdir; raises `InputError` where the workdir holds another run.
+
+    Args:
+        workdir: may not exist.
+        config: ``launcher``, the launcher's name, and ``flags``, ``data`` and ``models``, which must be as they were.
+        written: as for `read_config`.
+    """
+    stored = read_config(workdir, config["launcher"], written)
+    if stored is None:
+        write_json(workdir / CONFIG, config)
+        return
+    for what in ("flags", "data", "models"):
+        check_same(workdir, what, stored[what], config[what])
+
+
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Prints rows, the header first, in columns: the first one flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

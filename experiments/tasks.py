@@ -116,12 +116,7 @@ def train(task: Task, values: flags.FlagValues) -> None:
         "data": task.data,
         "models": {name: dataclasses.asdict(config) for name, config in configs.items()},
     }
-    stored = launcher.read_config(workdir, task.name, written=(RESULTS, METRICS))
-    if stored:
-        for what in ("flags", "data", "models"):
-            launcher.check_same(workdir, what, stored[what], config[what])
-    else:
-        launcher.write_json(workdir / launcher.CONFIG, config)
+    launcher.claim_workdir(workdir, config, written=(RESULTS, METRICS))
 
     results = launcher.read_json(workdir / RESULTS) or {
         "models": {},
