@@ -157,9 +157,12 @@ def learn_chunk(
     chunks = []
     for layer in range(architecture.depth):
         x = keys if found is None else found.inputs[layer]
-        rest = None if anchor is None else x @ anchor[layer]  # the anchor's answers
+        folds = layer == last and fold
+        has_delta = rule.delta or (folds and objective.linear)
+        known = has_delta and found is not None and at_boundary  # what the solve needs of the change's answers
+        rest = x @ anchor[layer] if anchor is not None and (folds or known) else None  # the anchor's answers
         changes = None  # the change's
-        if found is not None and at_boundary:
+        if found is not None and known:
             changes = found.outputs[layer] if rest is None else found.outputs[layer] - rest
         # coefficients, with the axis that the stack has behind the first layer
         rate, damp, retention = ((u if layer == 0 else u[..., None, :]) for u in (eta, damping, alpha))
@@ -171,7 +174,7 @@ def learn_chunk(
             beta = delta * rate
             gradient = objective.gradient(jnp.zeros_like(values), values) if found is None else found.gradients[layer]
             forcing = -rate[..., None] * gradient
-        elif layer == last and fold:
+        elif folds:
             strength = (objective.linear or 0.0) + delta
             step = reflect * rate / (1.0 + strength * rate * _square(x))
             beta = strength * step
@@ -198,7 +201,6 @@ def learn_chunk(
             forcing = gates[..., None, None] * forcing
         if rule.delta_after_retention:
             beta = retention * beta
-        has_delta = rule.delta or (layer == last and fold and objective.linear)
         chunks.append(
             solve_chunk(
                 change[layer],
