@@ -11,6 +11,9 @@ compile  time to trace and compile a training step, and until the first one is d
 gradients  norm of the loss' gradient at the memories' initial weights against sequence length, on text of the default
          corpus, before training
 
+Speeds of mixers are also given as ratios to two Transformers: ours, whose attention works in blocks, and jax_attention,
+the same program with `jax.nn.dot_product_attention`, which holds all scores at once.
+
 All models have the same embedding and one feed-forward block of the same size a layer, in float32, and train on random
 tokens on one device. Models are measured in turn, round by round, so that ratios come from the same minutes; times are
 medians over the rounds. FLOPs are those of matrix products, by the program, recomputation included; their peak is that
@@ -49,7 +52,7 @@ from nl_jax.training.step import mean_loss
 
 NAME = "benchmark"
 RESULTS = "results.json"
-BASELINE = "transformer"  # the model that ratios are to
+BASELINES = ("transformer", "jax_attention")  # the models that ratios are to, where they are measured
 VOCAB_SIZE = 257
 LENGTHS = {
     "mixers": ["1024:4", "8192:1"],
@@ -63,19 +66,6 @@ QUANTITIES = {
     "peak_memory_bytes": ("MiB of memory", 2**20),
     "state_bytes": ("KiB of state", 2**10),
 }
-MIXER_COLUMNS = (
-    "model",
-    "parameters",
-    "tokens/s",
-    f"x {BASELINE}",
-    "step s",
-    "forward s",
-    "backward/forward",
-    "MFLOP/token",
-    "GFLOP/s",
-    "of peak",
-    "MiB",
-)
 Figures = dict[str, Any]
 
 
@@ -89,7 +79,7 @@ def define_flags() -> flags.FlagValues:
     lengths = "; ".join(f"{subject} {','.join(pairs)}" for subject, pairs in LENGTHS.items())
     define(flags.DEFINE_string, "workdir", None, "Directory of the run; made if need be. Required.")
     define(flags.DEFINE_list, "models", list(MODEL_NAMES), "Models to measure.")
-    define(flags.DEFINE_list, "competitors", list(COMPETITORS), "Other packages' models, for mixers on CPU; or none.")
+    define(flags.DEFINE_list, "competitors", list(COMPETITORS), "Others' programs, for mixers; in PyTorch only on CPU.")
     define(flags.DEFINE_list, "lengths", None, f"Sequence lengths and batch sizes. Without it {lengths}.")
     define(flags.DEFINE_integer, "width", 256, "Width of the models; a feed-forward block has twice as many units.")
     define(flags.DEFINE_integer, "num_heads", 4, "Heads of the mixers.")
@@ -212,7 +202,7 @@ def mixers(run: Run) -> None:
     for axes, ((length, size), figures) in zip(panels, measured.items(), strict=True):
         title, models = f"{length:,} tokens, batch {size}", figures["models"]
         print(f"{title}; peak of matrix products {figures['peak_gflops']:,.1f} GFLOP/s")
-        launcher.print_table([MIXER_COLUMNS, *_mixer_rows(models, figures["peak_gflops"])])
+        launcher.print_table(list(_mixer_rows(models, figures["peak_gflops"])))
         _print_problems(models)
         print()
         speeds = {name: row["tokens_per_second"] for name, row in models.items() if "parameters" in row}
@@ -225,15 +215,30 @@ def mixers(run: Run) -> None:
 
 
 def _mixer_rows(models: Mapping[str, Figures], peak_gflops: float) -> Iterator[tuple[str, ...]]:
-    baseline = models.get(BASELINE, {}).get("tokens_per_second")
+    """The header, then a row for each model."""
+    speeds = {name: row["tokens_per_second"] for name, row in models.items() if "tokens_per_second" in row}
+    baselines = [name for name in BASELINES if name in speeds]
+    yield (
+        "model",
+        "parameters",
+        "tokens/s",
+        *(f"x {name}" for name in baselines),
+        "step s",
+        "forward s",
+        "backward/forward",
+        "MFLOP/token",
+        "GFLOP/s",
+        "of peak",
+        "MiB",
+    )
     for name, row in models.items():
         if "parameters" in row:
             step, forward, gflops = row["step_seconds"], row["forward_seconds"], row["gflops"]
             yield (
                 name,
                 _cell(row["parameters"], ","),
-                _cell(row["tokens_per_second"], ",.0f"),
-                _cell(baseline and row["tokens_per_second"] / baseline, ".2f"),
+                _cell(speeds[name], ",.0f"),
+                *(_cell(speeds[name] / speeds[baseline], ".2f") for baseline in baselines),
                 _cell(step, ".3f"),
                 _cell(forward, ".3f"),
                 _cell(forward and (step - forward) / forward, ".2f"),
@@ -351,14 +356,15 @@ def measure(run: Run, length: int, batch_size: int, *, competitors: Sequence[str
         run: flags and memory limit.
         length: tokens in a sequence.
         batch_size: sequences.
-        competitors: other packages' models to measure too.
+        competitors: those of ``COMPETITORS`` to measure too.
         whole: with the forward pass alone, and FLOPs.
 
     Returns:
         ``peak_gflops``, and ``models``: for each what `figures_of` gives, or a ``problem`` where it was not built.
     """
     values = run.values
-    sizes = Sizes(VOCAB_SIZE, values.width, values.num_heads, values.num_layers, 2 * values.width, batch_size, length)
+    shape = VOCAB_SIZE, values.width, values.num_heads, values.num_layers, 2 * values.width
+    sizes = Sizes(*shape, batch_size, length, run.memory_limit)
     builders: dict[str, Callable[[], Program]] = {}
     for name in values.models:
         config = run.config(name, length, values.num_layers)

@@ -1,14 +1,34 @@
-"""Models of other packages, to hold training speed against: of the same sizes, trained by the same kind of step.
+"""Programs of others to hold training speed against: models of the same sizes, trained by the same kind of step.
 
-They run on CPU, where their package is installed; without it building one raises ModuleNotFoundError.
+Attention as JAX has it, and models of other packages in PyTorch. These run on CPU, where their package is installed;
+without it building one raises ModuleNotFoundError.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax import nnx
 
-from experiments.programs import Program, Sizes
+from experiments.programs import Program, Sizes, our_program
+from nl_jax.models import LanguageModel, named_config
+
+
+def jax_attention(sizes: Sizes) -> Program:
+    """The Transformer of ``nl_jax.models``, its attention by `jax.nn.dot_product_attention`: all scores at once."""
+    shape = {name: getattr(sizes, name) for name in ("vocab_size", "width", "num_heads", "num_layers", "mlp_hidden")}
+    config = named_config("transformer", "tiny", **shape, context_length=sizes.length)
+
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, window: int) -> jax.Array:
+        return jax.nn.dot_product_attention(query, key, value, is_causal=True)  # no text is longer than the window
+
+    def init_model() -> LanguageModel:
+        model = LanguageModel(config, rngs=nnx.Rngs(0))
+        mixer: Any = model.blocks.mixer
+        mixer.attend = attend
+        return model
+
+    return our_program(config, sizes.batch_size, sizes.length, memory_limit=sizes.memory_limit, init_model=init_model)
 
 
 def torch_transformer(sizes: Sizes) -> Program:
@@ -149,6 +169,7 @@ def _torch_program(
 
 
 COMPETITORS: dict[str, Callable[[Sizes], Program]] = {
+    "jax_attention": jax_attention,
     "torch_transformer": torch_transformer,
     "titans_pytorch": titans_pytorch,
     "nested_learning": nested_learning,

@@ -22,7 +22,10 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Sizes(NamedTuple):
-    """What a model and its batch are built from, named as in ``LanguageModelConfig``."""
+    """What a model and its batch are built from, named as in ``LanguageModelConfig``.
+
+    ``memory_limit`` is what a step may need, in bytes; only programs in JAX keep to it.
+    """
 
     vocab_size: int
     width: int
@@ -31,6 +34,7 @@ class Sizes(NamedTuple):
     mlp_hidden: int
     batch_size: int
     length: int
+    memory_limit: float = math.inf
 
 
 class Program(NamedTuple):
@@ -60,12 +64,20 @@ class Training:
         config: of the model.
         batch_size: sequences in the batch.
         length: tokens in a sequence.
+        init_model: makes the model; None for that of ``config``.
     """
 
-    def __init__(self, config: LanguageModelConfig, batch_size: int, length: int):
+    def __init__(
+        self,
+        config: LanguageModelConfig,
+        batch_size: int,
+        length: int,
+        init_model: Callable[[], LanguageModel] | None = None,
+    ):
         mesh = parse_mesh(devices=jax.devices()[:1])
         optimizer = make_optimizer(learning_rate=1e-3, steps=1000, cms_periods=config.cms_periods)
-        self._make = functools.partial(init_state, lambda: LanguageModel(config, rngs=nnx.Rngs(0)), optimizer)
+        init_model = init_model or (lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
+        self._make = functools.partial(init_state, init_model, optimizer)
         self._train_step = functools.partial(train_step, optimizer)
         self._shapes = jax.eval_shape(self._make)
         tokens = np.random.default_rng(0).integers(config.vocab_size, size=(batch_size, length + 1), dtype=np.int32)
@@ -116,7 +128,13 @@ class Training:
 
 
 def our_program(
-    config: LanguageModelConfig, batch_size: int, length: int, *, memory_limit: float, whole: bool = True
+    config: LanguageModelConfig,
+    batch_size: int,
+    length: int,
+    *,
+    memory_limit: float,
+    whole: bool = True,
+    init_model: Callable[[], LanguageModel] | None = None,
 ) -> Program:
     """Training of a model of ours, started.
 
@@ -126,11 +144,12 @@ def our_program(
         length: tokens in a sequence.
         memory_limit: bytes that a step may need.
         whole: with the forward pass alone, and FLOPs.
+        init_model: makes the model; None for that of ``config``.
 
     Raises:
         MemoryError: a step needs more, and nothing was run.
     """
-    training = Training(config, batch_size, length)
+    training = Training(config, batch_size, length, init_model)
     need = training.check_memory(memory_limit)
     training.start()
     forward, flops = (training.compile_forward(), training.flops()) if whole else (None, None)

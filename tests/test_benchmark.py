@@ -6,7 +6,7 @@ import math
 import pytest
 
 from experiments import benchmark, competitors
-from experiments.programs import Program, Sizes, Timing, interleave
+from experiments.programs import Program, Sizes, Timing, Training, interleave
 from nl_jax.evaluation import Flops
 from nl_jax.models import count_parameters, named_config
 
@@ -35,7 +35,7 @@ def results_of(workdir):
         (["mixers", "--models=transformer,hopeless"], "--models=transformer,hopeless: expected some of hope,"),
         (["mixers", "--models="], "--models: none given"),
         (["mixers", "--models=hope,hope"], "none twice"),
-        (["mixers", "--competitors=gpt"], "--competitors=gpt: expected some of torch_transformer"),
+        (["mixers", "--competitors=gpt"], "--competitors=gpt: expected some of jax_attention, torch"),
         (["mixers", "--lengths=64"], "--lengths=64: expected tokens:batch pairs"),
         (["mixers", "--lengths=64:0"], "--lengths=64:0: expected tokens:batch pairs"),
         (["mixers", "--lengths=64:1,64:1"], "none twice"),
@@ -159,6 +159,7 @@ def test_same_command_prints_again_and_goes_on(measured, capsys, monkeypatch):
     out = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("transformer ") for line in out) == 2
     assert "absent: No module named 'absent'" in out
+    assert not any("x jax_attention" in line for line in out)  # it was not measured
     assert out[-1] == f"Everything is in {workdir}: results.json, mixers.png"
     assert (results_of(workdir), sizes) == (before, [])
 
@@ -178,10 +179,11 @@ def test_another_configuration_is_refused(measured, capsys):
         assert problem in capsys.readouterr().err
 
 
-def test_what_does_not_fit_is_reported(tmp_path, capsys):
-    assert run("mixers", tmp_path, "--lengths=8:1", "--memory_gib=1e-6", "--competitors=") == 0
+def test_what_does_not_fit_is_reported(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "COMPETITORS", competitors.COMPETITORS)
+    assert run("mixers", tmp_path, "--lengths=8:1", "--memory_gib=1e-6", "--competitors=jax_attention") == 0
     out = capsys.readouterr().out
-    for name in MODELS:
+    for name in (*MODELS, "jax_attention"):
         assert f"{name}: a step needs" in out
         assert "problem" in results_of(tmp_path)["figures"]["8:1"]["models"][name]
 
@@ -207,14 +209,37 @@ def test_compile_by_depth(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", competitors.COMPETITORS)
 def test_competitors_train(name, tmp_path):
-    pytest.importorskip("torch" if name == "torch_transformer" else name)
+    if name != "jax_attention":
+        pytest.importorskip("torch" if name == "torch_transformer" else name)
     sizes = Sizes(vocab_size=257, width=16, num_heads=2, num_layers=2, mlp_hidden=32, batch_size=2, length=24)
     program = competitors.COMPETITORS[name](sizes)
     losses = [program.step() for _ in range(20)]
     assert program.forward() < losses[0]
-    if name == "torch_transformer":
+    if name in ("jax_attention", "torch_transformer"):
         config = named_config("transformer", "tiny", width=16, num_heads=2, num_layers=2, mlp_hidden=32)
         assert program.parameters == count_parameters(config)
+
+
+def test_jax_attention_is_our_transformer():
+    shape = {"vocab_size": 257, "width": 16, "num_heads": 2, "num_layers": 2, "mlp_hidden": 32}
+    batch_size, length = 2, 150
+    other = competitors.jax_attention(Sizes(**shape, batch_size=batch_size, length=length))
+    config = named_config("transformer", "tiny", **shape, context_length=length)
+    ours = Training(config, batch_size, length)
+    ours.start()
+    assert [other.step() for _ in range(5)] == pytest.approx([ours.step() for _ in range(5)], rel=1e-5)
+    assert other.peak_memory_bytes > ours.check_memory(math.inf)  # it holds all scores
+
+
+def test_ratios_are_to_both_transformers_where_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "COMPETITORS", {"jax_attention": lambda sizes: Program(1, lambda: 1.0)})
+    assert run("mixers", tmp_path, "--lengths=8:1", "--competitors=jax_attention") == 0
+    header, *rows = (line.split() for line in capsys.readouterr().out.splitlines()[1:4])
+    assert header[2:8] == ["tokens/s", "x", "transformer", "x", "jax_attention", "step"]
+    assert [row[0] for row in rows] == ["transformer", "jax_attention"]
+    assert [rows[0][3], rows[1][4]] == ["1.00", "1.00"]
+    speeds = [figures["tokens_per_second"] for figures in results_of(tmp_path)["figures"]["8:1"]["models"].values()]
+    assert float(rows[1][3]) == pytest.approx(speeds[1] / speeds[0], abs=0.01)
 
 
 def test_gradients(tmp_path, capsys):
