@@ -101,6 +101,13 @@ class Level:
         if self.starts_from is not None and self.start is None:
             raise ValueError(f"level {self.name!r}: starts_from={self.starts_from!r} needs a start function")
 
+    def empty(self, context: jax.ShapeDtypeStruct) -> Array:
+        """What an array of its contexts is gathered in; sums of floats are float32 or wider."""
+        if self.gather == "stack":
+            return jnp.zeros((self.period, *context.shape), context.dtype)
+        wide = jnp.issubdtype(context.dtype, jnp.floating)
+        return jnp.zeros(context.shape, jnp.promote_types(context.dtype, jnp.float32) if wide else context.dtype)
+
 
 class Learner(NamedTuple):
     """Parameters and the state of the optax transformation that moves them."""
@@ -209,7 +216,7 @@ def from_loss(
 
     def update(learner, context):
         answers = None
-        if needs or sees:
+        if isinstance(context, Context):
             context, answers = context
 
         def total(own):

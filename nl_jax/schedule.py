@@ -11,10 +11,10 @@ One step of a schedule, on one step's data:
 ``run`` is many steps. Where periods divide each other it is nested scans, one for each period, without a condition in
 them; ``lax.cond`` decides for the others. Both give what one step after the other gives.
 
-A fast memory reads what a slow one writes, and both learn, by gradients through everything:
+A memory learns by keys that a slower level projects, and that level learns from the memory's errors:
 
     >>> import jax, jax.numpy as jnp, optax
-    >>> from nl_jax import Level, Schedule
+    >>> from nl_jax import Schedule
     >>> from nl_jax.levels import Pair, from_memory, from_optax
     >>> from nl_jax.memory import Architecture
     >>> memory = from_memory("memory", Architecture(4, 4), period=4)  # learns keys and values, every 4 tokens
@@ -35,7 +35,7 @@ A fast memory reads what a slow one writes, and both learn, by gradients through
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Flow = Callable[[Callable[..., PyTree], PyTree], Any]
-Levels = dict[str, Any]  # a state, or something else, of each level
+Levels = dict[str, Any]  # something of each level, by name
 
 
 class ScheduleState(NamedTuple):
@@ -191,11 +191,7 @@ class Schedule:
         for name, context in jax.eval_shape(self._contexts, states, data)[0].items():
             level = self[name]
             if level.period > 1:
-                shape = (level.period,) if level.gather == "stack" else ()
-                pending[name] = jax.tree.map(
-                    lambda c, level=level, shape=shape: jnp.zeros((*shape, *c.shape), _gathered_dtype(level, c.dtype)),
-                    context,
-                )
+                pending[name] = jax.tree.map(level.empty, context)
         return ScheduleState(jnp.zeros((), jnp.int32), states, pending)
 
     def step(self, state: ScheduleState, data: PyTree) -> Any:
@@ -208,7 +204,7 @@ class Schedule:
         return (state, jax.tree.map(lambda a: a[0], aux)) if self.has_aux else state
 
     def run(
-        self, state: ScheduleState, data: PyTree, *, start: int = 0, partial: bool = False, remat: bool = False
+        self, state: ScheduleState, data: PyTree, *, start: int = 0, open_end: bool = False, remat: bool = False
     ) -> Any:
         """n steps, on data with a leading axis of n: the new state, or ``(state, aux)``.
 
@@ -216,21 +212,21 @@ class Schedule:
           state: after ``start`` steps.
           data: [n, ...].
           start: steps before, of which only the remainder by the periods matters; static.
-          partial: whether n may leave the last period of a level open: what it has gathered waits in the state for the
+          open_end: whether n may leave the last period of a level open: what it has gathered waits in the state for the
             next call.
           remat: whether gradients keep only the states between blocks and compute the rest again, block by block.
 
         Raises:
-          ValueError: if the data differ in length, if a period is left open without ``partial``, or if ``start`` is not
-            where the state is (checked where it is not traced).
+          ValueError: if the data differ in length, a period is left open without ``open_end``, or the state is not at
+            ``start`` (checked where it is not traced).
         """
         n = self._length(data)
         at = start if isinstance(state.step, jax.core.Tracer) else int(state.step)
         for level in self.levels:
-            if (start + n) % level.period and not partial:
+            if (start + n) % level.period and not open_end:
                 raise ValueError(
                     f"level {level.name!r}: period {level.period} does not divide {start} + {n} steps; give whole "
-                    "periods, or partial=True, which keeps what is left for the next call"
+                    "periods, or open_end=True, which keeps what is left for the next call"
                 )
             if (at - start) % level.period:
                 raise ValueError(f"level {level.name!r}: start={start}, but the state is at step {at}")
@@ -238,13 +234,7 @@ class Schedule:
         while position < start + n:
             block, count = self._piece(position, start + n)
             size = self._chain[block]
-            done = position - start
-            piece = jax.tree.map(
-                lambda x, done=done, count=count, size=size: x[done : done + count * size].reshape(
-                    count, size, *x.shape[1:]
-                ),
-                data,
-            )
+            piece = jax.tree.map(partial(_cut, position - start, count, size), data)
             body = _maybe_remat(lambda s, d, block=block: self._advance(s, d, block=block, remat=remat), remat)
             state, aux = jax.lax.scan(body, state, piece)
             parts.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), aux))
@@ -255,7 +245,9 @@ class Schedule:
 
     def _length(self, data: PyTree) -> int:
         """Steps in the data."""
-        lengths = {jax.tree_util.keystr(path): len(x) for path, x in jax.tree_util.tree_leaves_with_path(data)}
+        lengths = {
+            jax.tree_util.keystr(path): (*np.shape(x), 0)[0] for path, x in jax.tree_util.tree_leaves_with_path(data)
+        }
         if not lengths:
             raise ValueError("data have no arrays, and so no number of steps")
         n = next(iter(lengths.values()))
@@ -305,75 +297,49 @@ class Schedule:
                 states[level.name] = _like(level.start(answer), before[level.name], level.name)
         return {name: states[name] for name in self._changed(period)}
 
-    def _block(
-        self, block: int, states: Levels, sums: Levels, data: PyTree, zeros: Levels, remat: bool
-    ) -> tuple[Levels, Levels, Levels, PyTree]:
-        """``_chain[block]`` steps from where all of its periods start.
-
-        Args:
-          sums: the sums of slower levels, so far.
-          zeros: empty sums of all levels.
+    def _block(self, block: int, states: Levels, sums: Levels, data: PyTree, remat: bool) -> tuple[Any, ...]:
+        """``_chain[block]`` steps, which start where all periods up to that length start.
 
         Returns:
-          (states, sums, contexts [steps, ...] of the slower levels that stack, aux [steps, ...])
+          (states, sums, contexts [steps, ...] of the slower levels that stack them, aux [steps, ...])
         """
         size = self._chain[block]
         if block == 0:
             contexts, aux = self._contexts(states, jax.tree.map(lambda x: x[0], data))
-            gathered = {
-                name: jax.tree.map(lambda c, level=self[name]: c.astype(_gathered_dtype(level, c.dtype)), context)
-                for name, context in contexts.items()
-                if self[name].gather == "sum"
-            }
-            sums = {name: jax.tree.map(jnp.add, sums[name], gathered[name]) for name in sums}
-            gathered = {
-                name: gathered.get(name, jax.tree.map(lambda c: jnp.asarray(c)[None], context))
-                for name, context in contexts.items()
-            }
-            aux = jax.tree.map(lambda a: jnp.asarray(a)[None], aux)
+            sums = {name: jax.tree.map(jnp.add, total, contexts[name]) for name, total in sums.items()}
+            own = {name: context for name, context in contexts.items() if self[name].gather == "sum"}
+            stacks = {name: context for name, context in contexts.items() if name not in own}
+            stacks, aux = jax.tree.map(lambda x: jnp.asarray(x)[None], (stacks, aux))
         else:
-            own = {level.name: zeros[level.name] for level in self._of(size) if level.name in zeros}
             inside = {level.name for level in self.levels if level.period < size}
 
             def body(carry, data):
                 fast, sums = carry
-                fast, sums, contexts, aux = self._block(block - 1, states | fast, sums, data, zeros, remat)
-                return ({name: fast[name] for name in inside}, sums), (contexts, aux)
+                fast, sums, stacks, aux = self._block(block - 1, states | fast, sums, data, remat)
+                return ({name: fast[name] for name in inside}, sums), (stacks, aux)
 
             shorter = self._chain[block - 1]
             data = jax.tree.map(lambda x: x.reshape(size // shorter, shorter, *x.shape[1:]), data)
-            carry = {name: states[name] for name in inside}, sums | own
-            (fast, all_sums), outputs = jax.lax.scan(_maybe_remat(body, remat), carry, data)
-            contexts, aux = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), outputs)
-            states = states | fast
-            sums = {name: all_sums[name] for name in sums}
-            gathered = contexts | {name: all_sums[name] for name in own}
-        states = states | self._update(size, states, gathered)
-        slower = {
-            name: context
-            for name, context in gathered.items()
-            if self[name].period > size and self[name].gather == "stack"
+            carry = {name: states[name] for name in inside}, sums
+            (fast, sums), outputs = jax.lax.scan(_maybe_remat(body, remat), carry, data)
+            stacks, aux = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), outputs)
+            states, own = states | fast, {}
+        states = states | self._update(size, states, own | sums | stacks)
+        sums = {
+            name: jax.tree.map(jnp.zeros_like, total) if self[name].period == size else total
+            for name, total in sums.items()
         }
-        return states, sums, slower, aux
+        return states, sums, {name: c for name, c in stacks.items() if self[name].period > size}, aux
 
     def _advance(self, state: ScheduleState, data: PyTree, *, block: int, remat: bool) -> tuple[ScheduleState, PyTree]:
         """One block, and then every slower level that is due."""
         size = self._chain[block]
-        zeros = {
-            name: jax.tree.map(jnp.zeros_like, total)
-            for name, total in state.pending.items()
-            if self[name].gather == "sum"
-        }
-        sums = {name: state.pending[name] for name in zeros if self[name].period > size}
-        states, sums, contexts, aux = self._block(block, state.levels, sums, data, zeros, remat)
+        sums = {name: total for name, total in state.pending.items() if self[name].gather == "sum"}
+        states, sums, stacks, aux = self._block(block, state.levels, sums, data, remat)
         pending = state.pending | sums
-        for name, context in contexts.items():
-            place = state.step % self[name].period
-            pending[name] = jax.tree.map(
-                lambda kept, c, place=place: jax.lax.dynamic_update_slice_in_dim(kept, c.astype(kept.dtype), place, 0),
-                pending[name],
-                context,
-            )
+        for name, contexts in stacks.items():
+            put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=state.step % self[name].period, axis=0)
+            pending[name] = jax.tree.map(put, pending[name], contexts)
         step = state.step + size
         for period in self.periods:
             if period <= size:
@@ -449,10 +415,9 @@ def _maybe_remat(body: Callable, remat: bool) -> Callable:
     return jax.checkpoint(body) if remat else body
 
 
-def _gathered_dtype(level: Level, dtype: Any) -> Any:
-    """Sums of floats are float32 or wider."""
-    wide = level.gather == "sum" and jnp.issubdtype(dtype, jnp.floating)
-    return jnp.promote_types(dtype, jnp.float32) if wide else dtype
+def _cut(begin: int, count: int, size: int, x: Array) -> Array:
+    """[count, size, ...] from a place on."""
+    return x[begin : begin + count * size].reshape(count, size, *x.shape[1:])
 
 
 def _like(new: PyTree, old: PyTree, name: str) -> PyTree:
