@@ -2,7 +2,9 @@
 
 from nl_jax._xla import disable_faulty_fusions
 from nl_jax.errors import InputError
+from nl_jax.levels import Level
+from nl_jax.schedule import Schedule
 
-disable_faulty_fusions()
+disable_faulty_fusions()  # none of the imports above asks for devices
 
-__all__ = ["InputError"]
+__all__ = ["InputError", "Level", "Schedule"]
