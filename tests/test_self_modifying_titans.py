@@ -85,11 +85,11 @@ def reference(mixer, x):
             v = unit(answer(boundary["value"], u_value)) if "value" in stack else u_value
             q = unit(answer(boundary["query"], q)) if "query" in stack else q
             if "eta" in stack:
-                eta = softplus(answer(boundary["eta"], u_key) @ p.eta_read[...][h] + p.eta_bias[...][h])
+                eta = softplus(unit(answer(boundary["eta"], u_key)) @ p.eta_read[...][h] + p.eta_bias[...][h])
             else:
                 eta = coefficient(p.eta, h, t, softplus)
             if "alpha" in stack:
-                alpha = sigmoid(answer(boundary["alpha"], u_key) @ p.alpha_read[...][h] + p.alpha_bias[...][h])
+                alpha = sigmoid(unit(answer(boundary["alpha"], u_key)) @ p.alpha_read[...][h] + p.alpha_bias[...][h])
             else:
                 alpha = coefficient(p.alpha, h, t, sigmoid)
             mu = 0.0 if p.mu is None else coefficient(p.mu, h, t, sigmoid)
@@ -239,6 +239,16 @@ def test_memory_learns_in_context():
     mixer = make()
     _, state = apply(mixer, tokens(12), None)
     assert all(float(jnp.max(jnp.abs(leaf))) > 1e-3 for leaf in jax.tree.leaves(state.change))
+
+
+def test_a_memory_that_makes_its_own_rate_cannot_run_away():
+    """Once it could: a large answer made η large, which made the next answer larger (parity, NaN after 222 steps)."""
+    mixer, x = make(), tokens(12)
+    inputs, _ = mixer.slow_inputs(x, mixer.conv.init_state(2))
+    grown = jax.tree.map(lambda w: jnp.broadcast_to(1e6 * w, (2, *w.shape)), mixer.initial_weights())
+    eta = mixer.generate(inputs, grown).eta
+    top = jax.nn.softplus(jnp.linalg.norm(mixer.eta_read[...], axis=-1) + mixer.eta_bias[...])
+    assert bool(jnp.all(eta <= top[:, None]))
 
 
 def test_state_size_does_not_grow():

@@ -4,11 +4,12 @@ Every head has memories, residual two-layer MLPs M_□ (Eq. 89, 91), in two grou
 the projections, and the memory that answers, which may have other sizes. Per token (Eq. 83-88), with u_k, u_v, u_q
 unit-length slow projections of the input,
 
-    k = M_key(u_k),  v = M_value(u_v),  η = softplus(r_η·M_eta(u_k)),  α = sigmoid(r_α·M_alpha(u_k)),
+    k = M_key(u_k),  v = M_value(u_v),  η = softplus(r_η·M_eta(u_k) + b_η),  α = sigmoid(r_α·M_alpha(u_k) + b_α),
     y = M_memory(q),  q = u_q,
 
 and every memory descends ``‖M_□(k) - v‖²`` with retention. Everything is generated from the state at the last chunk
-boundary (Eq. 90, 93); k and v have unit length.
+boundary (Eq. 90, 93). Answers that make k, v, η and α are brought to unit length, so that η is at most
+softplus(‖r_η‖ + b_η): a memory that makes its own learning rate would else grow without bound.
 
 Departures from the paper's form, each for a measured reason (BUILD_NOTES.md): keys and values come from slow
 projections of their own; retention pulls toward the meta-learned initial weights; the learning rule is the folded one
@@ -157,9 +158,9 @@ class SelfModifyingTitans(MemoryMixer):
         )
         eta, alpha = inputs.eta, inputs.alpha
         if eta is None:
-            eta = jax.nn.softplus(_dot(answers["eta"], self.eta_read[...]) + self.eta_bias[...][:, None])
+            eta = jax.nn.softplus(_read_out(answers["eta"], self.eta_read[...], self.eta_bias[...]))
         if alpha is None:
-            alpha = jax.nn.sigmoid(_dot(answers["alpha"], self.alpha_read[...]) + self.alpha_bias[...][:, None])
+            alpha = jax.nn.sigmoid(_read_out(answers["alpha"], self.alpha_read[...], self.alpha_bias[...]))
         if self.self_targets:
             targets = tuple(
                 unit_length(architecture(apply_layer(layers), value))
@@ -197,5 +198,10 @@ class SelfModifyingTitans(MemoryMixer):
         return super()._learn(inputs, start, first, anchor, change, momentum, boundary, at_boundary)
 
 
-def _dot(x: Float[Array, "batch heads C head_dim"], w: Float[Array, "heads head_dim"]) -> Float[Array, "batch heads C"]:
-    return jnp.sum(x * w[:, None], axis=-1)
+def _read_out(
+    answer: Float[Array, "batch heads C head_dim"],
+    direction: Float[Array, "heads head_dim"],
+    bias: Float[Array, " heads"],
+) -> Float[Array, "batch heads C"]:
+    """At most the direction's length beside the bias, whatever the answer."""
+    return jnp.sum(unit_length(answer) * direction[:, None], axis=-1) + bias[:, None]
