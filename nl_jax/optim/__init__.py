@@ -1,5 +1,8 @@
 """Optax transformations: optimizers as memories of gradients."""
 
+from nl_jax.optim.bounded import bounded
+from nl_jax.optim.m3 import hidden_matrices, m3, scale_by_m3
 from nl_jax.optim.multi_frequency import multi_frequency
+from nl_jax.optim.newton_schulz import newton_schulz
 
-__all__ = ["multi_frequency"]
+__all__ = ["bounded", "hidden_matrices", "m3", "multi_frequency", "newton_schulz", "scale_by_m3"]

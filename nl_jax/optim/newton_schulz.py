@@ -1,0 +1,31 @@
+"""Newton-Schulz orthogonalisation of the last two axes, by optax's Muon."""
+
+import jax
+import optax
+from jaxtyping import Array, Float
+
+
+def newton_schulz(x: Float[Array, "... in out"], steps: int = 5) -> Float[Array, "... in out"]:
+    """Every matrix with its singular values moved to about 1 (Eq. 42-44); leading axes are independent matrices.
+
+    Args:
+      x: matrices, or stacks of them. Zero stays zero.
+      steps: iterations of Muon's quintic.
+
+    Raises:
+      ValueError: for a vector or scalar.
+    """
+    if x.ndim < 2:
+        raise ValueError(f"x has shape {x.shape}; Newton-Schulz needs two axes or more")
+    # Without memory (beta 0), Muon is its Newton-Schulz: the public way to it in every version of optax.
+    muon = optax.contrib.scale_by_muon(ns_steps=steps, beta=0.0, nesterov=False)
+
+    def orthogonalize(x):
+        wide = x.shape[0] < x.shape[1]  # which optax 0.2.6 would scale by the shape
+        tall = x.T if wide else x
+        tall, _ = muon.update(tall, muon.init(tall))
+        return tall.T if wide else tall
+
+    for _ in range(x.ndim - 2):
+        orthogonalize = jax.vmap(orthogonalize)
+    return orthogonalize(x)
