@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend import core
 from optimizer_cases import SHAPES, SmallModel, compare, per_matrix, random_gradients, random_tree, run
 
 from nl_jax.optim import hidden_matrices, m3, newton_schulz, scale_by_m3
@@ -88,7 +89,7 @@ def test_the_slow_memory_is_orthogonalised_only_when_due():
             products(inner)
             for eqn in jaxpr.eqns
             if eqn.primitive.name not in ("cond",)
-            for inner in jax.core.jaxprs_in_params(eqn.params)
+            for inner in core.jaxprs_in_params(eqn.params)
         )
 
     def count(periods):

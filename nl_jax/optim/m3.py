@@ -23,7 +23,7 @@ _NOT_MATRICES = re.compile(r"(^|[._])(\w*embed\w*|(\w+_)?head|logits|bias|scale|
 class M3State(NamedTuple):
     """State of ``scale_by_m3``; every tree is shaped as the parameters."""
 
-    count: Int[Array, ""]  # steps taken
+    count: Int[Array, ""]  # type: ignore[assignment]  # steps taken
     fast: optax.Updates  # M1
     second_moment: optax.Updates  # V
     slow: tuple[optax.Updates, ...]  # M2 of each slow scale, the gradients of its unfinished period included
@@ -88,7 +88,9 @@ def scale_by_m3(
             mean = jnp.sqrt(jnp.mean(v, axis=(-2, -1), keepdims=True)) + eps
             return (o * (mean / (root + mean))).astype(o.dtype)
 
-        return jax.tree.map(divide, direction, second), M3State(count, fast, second, tuple(slow), tuple(slow_directions))
+        return jax.tree.map(divide, direction, second), M3State(
+            count, fast, second, tuple(slow), tuple(slow_directions)
+        )
 
     return optax.GradientTransformation(init, update)
 
@@ -133,11 +135,11 @@ def m3(
       \Theta_t &= \Theta_{t-1} - \eta D_t \odot \big(NS(M^{(1)}_t) + \alpha O^{(2)}\big)
 
     where :math:`O^{(2)}` counts from the step after the period's end on, and its Newton-Schulz iteration runs at that
-    end only. :math:`D_t = r_t / (\sqrt{\hat V_t} + r_t)`, with :math:`\hat V` the bias-corrected :math:`V` and :math:`r`
-    the root of its mean over the matrix. Its entries are in (0, 1] and do not depend on the scale of the gradients, so
-    learning rates are as for Muon. ``denominator="printed"`` is the paper's :math:`1 / (\sqrt{\hat V} + \epsilon)`, whose
-    learning rate goes with the size of the gradients. ``accumulate="sum"`` is Algorithm 1 as printed, sums
-    :math:`M \leftarrow M + \beta g` that forget nothing, without bias correction.
+    end only. :math:`D_t = r_t / (\sqrt{\hat V_t} + r_t)`, with :math:`\hat V` the bias-corrected :math:`V` and
+    :math:`r` the root of its mean over the matrix. Its entries are in (0, 1] and do not depend on the scale of the
+    gradients, so learning rates are as for Muon. ``denominator="printed"`` is the paper's :math:`1 / (\sqrt{\hat V} +
+    \epsilon)`, whose learning rate goes with the size of the gradients. ``accumulate="sum"`` is Algorithm 1 as printed,
+    sums :math:`M \leftarrow M + \beta g` that forget nothing, without bias correction.
 
     Parameters that are no hidden matrices go to AdamW. Memory: 8 bytes per matrix parameter and 8 more for each slow
     scale (float32), so 16 by default; 8 for AdamW's.
@@ -152,9 +154,9 @@ def m3(
       denominator: "normalized" or "printed".
       eps: added to the denominators of M3 and AdamW.
       weight_decay: decoupled; times the learning rate is what all parameters lose per step.
-      matrices: which parameters are matrices [..., in, out], as a tree of bool or a function that makes one; leading axes
-        are stacked matrices, each orthogonalised on its own. Default: `hidden_matrices`, all of two axes or more, unless
-        a part of the path is ``bias``, ``scale`` or ``b``, ends in ``head`` or contains ``embed``.
+      matrices: which parameters are matrices [..., in, out], as a tree of bool or a function that makes one; leading
+        axes are stacked matrices, each orthogonalised on its own. Default: `hidden_matrices`, all of two axes or more,
+        unless a part of the path is ``bias``, ``scale`` or ``b``, ends in ``head`` or contains ``embed``.
       adam_learning_rate: AdamW's; default ``learning_rate``.
       adam_b1, adam_b2: AdamW's.
 
