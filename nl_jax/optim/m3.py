@@ -173,7 +173,7 @@ def m3(
       >>> params = {"w": jnp.zeros((3, 3)), "b": jnp.ones(())}
       >>> tx = m3(0.1, periods=(4, 16))
       >>> state = tx.init(params)
-      >>> for _ in range(20):
+      >>> for _ in range(25):
       ...     updates, state = tx.update(jax.grad(loss)(params), state, params)
       ...     params = jax.tree.map(jnp.add, params, updates)
       >>> print(bool(loss(params) < 0.1))
