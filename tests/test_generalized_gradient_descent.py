@@ -80,17 +80,21 @@ def test_delta_gradient_descent_is_an_instance():
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         w = w1 = jnp.asarray(rng.standard_normal((3, 2)))
-        zero = jnp.zeros(())
-        for _ in range(50):
-            x, target = jnp.asarray(rng.standard_normal(3)), jnp.asarray(rng.standard_normal(2))
-            loss = lambda y, target=target: square(y - target)  # noqa: E731
+
+        @jax.jit
+        def step(w, w1, x, target):
+            loss = lambda y: square(y - target)  # noqa: E731
             u = -jax.grad(loss)(x @ w)
-            inner = lambda w, g, current, x=x, u=u: square(x @ w - u)  # noqa: E731
-            tx = generalized_gradient_descent(0.4, inner, solver=conjugate_gradient(3))
+            tx = generalized_gradient_descent(
+                0.4, lambda w, g, current: square(x @ w - u), solver=conjugate_gradient(3)
+            )
             w = w + tx.update(jnp.zeros_like(w), tx.init(w), w)[0]
-            p = {"kernel": w1, "key_square": zero}
-            g = jax.grad(lambda p, x=x, loss=loss: loss(delta_matmul(x, p["kernel"], p["key_square"])))(p)
-            w1 = w1 + dgd(0.4).update(g, dgd(0.4).init(p))[0]["kernel"]
+            p = {"kernel": w1, "key_square": jnp.zeros(())}
+            g = jax.grad(lambda p: loss(delta_matmul(x, p["kernel"], p["key_square"])))(p)
+            return w, w1 + dgd(0.4).update(g, dgd(0.4).init(p))[0]["kernel"]
+
+        for _ in range(50):
+            w, w1 = step(w, w1, rng.standard_normal(3), rng.standard_normal(2))
             np.testing.assert_allclose(w, w1, rtol=1e-8)
 
 

@@ -41,7 +41,7 @@ def matrices_only(tx):
         (generalized_momentum(0.1, *momentum_memories(0.9)), optax.sgd(0.1, momentum=0.9)),
         (generalized_momentum(1e-2, *adam_memories()), optax.adam(1e-2)),
         (generalized_momentum(1e-2, *adam_memories(0.8, 0.95, 1e-3)), optax.adam(1e-2, 0.8, 0.95, 1e-3)),
-        (generalized_momentum(1e-2, *adagrad_memories()), optax.adagrad(1e-2)),
+        (generalized_momentum(0.1, *adagrad_memories()), optax.adagrad(0.1)),
         (generalized_momentum(1e-2, *rmsprop_memories()), optax.rmsprop(1e-2)),
         (matrices_only(generalized_momentum(1e-2, *muon_memories())), matrices_only(stacked_muon(1e-2))),
         (

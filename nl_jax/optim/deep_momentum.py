@@ -48,7 +48,7 @@ def scale_by_deep_momentum(
     check_choice("share", share, ("rows", "parameter"))
     check_range("retention", retention, 0.0, 1.0)
     objective = reconstruction if objective is None else objective
-    inner = optax.chain(optax.clip_by_block_rms(1.0), optax.sgd(1.0)) if inner is None else inner
+    inner = optax.adam(0.01) if inner is None else inner
 
     def to_rows(g):
         return jnp.swapaxes(g, -1, -2) if share == "rows" and g.ndim >= 2 else g.reshape(1, -1)
@@ -146,15 +146,15 @@ def deep_momentum(
     With ``share="rows"`` every matrix [..., in, out] has a memory of its own that reads its ``out`` rows of size
     ``in``, with ``share="parameter"`` one that reads the whole parameter at once; vectors and scalars are read whole.
     Memory: 8 · hidden · in bytes per matrix (one hidden layer), so 8 · hidden / out per parameter, or 8 · hidden per
-    parameter with ``share="parameter"``; and the inner optimizer's state.
+    parameter with ``share="parameter"``; three times that with Adam's state.
 
     Args:
       learning_rate: η, or a schedule.
       hidden: sizes of hidden layers, with SiLU; none for a linear memory.
       share: "rows" or "parameter".
       objective: L²(answer, key), both [rows, size], to a scalar.
-      inner: trains the memory; default gradient descent of rate 1 on gradients whose root mean square is at most 1 in
-        each layer, with which no weight changes by more than √(its layer's size) / (1 - retention).
+      inner: trains the memory, from any transformation with a learning rate; default ``optax.adam(0.01)``, whose
+        bounded steps no curvature of an MLP makes unstable.
       retention: α, in [0, 1].
       output: σ, on arrays of the parameter's shape, such as ``jnp.tanh``, or `newton_schulz` where all are matrices.
       seed: of the initial memories, which are made from it anew at each step.

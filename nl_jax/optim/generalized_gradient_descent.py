@@ -45,14 +45,14 @@ def generalized_gradient_descent(
     r"""The next weights minimise an objective that the current ones made, and stay near the recent ones (Eq. 59-60).
 
     .. math::
-      W_{t+1} = \arg\min_W \tilde L(W; g_t, W_t) + \frac{1}{\eta} \mathrm{Ret}(W; W_t, W_{t-1}, \dots, W_{t-c+1})
+      W_{t+1} = \arg\min_W \eta\, \tilde L(W; g_t, W_t) + \mathrm{Ret}(W; W_t, W_{t-1}, \dots, W_{t-c+1})
 
     The defaults, :math:`\langle W, g \rangle` and :math:`½ \lVert W - W_t \rVert^2`, make gradient descent. The
     optimizer sees of a layer's inputs and self-generated values only what the gradient holds; `DeltaDense` puts the
     gradient of any objective of Wx and :math:`u = -\nabla_y L` there.
 
     Args:
-      learning_rate: η > 0, or a schedule.
+      learning_rate: η, or a schedule.
       objective: L̃(weights, gradient, current weights) of one parameter, a scalar.
       retention: Ret(weights, recent) of one parameter, a scalar; recent holds c arrays, the current weights first.
         Before there were c of them, the initial weights stand in.
@@ -94,7 +94,7 @@ def generalized_gradient_descent(
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
 
         def step(g, *recent):
-            loss = lambda w: objective(w, g, recent[0]) + retention(w, recent) / rate  # noqa: E731
+            loss = lambda w: rate * objective(w, g, recent[0]) + retention(w, recent)  # noqa: E731
             return (solve(loss, recent[0]) - recent[0]).astype(g.dtype)
 
         recent = (params, *state.older)
