@@ -56,8 +56,14 @@ def scale_by_m3(
         kept, weight = (jnp.where(decays, b, 1.0), 1.0 - b) if ema else (1.0, b)
         return jax.tree.map(lambda m, g: (kept * m + weight * g).astype(m.dtype), memory, updates)
 
-    def orthogonalize(memory):
+    # two functions that stay the same from call to call, so that `cond` is compiled once without jit too
+    def orthogonalize(memory, last=None):
+        del last
         return jax.tree.map(newton_schulz, memory)
+
+    def wait(memory, last):
+        del memory
+        return last
 
     def init(params):
         zeros = lambda: jax.tree.map(jnp.zeros_like, params)  # noqa: E731
@@ -78,7 +84,7 @@ def scale_by_m3(
             # It decays once a period, at the start, so the period's sum needs no buffer of its own.
             memory = add(memory, updates, b3, decays=state.count % period == 0)
             slow.append(memory)
-            slow_directions.append(jax.lax.cond(count % period == 0, orthogonalize, lambda _, last=last: last, memory))
+            slow_directions.append(jax.lax.cond(count % period == 0, orthogonalize, wait, memory, last))
 
         def divide(o, v):
             v = v / (1.0 - b2**count) if ema else v

@@ -1,10 +1,13 @@
 """Newton-Schulz orthogonalisation of the last two axes, by optax's Muon."""
 
+import functools
+
 import jax
 import optax
 from jaxtyping import Array, Float
 
 
+@functools.partial(jax.jit, static_argnames="steps", inline=True)  # compiled once, also for callers without jit
 def newton_schulz(x: Float[Array, "... in out"], steps: int = 5) -> Float[Array, "... in out"]:
     """Every matrix with its singular values moved to about 1 (Eq. 42-44); leading axes are independent matrices.
 

@@ -65,18 +65,19 @@ def identity_preconditioner(
             v = v / (1.0 - decay**count) + eps**2
             p = jnp.where(count == 1, jax.lax.rsqrt(jnp.mean(v)), p)  # the first P has the scale of the first gradient
             p = jnp.minimum(p, 2.0 * jax.lax.rsqrt(v))
-
-            def step(_, p):
-                square = v * p * p
-                return p - p * (square - 1.0) / (2.0 * jnp.maximum(1.0, square))
-
-            return jax.lax.fori_loop(0, inner_steps, step, p).astype(p.dtype)
+            return jax.lax.fori_loop(0, inner_steps, _toward_identity, (p, v))[0].astype(p.dtype)
 
         learned = jax.tree.map(learn, state.preconditioner, second)
         updates = jax.tree.map(jnp.multiply, learned, updates)
         return updates, IdentityPreconditionerState(count, second, learned)
 
     return optax.GradientTransformation(init, update)
+
+
+def _toward_identity(_, carry):
+    p, v = carry
+    square = v * p * p
+    return p - p * (square - 1.0) / (2.0 * jnp.maximum(1.0, square)), v
 
 
 def orthogonality_preconditioner(inner_steps: int = 5, inner_rate: float = 0.5) -> optax.GradientTransformation:
@@ -99,18 +100,16 @@ def orthogonality_preconditioner(inner_steps: int = 5, inner_rate: float = 0.5) 
     check_range("inner_steps", inner_steps, 1, float("inf"))
     check_range("inner_rate", inner_rate, 0.0, 1.0)
 
+    def step(_, o):
+        transposed = jnp.swapaxes(o, -1, -2)
+        wide = o.shape[-2] < o.shape[-1]  # the smaller Gram matrix
+        product = (o @ transposed) @ o if wide else o @ (transposed @ o)
+        return o - inner_rate * (product - o)
+
     def orthogonalize(g):
         o = g if g.ndim >= 2 else g.reshape(-1, 1)
         size = jnp.sqrt(jnp.sum(o * o, axis=(-2, -1), keepdims=True))
-        o = o / jnp.where(size > 0, size, 1.0)
-
-        def step(_, o):
-            transposed = jnp.swapaxes(o, -1, -2)
-            wide = o.shape[-2] < o.shape[-1]  # the smaller Gram matrix
-            product = (o @ transposed) @ o if wide else o @ (transposed @ o)
-            return o - inner_rate * (product - o)
-
-        return jax.lax.fori_loop(0, inner_steps, step, o).reshape(g.shape)
+        return jax.lax.fori_loop(0, inner_steps, step, o / jnp.where(size > 0, size, 1.0)).reshape(g.shape)
 
     return optax.stateless(lambda updates, params: jax.tree.map(orthogonalize, updates))
 

@@ -23,7 +23,7 @@ def newton(steps: int = 1) -> Solver:
             gradient, curvature = jax.jvp(slope, (m,), (jnp.ones_like(m),))  # the Hessian is diagonal
             return m - jnp.where(curvature > 0, gradient / jnp.where(curvature > 0, curvature, 1.0), 0.0)
 
-        return jax.lax.fori_loop(0, steps, step, start)
+        return step(0, start) if steps == 1 else jax.lax.fori_loop(0, steps, step, start)
 
     return solve
 
@@ -32,7 +32,8 @@ def gradient_descent(rate: float, steps: int = 1) -> Solver:
     """Steps of gradient descent, the paper's way to update a memory."""
 
     def solve(loss, start):
-        return jax.lax.fori_loop(0, steps, lambda _, m: m - rate * jax.grad(loss)(m), start)
+        step = lambda _, m: m - rate * jax.grad(loss)(m)  # noqa: E731
+        return step(0, start) if steps == 1 else jax.lax.fori_loop(0, steps, step, start)
 
     return solve
 
