@@ -20,15 +20,13 @@ def newton_schulz(x: Float[Array, "... in out"], steps: int = 5) -> Float[Array,
     """
     if x.ndim < 2:
         raise ValueError(f"x has shape {x.shape}; Newton-Schulz needs two axes or more")
+    # The longer axis counts as input: optax 0.2.6 scales matrices that are wider than that by their shape.
+    longer, shorter = (-1, -2) if x.shape[-2] < x.shape[-1] else (-2, -1)
     # Without memory (beta 0), Muon is its Newton-Schulz: the public way to it in every version of optax.
-    muon = optax.contrib.scale_by_muon(ns_steps=steps, beta=0.0, nesterov=False)
-
-    def orthogonalize(x):
-        wide = x.shape[0] < x.shape[1]  # which optax 0.2.6 would scale by the shape
-        tall = x.T if wide else x
-        tall, _ = muon.update(tall, muon.init(tall))
-        return tall.T if wide else tall
-
-    for _ in range(x.ndim - 2):
-        orthogonalize = jax.vmap(orthogonalize)
-    return orthogonalize(x)
+    muon = optax.contrib.scale_by_muon(
+        ns_steps=steps,
+        beta=0.0,
+        nesterov=False,
+        weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(longer, shorter),
+    )
+    return muon.update(x, muon.init(x))[0]
