@@ -1,5 +1,63 @@
-"""Optax transformations: optimizers as memories of gradients."""
+"""Optax transformations: optimizers as memories of gradients.
 
+All factories but `multi_frequency` return a `bounded` transformation. With ``optax.inject_hyperparams``, arguments that
+are functions or integers are ``static_args``, as in optax.
+"""
+
+from nl_jax.optim.bounded import bounded
+from nl_jax.optim.classical_memories import (
+    adagrad_memories,
+    adam_memories,
+    momentum_memories,
+    muon_memories,
+    rmsprop_memories,
+)
+from nl_jax.optim.deep_momentum import deep_momentum, scale_by_deep_momentum
+from nl_jax.optim.delta_momentum import delta_momentum, scale_by_delta_momentum
+from nl_jax.optim.dgd import DeltaDense, delta_matmul, dgd, half_l2
+from nl_jax.optim.feature_momentum import feature_momentum, polynomial_features
+from nl_jax.optim.generalized_gradient_descent import generalized_gradient_descent
+from nl_jax.optim.generalized_momentum import Context, Memory, generalized_momentum
+from nl_jax.optim.m3 import hidden_matrices, m3, scale_by_m3
 from nl_jax.optim.multi_frequency import multi_frequency
+from nl_jax.optim.newton_schulz import newton_schulz
+from nl_jax.optim.preconditioned_momentum import (
+    identity_preconditioner,
+    orthogonality_preconditioner,
+    preconditioned_momentum,
+)
+from nl_jax.optim.solvers import conjugate_gradient, gradient_descent, newton
 
-__all__ = ["multi_frequency"]
+__all__ = [
+    "Context",
+    "DeltaDense",
+    "Memory",
+    "adagrad_memories",
+    "adam_memories",
+    "bounded",
+    "conjugate_gradient",
+    "deep_momentum",
+    "delta_matmul",
+    "delta_momentum",
+    "dgd",
+    "feature_momentum",
+    "generalized_gradient_descent",
+    "generalized_momentum",
+    "gradient_descent",
+    "half_l2",
+    "hidden_matrices",
+    "identity_preconditioner",
+    "m3",
+    "momentum_memories",
+    "multi_frequency",
+    "muon_memories",
+    "newton",
+    "newton_schulz",
+    "orthogonality_preconditioner",
+    "polynomial_features",
+    "preconditioned_momentum",
+    "rmsprop_memories",
+    "scale_by_deep_momentum",
+    "scale_by_delta_momentum",
+    "scale_by_m3",
+]

@@ -1,0 +1,106 @@
+r"""Momentum, Adam, AdaGrad, RMSProp and Muon as memories, for ``generalized_momentum`` (§4.2, App. B, Eq. 100-111).
+
+Each function returns the arguments ``memories, read``: ``generalized_momentum(1e-3, *adam_memories())`` is Adam. With
+their defaults they take the steps of the optimizer of that name in optax, to rounding.
+
+What the adaptive ones have in common: their last memory m solves the L2 regression of the gradients on the root P of
+their second moment V (Eq. 101-111),
+
+.. math::
+  \min_m \sum_i w_i (m g_i - P)^2 + \lambda m^2 = V m^2 - 2 P M m + \lambda m^2 + \text{const},
+  \qquad m = \frac{P M}{V + \lambda},
+
+which needs of the past only M, a memory of the gradients, and V, one of their squares.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from nl_jax.optim.generalized_momentum import Context, Memory
+from nl_jax.optim.newton_schulz import newton_schulz
+
+Arguments = tuple[tuple[Memory, ...], Callable[[Context], Array] | None]
+
+
+def _square(x: Array) -> Array:
+    return 0.5 * jnp.sum(jnp.square(x))
+
+
+def average(decay: float, power: int = 1) -> Memory:
+    """The weighted mean of ``g**power``: minimises Σ decay^(t-i) ‖m - gᵢ‖², which is an average corrected for its bias.
+
+    Online, that is ½‖m - g‖² + ½ w ‖m - m_{t-1}‖² with w = Σ_{i<t} decay^(t-i).
+    """
+    return Memory(
+        objective=lambda m, c: _square(m - c.gradient**power),
+        retention=lambda m, last, c: decay * (1.0 - decay ** (c.step - 1)) / (1.0 - decay) * _square(m - last),
+    )
+
+
+def leaky_average(decay: float, power: int = 1) -> Memory:
+    """The average from zero, m ← decay · m + (1 - decay) g**power: L2 with fixed weights."""
+    return Memory(
+        objective=lambda m, c: (1.0 - decay) * _square(m - c.gradient**power),
+        retention=lambda m, last, c: decay * _square(m - last),
+    )
+
+
+def total(decay: float = 1.0, power: int = 1, initial: float = 0.0) -> Memory:
+    """The sum m ← decay · m + g**power: similarity ⟨m, g⟩ as objective (Eq. 33), L2 retention."""
+    return Memory(
+        objective=lambda m, c: -jnp.sum(m * c.gradient**power),
+        retention=lambda m, last, c: _square(m - decay * last),
+        initial=initial,
+    )
+
+
+def regression(value: Callable[[Context], Array], penalty: Callable[[Context], Array]) -> Memory:
+    """The m of the module's docstring; ``value`` gives P M and ``penalty`` V + λ. It keeps nothing of its own."""
+    return Memory(objective=lambda m, c: jnp.sum(0.5 * penalty(c) * jnp.square(m) - value(c) * m))
+
+
+def momentum_memories(decay: float = 0.9) -> Arguments:
+    """``optax.sgd(momentum=decay)``: -⟨m, g⟩ + ½‖m - decay m_{t-1}‖² (Eq. 33-34, 100)."""
+    return (total(decay),), None
+
+
+def adam_memories(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Arguments:
+    """``optax.adam``: M and V averages, λ = eps P (Eq. 101-108)."""
+    m = regression(
+        value=lambda c: jnp.sqrt(c.memories[1]) * c.memories[0],
+        penalty=lambda c: c.memories[1] + eps * jnp.sqrt(c.memories[1]),
+    )
+    return (average(b1), average(b2, 2), m), None
+
+
+def adagrad_memories(initial: float = 0.1, eps: float = 1e-7) -> Arguments:
+    """``optax.adagrad``: V the sum of squares plus eps, M the last gradient, λ = 0 (Eq. 109-111)."""
+    m = regression(
+        value=lambda c: jnp.sqrt(c.memories[0] + eps) * c.gradient,
+        penalty=lambda c: c.memories[0] + eps,
+    )
+    return (total(power=2, initial=initial), m), None
+
+
+def rmsprop_memories(decay: float = 0.9, eps: float = 1e-8) -> Arguments:
+    """``optax.rmsprop``: V an average from zero plus eps, M the last gradient, λ = 0."""
+    m = regression(
+        value=lambda c: jnp.sqrt(c.memories[0] + eps) * c.gradient,
+        penalty=lambda c: c.memories[0] + eps,
+    )
+    return (leaky_average(decay, 2), m), None
+
+
+def muon_memories(decay: float = 0.95, nesterov: bool = True) -> Arguments:
+    """``optax.contrib.muon`` for matrices [..., in, out]: a linear memory read through Newton-Schulz (Eq. 42, 52)."""
+
+    def read(c: Context) -> Array:
+        m = c.memories[0] / (1.0 - decay ** (c.step + 1 if nesterov else c.step))
+        if nesterov:
+            m = decay * m + (1.0 - decay) * c.gradient / (1.0 - decay**c.step)
+        size_in, size_out = m.shape[-2:]
+        return max(1.0, size_out / size_in) ** 0.5 * newton_schulz(m)
+
+    return (leaky_average(decay),), read

@@ -1,0 +1,189 @@
+"""Deep Momentum Gradient Descent: the momentum is an MLP that learns to answer gradients (Eq. 50, 52).
+
+References:
+  Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from nl_jax.optim.bounded import bounded, check_choice, check_range
+
+Layers = tuple[Array, ...]
+
+
+class DeepMomentumState(NamedTuple):
+    """State of ``scale_by_deep_momentum``."""
+
+    change: optax.Updates  # in the place of each parameter: its memory's weights minus their initial ones, by layer
+    inner: optax.OptState
+
+
+def reconstruction(answer: Float[Array, "rows size"], key: Float[Array, "rows size"]) -> Float[Array, ""]:
+    """½ mean (answer - key)²: a memory of limited size keeps the gradients that it sees again and again."""
+    return 0.5 * jnp.mean(jnp.square(answer - key))
+
+
+def scale_by_deep_momentum(
+    *,
+    hidden: Sequence[int] = (32,),
+    share: str = "rows",
+    objective: Callable[[Array, Array], Array] | None = None,
+    inner: optax.GradientTransformation | None = None,
+    retention: float = 0.99,
+    output: Callable[[Array], Array] | None = None,
+    seed: int = 0,
+) -> optax.GradientTransformation:
+    """The rule of ``deep_momentum`` without its learning rate; arguments and errors are the same."""
+    hidden = tuple(hidden)
+    if not all(isinstance(size, int) and size >= 1 for size in hidden):
+        raise ValueError(f"hidden={hidden} must be integers of at least 1")
+    check_choice("share", share, ("rows", "parameter"))
+    check_range("retention", retention, 0.0, 1.0)
+    objective = reconstruction if objective is None else objective
+    inner = optax.adam(0.01) if inner is None else inner
+
+    def to_rows(g):
+        return jnp.swapaxes(g, -1, -2) if share == "rows" and g.ndim >= 2 else g.reshape(1, -1)
+
+    def from_rows(rows, shape):
+        return jnp.swapaxes(rows, -1, -2) if share == "rows" and len(shape) >= 2 else rows.reshape(shape)
+
+    def shapes(leaf):
+        by_row = share == "rows" and leaf.ndim >= 2
+        stack, size = (leaf.shape[:-2], leaf.shape[-2]) if by_row else ((), math.prod(leaf.shape))
+        sizes = (size, *hidden, size)
+        return [(*stack, a, b) for a, b in itertools.pairwise(sizes)]
+
+    def initial(index, leaf) -> Layers:
+        """Random first layers, zero last one: the first answer is zero. Made anew at every step, so not stored."""
+        key = jax.random.fold_in(jax.random.key(seed), index)
+        *first, last = shapes(leaf)
+        keys = jax.random.split(key, len(first)) if first else ()
+        layers = [jax.random.normal(k, s, leaf.dtype) / s[-2] ** 0.5 for k, s in zip(keys, first, strict=True)]
+        return (*layers, jnp.zeros(last, leaf.dtype))
+
+    def read(layers: Layers, keys):
+        for w in layers[:-1]:
+            keys = jax.nn.silu(keys @ w)
+        return keys @ layers[-1]
+
+    def loss(memories, keys):
+        total = jnp.zeros(())
+        for layers, k in zip(memories, keys, strict=True):
+            one = objective
+            for _ in range(k.ndim - 2):
+                one = jax.vmap(one)
+            total = total + jnp.sum(one(read(layers, k), k))
+        return total
+
+    def init(params):
+        change = jax.tree.map(lambda p: tuple(jnp.zeros(s, p.dtype) for s in shapes(p)), params)
+        leaves = jax.tree.leaves(params)
+        weights = jax.tree.unflatten(jax.tree.structure(params), [initial(i, leaf) for i, leaf in enumerate(leaves)])
+        return DeepMomentumState(change, inner.init(weights))
+
+    def update(updates, state, params=None):
+        del params
+        leaves: list[Array] = jax.tree.leaves(updates)
+        tree: Any = jax.tree.structure(updates)
+        start = [initial(i, leaf) for i, leaf in enumerate(leaves)]
+        change = tree.flatten_up_to(state.change)
+        weights = jax.tree.map(jnp.add, start, change)
+        rows = [to_rows(g) for g in leaves]
+        sizes = [jnp.sqrt(jnp.mean(jnp.square(r), axis=(-2, -1), keepdims=True)) for r in rows]
+        keys = [jnp.where(s > 0, r / jnp.where(s > 0, s, 1.0), 0.0) for r, s in zip(rows, sizes, strict=True)]
+
+        gradients = jax.grad(loss)(weights, keys)
+        steps, inner_state = inner.update(tree.unflatten(gradients), state.inner, tree.unflatten(weights))
+        change = jax.tree.map(lambda d, s: (retention * d + s).astype(d.dtype), change, tree.flatten_up_to(steps))
+        weights = jax.tree.map(jnp.add, start, change)
+
+        answers = [read(w, k) for w, k in zip(weights, keys, strict=True)]
+        if output is None:
+            answers = [a * size for a, size in zip(answers, sizes, strict=True)]
+        answers = [from_rows(a, g.shape) for a, g in zip(answers, leaves, strict=True)]
+        if output is not None:
+            answers = [output(a) for a in answers]
+        return tree.unflatten(answers), DeepMomentumState(tree.unflatten(change), inner_state)
+
+    return optax.GradientTransformation(init, update)
+
+
+def deep_momentum(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    hidden: Sequence[int] = (32,),
+    share: str = "rows",
+    objective: Callable[[Array, Array], Array] | None = None,
+    inner: optax.GradientTransformation | None = None,
+    retention: float = 0.99,
+    output: Callable[[Array], Array] | None = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Momentum that is an MLP m from gradients to steps, trained as it goes (Eq. 50, 52).
+
+    With keys :math:`u = g / s`, s the root mean square of g over its matrix, m₀ the initial memory, η₂ the inner
+    optimizer's rate,
+
+    .. math::
+      m_t = m_0 + \alpha\, (m_{t-1} - m_0) - \eta_2 \nabla_m L^{(2)}(m_{t-1}; u_t), \qquad
+      W_t = W_{t-1} - \eta\, s\, m_t(u_t)
+
+    or :math:`W_t = W_{t-1} - \eta\, \sigma(m_t(u_t))` with a nonlinear ``output`` σ. The paper leaves the internal loss
+    open and writes 1 for its value; the default here is to reconstruct the key. As the memory forgets and is limited in
+    size, it answers directions that gradients take again and again, and little of what comes once. Weights are
+    forgotten toward their initial state: an MLP whose weights are all zero would learn nothing any more. The first
+    answer is 0.
+
+    With ``share="rows"`` every matrix [..., in, out] has a memory of its own that reads its ``out`` rows of size
+    ``in``, with ``share="parameter"`` one that reads the whole parameter at once; vectors and scalars are read whole.
+    Memory: 8 · hidden · in bytes per matrix (one hidden layer), so 8 · hidden / out per parameter, or 8 · hidden per
+    parameter with ``share="parameter"``; three times that with Adam's state.
+
+    Args:
+      learning_rate: η, or a schedule.
+      hidden: sizes of hidden layers, with SiLU; none for a linear memory.
+      share: "rows" or "parameter".
+      objective: L²(answer, key), both [rows, size], to a scalar.
+      inner: trains the memory, from any transformation with a learning rate; default ``optax.adam(0.01)``, whose
+        bounded steps no curvature of an MLP makes unstable.
+      retention: α, in [0, 1].
+      output: σ, on arrays of the parameter's shape, such as ``jnp.tanh``, or `newton_schulz` where all are matrices.
+      seed: of the initial memories, which are made from it anew at each step.
+
+    Returns:
+      The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are left out and counted.
+      With ``optax.inject_hyperparams``, seed and functions are ``static_args``.
+
+    Raises:
+      ValueError: for a hidden size below 1, an unknown ``share``, or a retention outside [0, 1].
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from nl_jax.optim import deep_momentum
+      >>> w, tx = jnp.ones((4, 3)), deep_momentum(0.1, hidden=(8,))
+      >>> state, update = tx.init(w), jax.jit(tx.update)
+      >>> for _ in range(100):
+      ...     updates, state = update(w, state)  # the gradient of ½ ‖w‖²
+      ...     w = w + updates
+      >>> print(bool(jnp.max(jnp.abs(w)) < 0.1))
+      True
+    """
+    rule = scale_by_deep_momentum(
+        hidden=hidden,
+        share=share,
+        objective=objective,
+        inner=inner,
+        retention=retention,
+        output=output,
+        seed=seed,
+    )
+    return bounded(optax.chain(rule, optax.scale_by_learning_rate(learning_rate)))

@@ -1,0 +1,112 @@
+"""Delta Momentum: momentum that makes room for what it learns, by the delta rule (Eq. 48-49).
+
+References:
+  Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nl_jax.optim.bounded import bounded, check_choice, check_range
+
+
+class DeltaMomentumState(NamedTuple):
+    """State of ``scale_by_delta_momentum``: 4 bytes per parameter, and the preconditioner's."""
+
+    momentum: optax.Updates
+    preconditioner: optax.OptState
+
+
+def scale_by_delta_momentum(
+    decay: float = 0.9,
+    *,
+    strength: float = 1.0,
+    form: str = "contractive",
+    preconditioner: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformation:
+    """The rule of ``delta_momentum`` without its learning rate; arguments and errors are the same."""
+    check_range("decay", decay, 0.0, 1.0)
+    check_range("strength", strength, 0.0, float("inf"))
+    check_choice("form", form, ("contractive", "printed"))
+    precondition = optax.identity() if preconditioner is None else preconditioner
+
+    def forget(m, g):
+        """The momentum before the new gradient is added."""
+        matrix = g.ndim >= 2
+        if form == "printed":
+            u = jnp.sqrt(strength) * g
+        else:
+            # sqrt(κ / (1 + κ ‖g‖²)) g: at most of length 1, so that no product overflows
+            square = jnp.sum(g * g, axis=(-2, -1), keepdims=True) if matrix else g * g
+            u = g * jax.lax.rsqrt(jnp.maximum(1.0 / jnp.asarray(strength, g.dtype) + square, jnp.finfo(g.dtype).tiny))
+        delta = u @ (jnp.swapaxes(u, -1, -2) @ m) if matrix else u * u * m
+        return decay * m - (delta if form == "printed" else decay * delta)
+
+    def init(params):
+        return DeltaMomentumState(jax.tree.map(jnp.zeros_like, params), precondition.init(params))
+
+    def update(updates, state, params=None):
+        kept = jax.tree.map(forget, state.momentum, updates)
+        preconditioned, inner = precondition.update(updates, state.preconditioner, params)
+        momentum = jax.tree.map(lambda m, u: (m + u).astype(m.dtype), kept, preconditioned)
+        return momentum, DeltaMomentumState(momentum, inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def delta_momentum(
+    learning_rate: optax.ScalarOrSchedule,
+    decay: float = 0.9,
+    *,
+    strength: float = 1.0,
+    form: str = "contractive",
+    preconditioner: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Momentum trained on an L2 loss, so that its decay depends on the gradient (Eq. 48-49).
+
+    For a matrix :math:`g` [out, in], with :math:`\kappa` the strength and :math:`P` the preconditioner,
+
+    .. math::
+      m_t = \alpha\, m_{t-1} (I - \beta_t g_t^\top g_t) + P g_t, \qquad
+      \beta_t = \frac{\kappa}{1 + \kappa \lVert g_t \rVert_F^2}, \qquad
+      W_t = W_{t-1} - \eta\, m_t
+
+    so that what the momentum holds along directions that the gradient has now is forgotten, and the rest is kept. The
+    map that forgets is a contraction for every gradient, and exact (the proximal step on :math:`\frac{\kappa}{2} \lVert
+    m g_t^\top \rVert^2`) for one of rank one. ``form="printed"`` is the paper's :math:`m_{t-1} (\alpha I - \kappa
+    g_t^\top g_t)`, which diverges once :math:`\kappa \lVert g \rVert^2` exceeds :math:`1 + \alpha`.
+
+    Parameters of two axes or more are matrices [..., in, out], as in Flax: :math:`g^\top g` acts on axis -2, and
+    leading axes are matrices of their own. For vectors and scalars all products are elementwise. Memory: 4 bytes per
+    parameter.
+
+    Args:
+      learning_rate: η, or a schedule.
+      decay: α, in [0, 1].
+      strength: κ, 0 (momentum) or more; infinity takes the whole component along the gradient, whatever its size.
+      form: "contractive" or "printed".
+      preconditioner: any transformation as P, such as ``optax.scale_by_rms()``; default none.
+
+    Returns:
+      The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are left out and counted.
+
+    Raises:
+      ValueError: for a coefficient out of range or an unknown ``form``.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.optim import delta_momentum
+      >>> tx = delta_momentum(1.0, decay=1.0)
+      >>> g, state = jnp.ones(()), tx.init(jnp.ones(()))
+      >>> for _ in range(3):
+      ...     update, state = tx.update(g, state)
+      ...     print(update)
+      -1.0
+      -1.5
+      -1.75
+    """
+    rule = scale_by_delta_momentum(decay, strength=strength, form=form, preconditioner=preconditioner)
+    return bounded(optax.chain(rule, optax.scale_by_learning_rate(learning_rate)))

@@ -1,0 +1,206 @@
+"""Delta Gradient Descent: weights forget what they answer to an input while they learn it (Eq. 54-57).
+
+References:
+  Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from nl_jax.memory.objectives import Objective
+from nl_jax.optim.bounded import bounded, check_choice
+
+half_l2 = Objective(lambda answer, value: answer - value, linear=1.0, curvature=1.0)  # ½‖answer - value‖², Eq. 56
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def delta_matmul(
+    x: Float[Array, "... in"],
+    kernel: Float[Array, "in out"],
+    key_square: Float[Array, ""],
+    objective: Objective = half_l2,
+) -> Float[Array, "... out"]:
+    r"""``x @ kernel``, whose backward pass gives the kernel the gradient of an inner objective (Eq. 56, 59).
+
+    With N samples x (all leading axes), answers :math:`y = W x` and values of their own making :math:`u = -\nabla_y
+    L`, where the model's loss is the mean of the samples' losses L, the cotangent of the kernel is the gradient of
+    :math:`\frac{1}{N} \sum \tilde L(W x; u)`. For the default, :math:`\tilde L = ½ \lVert W x - u \rVert^2`, it is the
+    usual gradient plus :math:`\frac{1}{N} \sum W x x^\top`. The cotangent of x is the usual one.
+
+    Args:
+      x: inputs.
+      kernel: weights.
+      key_square: only for its cotangent, the mean of ‖x‖² times the objective's slope, which `dgd` scales its step by.
+      objective: L̃; ``dot_product`` makes this a plain product, the robust ones of ``nl_jax.memory`` limit the
+        surprise.
+
+    Returns:
+      The product. Only reverse-mode differentiation; a model mapped over samples by ``jax.vmap`` has N = 1 in each.
+    """
+    del key_square, objective
+    return x @ kernel
+
+
+def _forward(x, kernel, key_square, objective):
+    y = x @ kernel
+    return y, (x, kernel, key_square, y)
+
+
+def _backward(objective, residuals, cotangent):
+    x, kernel, key_square, y = residuals
+    samples = max(1, math.prod(x.shape[:-1]))
+    error = objective.gradient(y, -samples * cotangent) / samples
+    wide = jnp.promote_types(kernel.dtype, jnp.float32)
+    x_rows, error = x.reshape(-1, x.shape[-1]), error.reshape(-1, y.shape[-1]).astype(x.dtype)
+    for_kernel = jnp.matmul(x_rows.T, error, preferred_element_type=wide)
+    slope = objective.curvature if objective.linear is None else objective.linear
+    square = slope * jnp.sum(jnp.square(x.astype(wide))) / samples
+    return (
+        (cotangent @ kernel.T).astype(x.dtype),
+        for_kernel.astype(kernel.dtype),
+        square.astype(key_square.dtype),
+    )
+
+
+delta_matmul.defvjp(_forward, _backward)
+
+
+class KeySquare(nnx.Param):
+    """A parameter that stays 0: its gradient tells `dgd` the mean of ‖x‖² (see `delta_matmul`)."""
+
+
+class DeltaDense(nnx.Module):
+    """A dense layer whose weights `dgd` trains as an associative memory; drop-in for ``nnx.Linear``.
+
+    Under any other optimizer it is a dense layer with an activation penalty, ½‖W x‖² to each sample's loss.
+
+    Args:
+      in_features, out_features: sizes of x and y.
+      use_bias: adds a bias, which is trained by gradient descent.
+      dtype: of the computation; default that of x and the weights.
+      kernel_init: of the kernel [in, out].
+      objective: see `delta_matmul`.
+      rngs: its ``params`` stream makes the kernel.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = True,
+        dtype: Any = None,
+        kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),  # noqa: B008
+        objective: Objective = half_l2,
+        rngs: nnx.Rngs,
+    ):
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (in_features, out_features)))
+        self.bias = nnx.Param(jnp.zeros(out_features)) if use_bias else None
+        self.key_square = KeySquare(jnp.zeros(()))
+        self.dtype, self.objective = dtype, objective
+
+    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        """W x + b of every sample; the leading axes are samples."""
+        bias = None if self.bias is None else self.bias[...]
+        x, kernel, bias = nnx.nn.dtypes.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
+        y = delta_matmul(x, kernel, self.key_square[...], self.objective)
+        return y if bias is None else y + bias
+
+
+class DGDState(NamedTuple):
+    """State of ``dgd``: nothing per parameter."""
+
+    count: Int[Array, ""]  # type: ignore[assignment]  # steps taken
+
+
+def dgd(learning_rate: optax.ScalarOrSchedule, *, form: str = "contractive") -> optax.GradientTransformationExtraArgs:
+    r"""Delta Gradient Descent, for models of `DeltaDense` layers (Eq. 54-57; App. C).
+
+    The weights W [out, in] of such a layer, with input x, take the proximal step on :math:`½ \lVert W x - u \rVert^2`,
+    :math:`u = -\nabla_y L`,
+
+    .. math::
+      W \leftarrow W (I - \eta' x x^\top) - \eta' \nabla_y L \otimes x, \qquad \eta' = \frac{\eta}{1 + \eta \lVert x
+      \rVert^2}
+
+    which is exact for one sample and a contraction in W for every η > 0. A batch takes the mean of :math:`x x^\top`, of
+    :math:`\nabla_y L \otimes x` and of :math:`\lVert x \rVert^2` over its samples (the loss must be a mean), a layer
+    used several times their sum over the uses. The gradient with :math:`W x x^\top` comes from the layer; so do not
+    rescale gradients leaf by leaf before (a scale for all, as clipping by the global norm, only changes η).
+
+    All other parameters take the step of gradient descent. Memory: none.
+
+    Args:
+      learning_rate: η, or a schedule.
+      form: "contractive", or "printed" for the paper's :math:`\eta' = \eta / (1 + \eta)`, which is right for ‖x‖ = 1.
+
+    Returns:
+      The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are left out and counted.
+      A ``kernel`` belongs to the ``key_square`` beside it, so both must be in the same group of ``optax.partition``.
+
+    Raises:
+      ValueError: for an unknown ``form``.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from flax import nnx
+      >>> from nl_jax.optim import DeltaDense, dgd
+      >>> layer = DeltaDense(4, 2, rngs=nnx.Rngs(0))
+      >>> x, target = jax.random.normal(jax.random.key(0), (8, 4)), jnp.ones((8, 2))
+      >>> loss = lambda layer: jnp.mean(jnp.sum((layer(x) - target) ** 2, -1))
+      >>> tx = dgd(0.1)
+      >>> state, first, gradient = tx.init(layer), loss(layer), jax.jit(jax.grad(loss))
+      >>> for _ in range(20):
+      ...     updates, state = tx.update(gradient(layer), state)
+      ...     layer = optax.apply_updates(layer, updates)
+      >>> print(bool(loss(layer) < 0.8 * first))
+      True
+    """
+    check_choice("form", form, ("contractive", "printed"))
+
+    def init(params):
+        del params
+        return DGDState(jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None):
+        del params
+        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        squares = {
+            _layer(path): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
+            if _name(path) == "key_square"
+        }
+
+        def step(path, g):
+            if _name(path) == "key_square":
+                return jnp.zeros_like(g)
+            square = squares.get(_layer(path)) if _name(path) == "kernel" else None
+            if square is None:
+                return (-rate * g).astype(g.dtype)
+            square = square[..., None, None] if form == "contractive" else 1.0
+            return (-rate / (1.0 + rate * square) * g).astype(g.dtype)
+
+        updates = jax.tree_util.tree_map_with_path(step, updates)
+        return updates, DGDState(optax.safe_increment(state.count))
+
+    return bounded(optax.GradientTransformation(init, update))
+
+
+def _parts(path: tuple[Any, ...]) -> list[str]:
+    name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")  # the array in an nnx.Variable
+    return name.split("/")
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return _parts(path)[-1]
+
+
+def _layer(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(_parts(path)[:-1])

@@ -1,0 +1,104 @@
+"""Generalised Gradient Descent: the next weights solve an objective of their own making (Eq. 58-60, Def. 5).
+
+References:
+  Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from nl_jax.optim.bounded import bounded
+from nl_jax.optim.solvers import Solver, newton
+
+
+class GeneralizedGradientDescentState(NamedTuple):
+    """State of ``generalized_gradient_descent``: 4 bytes per parameter for each of the ``history - 1`` old weights."""
+
+    count: Int[Array, ""]  # type: ignore[assignment]  # steps taken
+    older: tuple[optax.Params, ...]  # weights before the current ones, newest first
+
+
+def linear_objective(weights: Array, gradient: Array, current: Array) -> Array:
+    """⟨W, g⟩, the loss to first order."""
+    del current
+    return jnp.sum(weights * gradient)
+
+
+def l2_retention(weights: Array, recent: tuple[Array, ...]) -> Array:
+    """½‖W - W_t‖², W_t the current weights."""
+    return 0.5 * jnp.sum(jnp.square(weights - recent[0]))
+
+
+def generalized_gradient_descent(
+    learning_rate: optax.ScalarOrSchedule,
+    objective: Callable[[Array, Array, Array], Array] | None = None,
+    retention: Callable[[Array, tuple[Array, ...]], Array] | None = None,
+    *,
+    history: int = 1,
+    solver: Solver | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""The next weights minimise an objective that the current ones made, and stay near the recent ones (Eq. 59-60).
+
+    .. math::
+      W_{t+1} = \arg\min_W \eta\, \tilde L(W; g_t, W_t) + \mathrm{Ret}(W; W_t, W_{t-1}, \dots, W_{t-c+1})
+
+    The defaults, :math:`\langle W, g \rangle` and :math:`½ \lVert W - W_t \rVert^2`, make gradient descent. The
+    optimizer sees of a layer's inputs and self-generated values only what the gradient holds; `DeltaDense` puts the
+    gradient of any objective of Wx and :math:`u = -\nabla_y L` there.
+
+    Args:
+      learning_rate: η, or a schedule.
+      objective: L̃(weights, gradient, current weights) of one parameter, a scalar.
+      retention: Ret(weights, recent) of one parameter, a scalar; recent holds c arrays, the current weights first.
+        Before there were c of them, the initial weights stand in.
+      history: c.
+      solver: the arg min, from the current weights on: `newton`, which is the default, `gradient_descent`,
+        `conjugate_gradient`, or any function of a loss and a start.
+
+    Returns:
+      The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are left out and counted.
+      With ``optax.inject_hyperparams``, history and all functions are ``static_args``.
+
+    Raises:
+      ValueError: for a history below 1, or, at the first step, for an update without params.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.optim import generalized_gradient_descent
+      >>> elastic = lambda w, g, current: jnp.sum(w * g) + 0.5 * jnp.sum(w**2)
+      >>> tx = generalized_gradient_descent(1.0, elastic)
+      >>> w = jnp.ones(2)
+      >>> update, _ = tx.update(jnp.zeros(2), tx.init(w), w)
+      >>> print(w + update)
+      [0.5 0.5]
+    """
+    if not isinstance(history, int) or history < 1:
+        raise ValueError(f"history={history} must be an integer of at least 1")
+    objective = linear_objective if objective is None else objective
+    retention = l2_retention if retention is None else retention
+    solve = newton() if solver is None else solver
+
+    def init(params):
+        # copies, so that parameters and state may both be donated
+        older = tuple(jax.tree.map(lambda p: jnp.array(p, copy=True), params) for _ in range(history - 1))
+        return GeneralizedGradientDescentState(jnp.zeros((), jnp.int32), older)
+
+    def update(updates, state, params=None):
+        if params is None:
+            raise ValueError("params=None: this optimizer needs the parameters, update(gradients, state, params)")
+        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+
+        def step(g, *recent):
+            loss = lambda w: rate * objective(w, g, recent[0]) + retention(w, recent)  # noqa: E731
+            return (solve(loss, recent[0]) - recent[0]).astype(g.dtype)
+
+        recent = (params, *state.older)
+        steps = jax.tree.map(step, updates, *recent)
+        return steps, GeneralizedGradientDescentState(optax.safe_increment(state.count), recent[: history - 1])
+
+    return bounded(optax.GradientTransformation(init, update))

@@ -1,0 +1,154 @@
+"""Momentum that maps keys to values: a preconditioner, which may learn by inner steps of its own (Eq. 38-47).
+
+References:
+  Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from nl_jax.optim.bounded import bounded, check_range
+
+
+class IdentityPreconditionerState(NamedTuple):
+    """State of ``identity_preconditioner``: 8 bytes per parameter."""
+
+    count: Int[Array, ""]  # type: ignore[assignment]  # steps taken
+    second_moment: optax.Updates  # V
+    preconditioner: optax.Updates  # P, elementwise
+
+
+def identity_preconditioner(
+    decay: float = 0.999, inner_steps: int = 2, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    r"""An elementwise P that learns to make P V P the identity, V the mean square of the gradients (Eq. 39-41).
+
+    Its inner problem is :math:`\min_P \frac{1}{4V} (V P^2 - 1)^2`, whose minimum is Adam's :math:`P = 1 / \sqrt V`. At
+    every step P goes on from where it was, by ``inner_steps`` steps of gradient descent,
+
+    .. math::
+      P \leftarrow P - \frac{1}{2 \max(1, V P^2)} P (V P^2 - 1)
+
+    whose rate makes :math:`V P^2` approach 1 from every start (below 1 this is a Newton-Schulz iteration, above 1
+    Heron's); a jump of V counts up to :math:`V P^2 = 4`. So P lags behind Adam's where gradients change fast.
+
+    Args:
+      decay: of V per step; V is corrected for its bias.
+      inner_steps: steps of P at each step, at least 1.
+      eps: P is at most about 1 / eps.
+
+    Returns:
+      The corresponding ``optax.GradientTransformation``, g → P g.
+
+    Raises:
+      ValueError: for a decay outside [0, 1] or no inner step.
+    """
+    check_range("decay", decay, 0.0, 1.0)
+    check_range("inner_steps", inner_steps, 1, float("inf"))
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return IdentityPreconditionerState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+    def update(updates, state, params=None):
+        del params
+        count = optax.safe_increment(state.count)
+        second = jax.tree.map(
+            lambda v, g: (decay * v + (1.0 - decay) * g * g).astype(v.dtype), state.second_moment, updates
+        )
+
+        def learn(p, v):
+            v = v / (1.0 - decay**count) + eps**2
+            p = jnp.where(count == 1, jax.lax.rsqrt(jnp.mean(v)), p)  # the first P has the scale of the first gradient
+            p = jnp.minimum(p, 2.0 * jax.lax.rsqrt(v))
+            return jax.lax.fori_loop(0, inner_steps, _toward_identity, (p, v))[0].astype(p.dtype)
+
+        learned = jax.tree.map(learn, state.preconditioner, second)
+        updates = jax.tree.map(jnp.multiply, learned, updates)
+        return updates, IdentityPreconditionerState(count, second, learned)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _toward_identity(_, carry):
+    p, v = carry
+    square = v * p * p
+    return p - p * (square - 1.0) / (2.0 * jnp.maximum(1.0, square)), v
+
+
+def orthogonality_preconditioner(inner_steps: int = 5, inner_rate: float = 0.5) -> optax.GradientTransformation:
+    r"""g → O with :math:`O^\top O` near the identity, by gradient descent from the gradient itself (Eq. 42-44).
+
+    The inner problem is :math:`\min_O \frac14 \lVert O^\top O - I \rVert_F^2` from :math:`O = g / \lVert g \rVert_F`; a
+    step of rate ζ is :math:`O \leftarrow O - \zeta\, O (O^\top O - I)`, for ζ = ½ the cubic Newton-Schulz iteration.
+    Nothing is stored. Vectors and scalars become of unit length.
+
+    Args:
+      inner_steps: at least 1.
+      inner_rate: ζ, in (0, 1]: the rates for which singular values in [0, 1] stay in [0, 1.1].
+
+    Returns:
+      The corresponding ``optax.GradientTransformation``; leading axes of matrices [..., in, out] are independent.
+
+    Raises:
+      ValueError: for no inner step or a rate outside [0, 1].
+    """
+    check_range("inner_steps", inner_steps, 1, float("inf"))
+    check_range("inner_rate", inner_rate, 0.0, 1.0)
+
+    def step(_, o):
+        transposed = jnp.swapaxes(o, -1, -2)
+        wide = o.shape[-2] < o.shape[-1]  # the smaller Gram matrix
+        product = (o @ transposed) @ o if wide else o @ (transposed @ o)
+        return o - inner_rate * (product - o)
+
+    def orthogonalize(g):
+        o = g if g.ndim >= 2 else g.reshape(-1, 1)
+        size = jnp.sqrt(jnp.sum(o * o, axis=(-2, -1), keepdims=True))
+        return jax.lax.fori_loop(0, inner_steps, step, o / jnp.where(size > 0, size, 1.0)).reshape(g.shape)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(orthogonalize, updates))
+
+
+def preconditioned_momentum(
+    learning_rate: optax.ScalarOrSchedule,
+    decay: float = 0.9,
+    *,
+    preconditioner: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Momentum as a memory that maps gradients to the values :math:`P g` (Eq. 46-47).
+
+    .. math::
+      m_t = \alpha m_{t-1} + P_t g_t, \qquad W_t = W_{t-1} - \eta\, m_t
+
+    Memory: 4 bytes per parameter, and the preconditioner's.
+
+    Args:
+      learning_rate: η, or a schedule.
+      decay: α, in [0, 1].
+      preconditioner: g → P g: `identity_preconditioner`, which is the default, `orthogonality_preconditioner`, or any
+        transformation, such as ``optax.scale_by_rms()``.
+
+    Returns:
+      The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are left out and counted.
+
+    Raises:
+      ValueError: for a decay outside [0, 1].
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.optim import orthogonality_preconditioner, preconditioned_momentum
+      >>> tx = preconditioned_momentum(1.0, preconditioner=orthogonality_preconditioner())
+      >>> g = jnp.diag(jnp.array([3.0, 2.0]))
+      >>> update, _ = tx.update(g, tx.init(g))
+      >>> print(jnp.round(update, 2))
+      [[-1. -0.]
+       [-0. -1.]]
+    """
+    check_range("decay", decay, 0.0, 1.0)
+    precondition = identity_preconditioner() if preconditioner is None else preconditioner
+    return bounded(optax.chain(precondition, optax.trace(decay), optax.scale_by_learning_rate(learning_rate)))
