@@ -53,12 +53,16 @@ def bounded(inner: optax.GradientTransformation) -> optax.GradientTransformation
         return BoundedState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), rule.init(_widen(params)))
 
     def update(updates, state, params=None, **extra):
-        wide = jax.tree.map(_limit, _widen(updates))
-        finite = functools.reduce(
-            jnp.logical_and, [jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(wide)], jnp.array(True)
-        )
+        wide = _widen(updates)
+        # one pass over the gradients: their largest entry is NaN where one is
+        largest = jax.tree.map(lambda g: jnp.max(jnp.abs(g), initial=0.0), wide)
+        finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, jax.tree.leaves(largest)), jnp.array(True))
         keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
-        safe = jax.tree.map(lambda g: keep(g, jnp.zeros_like(g)), wide)
+
+        def limit(g, size):
+            return keep(g * jnp.minimum(1.0, _LARGEST / jnp.maximum(size, 1.0)), jnp.zeros_like(g))
+
+        safe = jax.tree.map(limit, wide, largest)
         steps, inner_state = rule.update(safe, state.inner_state, None if params is None else _widen(params), **extra)
         steps = jax.tree.map(lambda s, u: keep(s, jnp.zeros_like(s)).astype(u.dtype), steps, updates)
         state = BoundedState(
@@ -73,10 +77,6 @@ def bounded(inner: optax.GradientTransformation) -> optax.GradientTransformation
 
 def _widen(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.promote_types(jnp.result_type(x), jnp.float32)), tree)
-
-
-def _limit(g):
-    return g * jnp.minimum(1.0, _LARGEST / jnp.maximum(jnp.max(jnp.abs(g), initial=0.0), 1.0))
 
 
 def check_range(name: str, value: Any, low: float, high: float) -> None:
