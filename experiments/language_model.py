@@ -21,6 +21,7 @@ from absl import flags
 from flax import nnx
 
 from experiments import launcher
+from experiments.cms_options import cms_fields, define_cms_flags
 from experiments.mixer_options import configuration, define_mixer_option
 from nl_jax import InputError
 from nl_jax.data import EvaluationSet, TextData, evaluation_batches, load_text_data, train_iterator
@@ -47,6 +48,7 @@ def define_flags() -> flags.FlagValues:
     define(flags.DEFINE_list, "models", "hope,transformer", f"Models to train, of {', '.join(MODEL_NAMES)}.")
     define(flags.DEFINE_string, "preset", "tiny", f"Size of the models: {', '.join(PRESETS)}.")
     define_mixer_option(values)
+    define_cms_flags(values)
     define(flags.DEFINE_string, "data", None, "Text file, directory or .jsonl; without it Python's standard library.")
     define(flags.DEFINE_string, "text_key", "text", "Key of the text in .jsonl lines.")
     define(flags.DEFINE_string, "tokenizer", None, "Hugging Face tokenizer.json; without it bytes are the tokens.")
@@ -81,7 +83,9 @@ def train(values: flags.FlagValues) -> None:
     data = load_text_data(values.data, values.tokenizer, values.text_key)
     # Attention remembers as many tokens in generation as it has seen in training.
     shape = {"vocab_size": data.tokenizer.vocab_size, "context_length": values.seq_len}
-    configs = {name: configuration(values, name, values.preset, **shape) for name in values.models}
+    configs = {
+        name: configuration(values, name, values.preset, **shape, **cms_fields(values, name)) for name in values.models
+    }
     models = {name: dataclasses.asdict(config) for name, config in configs.items()}
     if stored:
         launcher.check_same(workdir, "data", stored["data"], data.fingerprint)
@@ -138,7 +142,9 @@ def fit_model(
     seed: int,
 ) -> tuple[TrainState, Progress]:
     """Trains one model below ``workdir/run``, or goes on where it was stopped."""
-    optimizer = make_optimizer(learning_rate=values.learning_rate, steps=values.steps, cms_periods=config.cms_periods)
+    optimizer = make_optimizer(
+        learning_rate=values.learning_rate, steps=values.steps, cms_periods=config.optimizer_periods
+    )
     return fit(
         run,
         lambda: LanguageModel(config, rngs=nnx.Rngs(seed)),

@@ -75,7 +75,7 @@ class Training:
         init_model: Callable[[], LanguageModel] | None = None,
     ):
         mesh = parse_mesh(devices=jax.devices()[:1])
-        optimizer = make_optimizer(learning_rate=1e-3, steps=1000, cms_periods=config.cms_periods)
+        optimizer = make_optimizer(learning_rate=1e-3, steps=1000, cms_periods=config.optimizer_periods)
         init_model = init_model or (lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
         self._make = functools.partial(init_state, init_model, optimizer)
         self._train_step = functools.partial(train_step, optimizer)

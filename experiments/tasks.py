@@ -149,7 +149,9 @@ def train_model(
     if done == values.seeds:
         return
     mesh = parse_mesh(devices=jax.devices()[:1])  # the models are small
-    optimizer = make_optimizer(learning_rate=values.learning_rate, steps=values.steps, cms_periods=config.cms_periods)
+    optimizer = make_optimizer(
+        learning_rate=values.learning_rate, steps=values.steps, cms_periods=config.optimizer_periods
+    )
 
     def make(key: jax.Array) -> TrainState:
         return init_state(lambda: LanguageModel(config, rngs=nnx.Rngs(key)), optimizer)

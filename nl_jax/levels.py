@@ -55,8 +55,8 @@ class Level:
       gather: "stack" or "sum".
       needs: levels whose state *at* step t its update at t needs; they are at least as fast, and updated before it.
       sees: levels that it sees as they were *before* step t; they are at most as fast.
-      starts_from: a slower level that makes its initial state, anew after each of that level's updates (§3.3, by
-        initialisation); its period divides the slower one's.
+      starts_from: a slower level that makes its initial state, anew whenever that level has been updated or has itself
+        started anew (§3.3, by initialisation); its period divides the slower one's.
       start: ``start(answer) -> state``, the initial state from parameters such as those that ``starts_from`` answers.
       paths: of the parameters that it owns in a larger tree, "." between keys; two levels must not share one.
       context, objective: in words, for ``Schedule.tree``.

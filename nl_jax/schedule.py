@@ -156,9 +156,17 @@ class Schedule:
         return [self[name] for rank in self.order for name in rank if self[name].period == period]
 
     def _changed(self, period: int) -> set[str]:
-        """Names of the levels that change when those of a period are due: they, and those that start from them."""
-        due = {level.name for level in self._of(period)}
-        return due | {level.name for level in self.levels if level.starts_from in due}
+        """Names of the levels that change when those of a period are due: they, and those that start anew."""
+        return {level.name for level in (*self._of(period), *self._restarted(period))}
+
+    def _restarted(self, period: int) -> list[Level]:
+        """Levels that start anew when those of a period are due, from these or from each other; slow ones first."""
+        changed, restarted = {level.name for level in self._of(period)}, []
+        for level in sorted(self.levels, key=lambda level: -level.period):
+            if level.starts_from in changed:
+                changed.add(level.name)
+                restarted.append(level)
+        return restarted
 
     def read(self, state: ScheduleState, name: str, query: PyTree = None) -> PyTree:
         """What a level answers; its parameters without a query."""
@@ -290,11 +298,11 @@ class Schedule:
                 answers |= {name: self[name].read(before[name], None) for name in level.sees}
                 context = Context(context, answers)
             states[level.name] = _like(level.update(states[level.name], context), before[level.name], level.name)
-        for level in self.levels:
-            if level.starts_from in {due.name for due in self._of(period)}:
-                assert level.start is not None
-                answer = self[level.starts_from].read(states[level.starts_from], None)
-                states[level.name] = _like(level.start(answer), before[level.name], level.name)
+        for level in self._restarted(period):
+            assert level.start is not None
+            assert level.starts_from is not None
+            answer = self[level.starts_from].read(states[level.starts_from], None)
+            states[level.name] = _like(level.start(answer), before[level.name], level.name)
         return {name: states[name] for name in self._changed(period)}
 
     def _block(self, block: int, states: Levels, sums: Levels, data: PyTree, remat: bool) -> tuple[Any, ...]:

@@ -108,9 +108,11 @@ def plain_loop(specs, xs):
                 states[name] = np.tanh(settle(period, gather, states[name], own, answers))
                 waiting[name] = []
                 todo.remove(name)
-            for name, (*_, slow) in specs.items():
-                if slow and specs[slow][0] == period:
+            changed = {name for name in specs if specs[name][0] == period}
+            for name, (*_, slow) in sorted(specs.items(), key=lambda item: -item[1][0]):
+                if slow in changed:
                     states[name] = 0.5 * states[slow]
+                    changed.add(name)
     return states, waiting, np.array(aux)
 
 

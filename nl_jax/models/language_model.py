@@ -9,7 +9,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from nl_jax.errors import InputError
+from nl_jax.models.in_context import read_and_learn
 from nl_jax.modules import MIXERS, Block, ContinuumMemory, mixer
+
+REGIMES = ("outer", "online", "meta")
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,15 @@ class LanguageModelConfig:
       num_layers: blocks.
       num_heads: of the mixer.
       mlp_hidden: hidden units of each CMS block.
-      cms_periods: optimizer steps between updates of each CMS block of a layer; a Transformer has one block, period 1.
+      cms_periods: time between updates of each CMS block of a layer; a Transformer has one block, period 1.
+      cms_regime: "outer": periods count optimizer steps; "online" or "meta": they count tokens, and the blocks learn in
+        context (``in_context.py``).
+      cms_variant: one of ``nl_jax.modules.continuum_memory.VARIANTS``.
+      cms_rate: learning rate of blocks that learn in context, at the start of pre-training, which learns it ("meta").
       chunk_size: tokens between two boundaries of the memories; attention has none.
       context_length: tokens that attention sees from each, itself included.
+      unroll: write the layers one after the other into the program, which then grows with depth, instead of a scan:
+        half the time where blocks learn in context, since the first layer's mixer is then left out of their gradient.
       remat: recompute each block in the backward pass instead of keeping its activations.
     """
 
@@ -37,8 +46,12 @@ class LanguageModelConfig:
     num_heads: int
     mlp_hidden: int
     cms_periods: tuple[int, ...] = (1,)
+    cms_regime: str = "outer"
+    cms_variant: str = "sequential"
+    cms_rate: float = 0.1
     chunk_size: int = 64
     context_length: int = 1024
+    unroll: bool = False
     remat: bool = False
     mixer_options: tuple[tuple[str, Any], ...] = ()
 
@@ -49,6 +62,17 @@ class LanguageModelConfig:
         for name in ("vocab_size", "num_layers"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.cms_regime not in REGIMES:
+            raise InputError(f"cms_regime={self.cms_regime!r}: expected one of {', '.join(REGIMES)}")
+        if self.cms_regime != "outer" and min(self.cms_periods) % self.chunk_size:
+            raise InputError(
+                f"chunk_size={self.chunk_size} must divide the shortest period of CMS levels, {min(self.cms_periods)}"
+            )
+
+    @property
+    def optimizer_periods(self) -> tuple[int, ...]:
+        """Optimizer steps between updates of each CMS block in pre-training; 1 where periods count tokens."""
+        return self.cms_periods if self.cms_regime == "outer" else (1,) * len(self.cms_periods)
 
 
 def _block(config: LanguageModelConfig, rngs: nnx.Rngs) -> Block:
@@ -59,7 +83,8 @@ def _block(config: LanguageModelConfig, rngs: nnx.Rngs) -> Block:
         options["context_length"] = config.context_length
     sizes = {"width": config.width, "num_heads": config.num_heads, "chunk_size": config.chunk_size}
     sequence_mixer = mixer(config.mixer, **sizes, output_scale=scale, rngs=rngs, **options)
-    cms = ContinuumMemory(config.width, config.mlp_hidden, config.cms_periods, output_scale=scale, rngs=rngs)
+    levels: dict[str, Any] = {"periods": config.cms_periods, "variant": config.cms_variant}
+    cms = ContinuumMemory(config.width, config.mlp_hidden, **levels, output_scale=scale, rngs=rngs)
     return Block(config.width, sequence_mixer, cms, rngs=rngs)
 
 
@@ -81,25 +106,51 @@ class LanguageModel(nnx.Module):
         make = nnx.vmap(lambda rngs: _block(config, rngs), in_axes=0, out_axes=0)
         self.blocks = make(rngs.split(config.num_layers))
         self.final_norm = nnx.RMSNorm(config.width, rngs=rngs)
+        start = jnp.full(len(config.cms_periods), jnp.log(config.cms_rate))
+        self.cms_log_rate = nnx.Param(start) if self.learns_in_context else None
+
+    @property
+    def learns_in_context(self) -> bool:
+        """Whether its continuum memory does, so that ``learn`` needs the targets."""
+        return self.config.cms_regime != "outer"
+
+    def learn(
+        self,
+        tokens: Int[Array, "batch time"],
+        targets: Int[Array, "batch time"],
+        mask: Float[Array, "batch time"] | None = None,
+        state: Any = None,
+    ) -> tuple[Float[Array, "batch time vocab"], Any]:
+        """Reads as a call does, and its continuum memory learns the targets chunk by chunk; see ``read_and_learn``."""
+        return read_and_learn(self, tokens, targets, mask, state)
 
     def init_state(self, batch_size: int) -> Any:
         """State of every block before the first token, stacked over layers."""
         return jax.vmap(lambda block: block.init_state(batch_size))(self.blocks)
 
     def __call__(
-        self, tokens: Int[Array, "batch time"], state: Any = None
+        self, tokens: Int[Array, "batch time"], state: Any = None, *, at_boundary: bool = False
     ) -> tuple[Float[Array, "batch time vocab"], Any]:
         """Logits of the token after each, and the state after the last; ``state=None`` starts a text.
 
-        Causal: logits at t depend on tokens up to t only. A text may be given in any number of calls.
+        Causal: logits at t depend on tokens up to t only. A text may be given in any number of calls; ``at_boundary``
+        as for ``MemoryMixer``.
         """
         embedding = self.embed.embedding[...]  # used directly: nnx.Embed would fix the dtype it was made with
         x = embedding[tokens] * self.config.width**0.5
 
         def body(x, inputs):
             block, state = inputs
-            return block(x, state)
+            return block(x, state, at_boundary=at_boundary)
 
-        x, state = jax.lax.scan(jax.checkpoint(body) if self.config.remat else body, x, (self.blocks, state))
+        body = jax.checkpoint(body) if self.config.remat else body
+        if self.config.unroll:
+            states = []
+            for layer in range(self.config.num_layers):
+                x, last = body(x, jax.tree.map(lambda leaf, layer=layer: leaf[layer], (self.blocks, state)))
+                states.append(last)
+            state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        else:
+            x, state = jax.lax.scan(body, x, (self.blocks, state))
         logits = self.final_norm(x) @ embedding.T
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), state

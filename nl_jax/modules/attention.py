@@ -83,11 +83,12 @@ class Attention(nnx.Module):
         return AttentionState(empty, empty, jnp.zeros((), jnp.int32), conv)
 
     def __call__(
-        self, x: Float[Array, "batch time width"], state: AttentionState | None = None
+        self, x: Float[Array, "batch time width"], state: AttentionState | None = None, *, at_boundary: bool = False
     ) -> tuple[Float[Array, "batch time width"], AttentionState]:
         """Each token attends to the last ``context_length`` up to itself; ``state=None`` starts a text.
 
-        Any number of tokens in any number of calls gives the same outputs and state as one call, up to rounding.
+        Attention has no chunks, so ``at_boundary`` says nothing to it. Any number of tokens in any calls gives
+        the same outputs and state as one call, up to rounding.
         """
         batch, time, width = x.shape
         fresh = state is None

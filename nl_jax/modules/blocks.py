@@ -18,7 +18,7 @@ class Mixer(Protocol):
         """State before the first token."""
 
     def __call__(
-        self, x: Float[Array, "batch time width"], state: Any = None
+        self, x: Float[Array, "batch time width"], state: Any = None, *, at_boundary: bool = False
     ) -> tuple[Float[Array, "batch time width"], Any]:
         """Output, and state after the last token."""
 
@@ -42,10 +42,10 @@ class Block(nnx.Module):
         return self.mixer.init_state(batch_size)
 
     def __call__(
-        self, x: Float[Array, "batch time width"], state: Any = None
+        self, x: Float[Array, "batch time width"], state: Any = None, *, at_boundary: bool = False
     ) -> tuple[Float[Array, "batch time width"], Any]:
-        """Output and the mixer's state; ``state=None`` starts a text."""
-        y, state = self.mixer(self.mixer_norm(x), state)
+        """Output and the mixer's state; ``state=None`` starts a text. ``at_boundary`` as for ``MemoryMixer``."""
+        y, state = self.mixer(self.mixer_norm(x), state, at_boundary=at_boundary)
         return self.cms(x + y), state
 
 

@@ -1,16 +1,22 @@
-"""Continuum Memory System (§7): a chain of MLP blocks, each with its own update frequency (Eq. 70-74)."""
+"""Continuum Memory System (§7): MLP blocks, each with its own update frequency (Eq. 70-74)."""
 
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from nl_jax.modules.layers import linear
 
+VARIANTS = ("sequential", "nested", "independent")
+
 
 class FeedForward(nnx.Module):
-    """One level: a pre-norm residual SwiGLU MLP, ``x + down(silu(gate(n)) * up(n))`` with ``n = RMSNorm(x)``."""
+    """One level: a pre-norm residual SwiGLU MLP, ``x + down(silu(gate(n)) * up(n))`` with ``n = RMSNorm(x)``.
+
+    Where its levels learn in context, every sequence has weights of its own, with a leading axis [batch, ...].
+    """
 
     def __init__(self, width: int, hidden: int, *, output_scale: float = 1.0, rngs: nnx.Rngs):
         self.norm = nnx.RMSNorm(width, rngs=rngs)
@@ -20,34 +26,54 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
         """One residual step."""
-        n = self.norm(x)
+        assert self.norm.scale is not None
+        scale = self.norm.scale[...]
+        if scale.ndim == 2:  # of each sequence
+            scale = scale[:, None]
+        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        n = x * jax.lax.rsqrt(mean_square + self.norm.epsilon) * scale
         return x + self.down(jax.nn.silu(self.gate(n)) * self.up(n))
 
 
 class ContinuumMemory(nnx.Module):
-    """A chain of MLP blocks with periods, the sequential variant (Eq. 73); a Transformer's MLP is the case of one.
+    """MLP blocks with periods (Eq. 70-74); a Transformer's MLP is the case of one.
 
-    Block ℓ is updated every ``periods[ℓ]`` optimizer steps with the sum over those steps of its gradient, unchanged in
-    between (Eq. 71): the blocks are ``levels[ℓ]``, and ``nl_jax.optim.multi_frequency`` keeps the cadence.
+    Block ℓ, ``levels[ℓ]``, is updated once in ``periods[ℓ]`` with the sum over that time of its gradient, unchanged in
+    between (Eq. 71). Periods count optimizer steps, where ``nl_jax.optim.multi_frequency`` keeps the cadence, or
+    tokens, where the blocks learn in context (``nl_jax.models.in_context``).
 
     Args:
       width: of input and output.
       hidden: of each block.
-      periods: optimizer steps between two updates of each block, in the order of the chain.
+      periods: time between two updates of each block, in the order of the chain.
+      variant: "sequential" (Eq. 73) and "nested" (Eq. 72) are chains, which differ in how they learn in context;
+        "independent" (Eq. 74) blocks see the same input, and a learned weighted sum combines them.
     """
 
     def __init__(
-        self, width: int, hidden: int, periods: Sequence[int] = (1,), *, output_scale: float = 1.0, rngs: nnx.Rngs
+        self,
+        width: int,
+        hidden: int,
+        periods: Sequence[int] = (1,),
+        *,
+        variant: str = "sequential",
+        output_scale: float = 1.0,
+        rngs: nnx.Rngs,
     ):
         if not periods or any(not isinstance(p, int) or p < 1 for p in periods):
             raise ValueError(f"periods={tuple(periods)} must be one or more integers, each at least 1")
         if width < 1 or hidden < 1:
             raise ValueError(f"width={width} and hidden={hidden} must be at least 1")
-        self.periods = tuple(periods)
+        if variant not in VARIANTS:
+            raise ValueError(f"variant={variant!r} must be one of {', '.join(map(repr, VARIANTS))}")
+        self.periods, self.variant = tuple(periods), variant
         self.levels = nnx.List([FeedForward(width, hidden, output_scale=output_scale, rngs=rngs) for _ in periods])
+        self.mixture = nnx.Param(jnp.ones(len(periods))) if variant == "independent" else None
 
     def __call__(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
-        """The chain, residual stream in and out."""
+        """Residual stream in and out."""
+        if self.mixture is not None:
+            return x + sum(w * (level(x) - x) for w, level in zip(self.mixture[...], self.levels, strict=True))
         for level in self.levels:
             x = level(x)
         return x

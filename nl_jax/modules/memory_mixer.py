@@ -295,11 +295,12 @@ class MemoryMixer(nnx.Module):
         return Inputs(key, value, query, eta, alpha, mu, jnp.ones((time,), wide)), conv
 
     def __call__(
-        self, x: Float[Array, "batch time width"], state: MemoryState | None = None
+        self, x: Float[Array, "batch time width"], state: MemoryState | None = None, *, at_boundary: bool = False
     ) -> tuple[Float[Array, "batch time width"], MemoryState]:
         """Reads and learns the tokens of x; ``state=None`` starts a text.
 
         Any number of tokens in any number of calls gives the same outputs and state as one call, up to rounding.
+        ``at_boundary`` is the caller's word that the state is at a boundary of all chunk sizes, which saves padding.
         """
         batch, time, width = x.shape
         fresh = state is None
@@ -311,7 +312,7 @@ class MemoryMixer(nnx.Module):
         if past:
             inputs = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=time_axis(b)), state.past, inputs)
         # a first token inside a piece is put at its place there, so that pieces end where chunks end
-        if fresh or time == 1:
+        if fresh or time == 1 or at_boundary:
             size, offset = min(self.piece, time), jnp.zeros((), jnp.int32)
             pieces = -(-time // size)
             padded = jax.tree.map(lambda u: pad_time(u, pieces * size - time), inputs)
@@ -324,7 +325,7 @@ class MemoryMixer(nnx.Module):
         anchor = self.anchor()
         if anchor is not None:  # an axis of its own for every product, where XLA on CPU else copies to make one
             anchor = jax.tree.map(lambda w: jnp.broadcast_to(w, (batch, *w.shape)), anchor)
-        aligned = fresh and len(set(self.chunk_sizes)) == 1  # every piece starts at a boundary
+        aligned = (fresh or at_boundary) and len(set(self.chunk_sizes)) == 1  # every piece starts at a boundary
 
         def body(memories, piece):
             inputs, start = piece

@@ -39,6 +39,8 @@ PARAMETER_AXES: tuple[tuple[str, Names], ...] = (
     (r"blocks\.cms\.levels\.\d+\.norm\.scale", ("layers", "embed")),
     (r"blocks\.cms\.levels\.\d+\.(gate|up)\.kernel", ("layers", "embed", "hidden")),
     (r"blocks\.cms\.levels\.\d+\.down\.kernel", ("layers", "hidden", "embed")),
+    (r"blocks\.cms\.mixture", ("layers", "levels")),
+    (r"cms_log_rate", ("levels",)),
 )
 
 # The same for the state that a model carries from call to call.

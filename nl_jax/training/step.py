@@ -46,7 +46,11 @@ def token_losses(model: PyTree, batch: Batch) -> Float[Array, "B T"]:
 
 
 def _losses_and_state(model: PyTree, batch: Batch) -> tuple[Float[Array, "B T"], PyTree]:
-    logits, state = model(batch["inputs"], None)
+    if getattr(model, "learns_in_context", False):
+        logits, learned = model.learn(batch["inputs"], batch["targets"], batch.get("mask"))
+        state = learned.levels["mixers"]
+    else:
+        logits, state = model(batch["inputs"], None)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["targets"])
     return losses, state
 

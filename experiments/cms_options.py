@@ -1,0 +1,50 @@
+"""The flags --cms_levels, --cms_regime and --cms_variant: how the continuum memories of a run's models learn."""
+
+import re
+from typing import Any
+
+from absl import flags
+
+from nl_jax import InputError
+from nl_jax.models.configs import MODELS
+from nl_jax.models.language_model import REGIMES
+from nl_jax.modules.continuum_memory import VARIANTS
+
+IN_CONTEXT = ("16", "256", "4096")  # levels where the flag is not given and they count tokens
+CHUNK_SIZE = 64
+
+
+def define_cms_flags(values: flags.FlagValues) -> None:
+    """Adds the flags."""
+    levels = "Periods of the CMS levels of models that have several (hope, hope_attention, ...), as 16,256,4096."
+    regime = "What periods count: optimizer steps (outer), or tokens in context: online (first order) or meta (exact)."
+    flags.DEFINE_list("cms_levels", None, levels, flag_values=values)
+    flags.DEFINE_string("cms_regime", "outer", regime, flag_values=values)
+    flags.DEFINE_string("cms_variant", "sequential", f"One of {', '.join(VARIANTS)}.", flag_values=values)
+
+
+def cms_fields(values: flags.FlagValues, model: str) -> dict[str, Any]:
+    """Fields of a model's configuration that the flags decide; `InputError` for what they cannot be."""
+    levels, regime = values.cms_levels, values.cms_regime
+    for flag, allowed in (("cms_regime", REGIMES), ("cms_variant", VARIANTS)):
+        if values[flag].value not in allowed:
+            raise InputError(f"--{flag}={values[flag].value}: expected one of {', '.join(allowed)}")
+    in_context = regime != "outer"
+    levels = IN_CONTEXT if levels is None and in_context else levels
+    text = ",".join(levels or ())
+    if levels is not None and not (levels and all(re.fullmatch("[1-9][0-9]{0,8}", level) for level in levels)):
+        raise InputError(f"--cms_levels={text}: expected periods from 1, as 16,256,4096")
+    if "cms_periods" not in MODELS.get(model, ()):
+        return {}
+    fields: dict[str, Any] = {"cms_variant": values.cms_variant}
+    if levels is not None:
+        fields["cms_periods"] = tuple(map(int, levels))
+    if in_context:
+        shortest = min(fields["cms_periods"])
+        if any(period % shortest for period in fields["cms_periods"]):
+            raise InputError(f"--cms_levels={text}: expected multiples of the shortest, {shortest}")
+        if values.seq_len % shortest:
+            raise InputError(f"--seq_len={values.seq_len}: expected a multiple of {shortest}, the shortest CMS level")
+        size = max(size for size in range(1, CHUNK_SIZE + 1) if shortest % size == 0)
+        fields |= {"cms_regime": regime, "chunk_size": size, "unroll": True}
+    return fields

@@ -1,0 +1,117 @@
+"""Lets a trained model read text without end and go on learning, with a live line for every chunk.
+
+    python -m experiments.stream --workdir=runs/first < text
+    cat a.txt b.txt | python -m experiments.stream --workdir=runs/first --every=4096 --freeze=cms_2
+
+The run in the workdir must have a model whose continuum memory learns in context (experiments.language_model with
+--cms_regime=online or meta). A line says how many tokens were learned, their loss in bits each before they were learned
+(so a compressor's cost), how large each level's gradient was, and which levels were updated. At the end, and on Ctrl-C,
+the learner is saved in WORKDIR/MODEL/stream; the same command goes on from there, --fresh starts anew.
+"""
+
+import math
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+
+from absl import flags
+
+from experiments import generate, language_model, launcher
+from nl_jax import InputError
+from nl_jax.data import load_tokenizer
+from nl_jax.streaming import Stream
+from nl_jax.training.loop import CHECKPOINTS
+
+BLOCK = 1 << 16  # bytes of one read
+
+
+def define_flags() -> flags.FlagValues:
+    """The flags, not yet parsed."""
+    values = flags.FlagValues()
+
+    def define(kind: object, name: str, default: object, text: str) -> None:
+        kind(name, default, text, flag_values=values)  # type: ignore[operator]
+
+    define(flags.DEFINE_string, "workdir", None, "Directory of a run of experiments.language_model. Required.")
+    define(flags.DEFINE_string, "model", None, "One of the run's models; without it the first.")
+    define(flags.DEFINE_integer, "every", None, "Tokens to a line; without it those of one chunk.")
+    define(flags.DEFINE_list, "freeze", [], "Levels that do not learn, as mixers,cms_0.")
+    define(flags.DEFINE_boolean, "fresh", False, "Start anew, whatever was saved before.")
+    return values
+
+
+def main(argv: list[str] | None = None) -> int:
+    return launcher.run(run, define_flags(), __doc__, argv)
+
+
+def run(values: flags.FlagValues) -> None:
+    """Feeds standard input to the stream."""
+    workdir = launcher.workdir_of(values)
+    config = launcher.read_config(workdir, language_model.NAME)
+    if config is None:
+        raise InputError(f"--workdir={workdir}: no run there; expected a workdir of experiments.language_model")
+    name = values.model or next(iter(config["models"]))
+    if name not in config["models"]:
+        raise InputError(f"--model={name}: not in this run; expected one of {', '.join(config['models'])}")
+    if config["models"][name]["cms_regime"] == "outer":
+        raise InputError(
+            f"--model={name}: its CMS learns in pre-training only; expected a run with --cms_regime=online"
+        )
+    tokenizer = load_tokenizer(config["flags"]["tokenizer"])
+    model = generate.restore(workdir / name / CHECKPOINTS, config["models"][name])
+    saved = workdir / name / "stream"
+    if values.fresh and saved.exists():
+        shutil.rmtree(saved)
+    stream = Stream.load(saved, model) if saved.exists() else Stream(model)
+    try:
+        for level in values.freeze:
+            stream.freeze(level)
+    except ValueError as error:
+        raise InputError(f"--freeze={','.join(values.freeze)}: {error}") from error
+    every = values.every or stream.chunk
+    if every % stream.chunk:
+        raise InputError(f"--every={every}: expected a multiple of the chunk, {stream.chunk} tokens")
+    if stream.position == 0 and stream.waiting == 0:
+        stream.feed([tokenizer.separator_id])
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        read(stream, tokenizer, every)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        stream.save(saved)
+    print(f"{stream.position:,} tokens learned, {stream.waiting} wait for their chunk; the learner is in {saved}")
+
+
+def read(stream: Stream, tokenizer: object, every: int) -> None:
+    """Standard input to its end, a line to ``every`` tokens."""
+    rest: list[int] = []
+    started, before = time.perf_counter(), stream.position
+    while block := os.read(sys.stdin.fileno(), BLOCK):
+        ids, _ = tokenizer.encode(block)  # type: ignore[attr-defined]
+        rest += [int(i) for i in ids]
+        while len(rest) >= every:
+            fed = stream.feed(rest[:every])
+            del rest[:every]
+            speed = (stream.position - before) / (time.perf_counter() - started)
+            levels = " ".join(f"{level} {value:.3g}" for level, value in fed.surprise.items())
+            updated = " ".join(level for level, count in fed.updated.items() if count)
+            mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+            print(
+                f"{stream.position:>10,} tokens  {fed.loss / math.log(2):6.3f} bits  surprise {levels}  "
+                f"updated {updated}  {speed:,.0f} tokens/s  {mib:,.0f} MiB",
+                flush=True,
+            )
+    stream.feed(rest)
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""A language model whose continuum memory learns in context (§7, Eq. 70-74): the regimes ``online`` and ``meta``.
+
+Text comes in chunks of the shortest period. A chunk is read with the weights that its predecessors have left; then its
+own next-token loss gives, by one backward pass, the gradient of every block, summed until the block is due (Eq. 71).
+So what a token is answered with never depends on later tokens. Every sequence has weights of its own, which start at
+the model's. All of it is one ``nl_jax.Schedule``, a chunk a step:
+
+``mixers``   period 1: the state of the sequence mixers;
+``cms_ℓ``    block ℓ of every layer: its weights, moved by an optax transformation once a period.
+
+In the ``meta`` regime the gradient of pre-training flows through all updates; in the ``online`` regime it takes the
+updates' gradients for constants (first order).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from nl_jax.levels import Learner, Level
+from nl_jax.modules import FeedForward
+from nl_jax.schedule import Schedule, ScheduleState
+
+Weights = (
+    Any  # of one level: a FeedForward [layers, batch, ...]; in the nested variant also what faster ones start from
+)
+
+
+def learning_schedule(
+    model: Any, batch_size: int, optimizers: Sequence[optax.GradientTransformation] | None = None
+) -> Schedule:
+    """The schedule of a model's levels; a step's data are ``(tokens, targets, mask)``, each [batch, chunk].
+
+    ``step`` and ``run`` return the state and ``(logits, surprise)``: logits [..., batch, chunk, vocab], and by name the
+    norm of each block's gradient, and of the memories' change, in the chunk.
+
+    Args:
+      model: a ``LanguageModel`` whose ``cms_regime`` is "online" or "meta".
+      batch_size: sequences.
+      optimizers: of each level, for one sequence's weights; by default the gradient, cut to the length 1, times the
+        level's learning rate ``exp(model.cms_log_rate[ℓ])``.
+
+    Raises:
+      ValueError: for periods that the shortest does not divide, or that the nested variant cannot nest.
+    """
+    config, rates = model.config, jnp.exp(model.cms_log_rate[...])
+    periods, nested = config.cms_periods, config.cms_variant == "nested"
+    chunk = min(periods)
+    if optimizers is None:
+        optimizers = [optax.chain(optax.clip_by_global_norm(1.0), optax.scale(-rate)) for rate in rates]
+    own = [_of_each_sequence(level, batch_size) for level in model.blocks.cms.levels]
+    slower = sorted(range(len(periods)), key=lambda i: periods[i])  # the fastest first
+    levels = [
+        Level(
+            "mixers",
+            1,
+            init=lambda key, data: model.init_state(batch_size),
+            update=lambda state, context: jax.tree.map(lambda c: c[0], context),
+            context="tokens",
+            objective="of the memories",
+        )
+    ]
+    start: Weights = None
+    for place, i in enumerate(slower):
+        if periods[i] % chunk:
+            raise ValueError(f"level cms_{i}: its period {periods[i]} must be a multiple of the shortest, {chunk}")
+        # a nested level also learns where the next faster one starts
+        start = {"own": own[i], "start": start} if nested and place else own[i]
+        above = f"cms_{slower[place + 1]}" if nested and place + 1 < len(slower) else None
+        levels.append(_level(f"cms_{i}", periods[i] // chunk, start, _per_sequence(optimizers[i]), above))
+
+    def flow(read, data):
+        tokens, targets, mask = data
+        blocks = own_blocks([read(f"cms_{i}") for i in range(len(periods))])
+        memories = read("mixers")
+
+        def loss(blocks, mixers):
+            logits, mixers = with_levels(model, blocks)(tokens, mixers, at_boundary=True)
+            nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+            return jnp.sum(nats * mask), (logits, mixers)
+
+        # in pre-training what lies inside a chunk is computed again, only the states between chunks are kept
+        gradients, (logits, mixers) = jax.checkpoint(jax.grad(loss, has_aux=True))(blocks, memories)
+        surprise = {f"cms_{i}": optax.tree.norm(gradient) for i, gradient in enumerate(gradients)}
+        surprise["mixers"] = optax.tree.norm(jax.tree.map(jnp.subtract, learned(mixers), learned(memories)))
+        if config.cms_regime == "online":
+            gradients = jax.lax.stop_gradient(gradients)
+        contexts: dict[str, Any] = {"mixers": mixers}
+        gradient: Weights = None
+        for place, i in enumerate(slower):
+            gradient = {"own": gradients[i], "start": gradient} if nested and place else gradients[i]
+            contexts[f"cms_{i}"] = gradient
+        return contexts, (logits, surprise)
+
+    return Schedule(levels, flow, has_aux=True)
+
+
+def read_and_learn(
+    model: Any,
+    tokens: Int[Array, "batch time"],
+    targets: Int[Array, "batch time"],
+    mask: Float[Array, "batch time"] | None = None,
+    state: ScheduleState | None = None,
+    optimizers: Sequence[optax.GradientTransformation] | None = None,
+) -> tuple[Float[Array, "batch time vocab"], ScheduleState]:
+    """Logits of the token after each, learning from ``targets`` chunk by chunk; ``state=None`` starts a text.
+
+    Args:
+      model, optimizers: as for ``learning_schedule``.
+      tokens, targets: a multiple of the shortest period long; logits depend on the targets of earlier chunks only.
+      mask: 1 where a target counts; None for all.
+      state: what the call before returned; it then holds whole chunks.
+
+    Raises:
+      ValueError: for a length that is not a multiple of the shortest period.
+    """
+    batch, time = tokens.shape
+    chunk = min(model.config.cms_periods)
+    if time % chunk:
+        raise ValueError(f"{time} tokens: level cms of period {chunk} needs a multiple of {chunk}")
+    schedule = learning_schedule(model, batch, optimizers)
+    mask = jnp.ones(tokens.shape) if mask is None else mask
+    data = tuple(
+        jnp.moveaxis(x.reshape(batch, time // chunk, chunk), 1, 0) for x in (tokens, targets, jnp.asarray(mask))
+    )
+    if state is None:
+        last, (logits, _) = schedule.run(schedule.init(None, jax.tree.map(lambda x: x[0], data)), data, open_end=True)
+    else:
+        last, (logits, _) = jax.lax.scan(schedule.step, state, data)
+    return jnp.moveaxis(logits, 0, 1).reshape(batch, time, -1), last
+
+
+def learned(mixers: Any) -> Any:
+    """What the sequence mixers' memories have learned, of their state; nothing of attention's."""
+    return getattr(mixers, "change", ())
+
+
+def own_blocks(weights: Sequence[Weights]) -> list[FeedForward]:
+    """The blocks of levels, without what nested ones know of where faster ones start."""
+    return [w["own"] if isinstance(w, dict) else w for w in weights]
+
+
+def with_levels(model: Any, levels: Sequence[FeedForward]) -> Any:
+    """The model with these blocks in its continuum memory."""
+    leaves, structure = jax.tree.flatten(model)
+    copy = jax.tree.unflatten(structure, leaves)
+    copy.blocks.cms.levels = nnx.List(levels)
+    return copy
+
+
+def _of_each_sequence(level: FeedForward, batch_size: int) -> FeedForward:
+    """[layers, ...] -> [layers, batch, ...]"""
+    return jax.tree.map(lambda w: jnp.broadcast_to(w[:, None], (len(w), batch_size, *w.shape[1:])), level)
+
+
+def _per_sequence(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Runs it for each sequence alone, on leaves [layers, batch, ...]; its state has a leading axis [batch, ...]."""
+    return optax.GradientTransformation(
+        jax.vmap(transformation.init, in_axes=1),
+        jax.vmap(transformation.update, in_axes=(1, 0, 1), out_axes=(1, 0)),
+    )
+
+
+def _level(
+    name: str, period: int, weights: Weights, transformation: optax.GradientTransformation, starts_from: str | None
+) -> Level:
+    def start(weights):
+        return Learner(weights, transformation.init(weights))
+
+    def update(learner, gradient):
+        updates, optimizer = transformation.update(gradient, learner.optimizer, learner.params)
+        return Learner(optax.apply_updates(learner.params, updates), optimizer)
+
+    return Level(
+        name,
+        period,
+        init=lambda key, data: start(weights),
+        update=update,
+        read=lambda learner, query: learner.params,
+        gather="sum",
+        starts_from=starts_from,
+        start=lambda answer: start(answer["start"]),
+        context="gradients of the chunks, summed",
+        objective="next token",
+        parts=lambda learner: tuple(learner),
+    )

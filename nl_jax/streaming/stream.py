@@ -1,0 +1,263 @@
+"""A stream: a model that goes on learning after training, chunk by chunk, for as long as text comes.
+
+Its levels are those of ``nl_jax.models.in_context``: the sequence mixers' memories, and the blocks of the continuum
+memory, each at its own period. Memory is constant in the length of the stream.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from jaxtyping import Int
+
+from nl_jax.errors import InputError
+from nl_jax.models import LanguageModel
+from nl_jax.models.in_context import learning_schedule, own_blocks, with_levels
+from nl_jax.schedule import ScheduleState
+from nl_jax.training.sharding import named_leaves
+
+FORMAT = 1
+
+
+class Fed(NamedTuple):
+    """What a stream says of the chunks that it has learned in one call."""
+
+    tokens: int  # learned in this call; the last ones wait for the end of their chunk
+    loss: float  # nats per token, each before it was learned; NaN where no chunk ended
+    surprise: dict[str, float]  # of each level: the norm of its gradient (or, for the memories, their change), mean
+    updated: dict[str, int]  # of each level: updates in this call
+
+
+class Stream:
+    """One text without end through a model: it learns what it reads.
+
+    Args:
+      model: a ``LanguageModel`` whose continuum memory learns in context (``cms_regime`` "online" or "meta").
+      state: of a ``Schedule`` of it, for one sequence; None starts a text.
+      frozen: names of levels that do not change.
+
+    Raises:
+      ValueError: for a model whose periods count optimizer steps, or a level that there is not; it names the level.
+
+    Examples:
+      >>> from flax import nnx
+      >>> from nl_jax.models import named_config
+      >>> sizes = {"width": 8, "num_heads": 1, "mlp_hidden": 8, "chunk_size": 4, "cms_periods": (4, 8)}
+      >>> config = named_config("hope_attention", "tiny", **sizes, cms_regime="online")
+      >>> stream = Stream(LanguageModel(config, rngs=nnx.Rngs(0)))
+      >>> stream.feed(b"nested learning").updated
+      {'mixers': 3, 'cms_0': 3, 'cms_1': 1}
+    """
+
+    def __init__(self, model: LanguageModel, state: ScheduleState | None = None, *, frozen: Iterable[str] = ()):
+        if not model.learns_in_context:
+            raise ValueError(f"cms_regime={model.config.cms_regime!r}: expected 'online' or 'meta' for a stream")
+        self.model = model
+        self.chunk = min(model.config.cms_periods)
+        self._waiting: list[int] = []  # tokens whose chunk, or whose last target, has not come yet
+        self._frozen: set[str] = set()
+        self._start = _initial_state(model)
+        self._state = self._start if state is None else state
+        self._step = jax.jit(functools.partial(_learn_chunk, model), static_argnums=3)
+        for name in frozen:
+            self.freeze(name)
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Names of the levels."""
+        return tuple(self._start.levels)
+
+    @property
+    def position(self) -> int:
+        """Tokens learned since the text began."""
+        return int(self._state.step) * self.chunk
+
+    @property
+    def waiting(self) -> int:
+        """Tokens given that are not learned yet, since their chunk is not complete."""
+        return len(self._waiting)
+
+    def feed(self, tokens: Sequence[int] | bytes | Int[np.ndarray, " n"]) -> Fed:
+        """Reads and learns; tokens of a chunk that is not complete wait for the next call.
+
+        Raises:
+          ValueError: for a token outside the vocabulary.
+        """
+        tokens = [int(token) for token in tokens]
+        for token in tokens:
+            if not 0 <= token < self.model.config.vocab_size:
+                raise ValueError(f"token {token}: expected 0 to {self.model.config.vocab_size - 1}")
+        self._waiting += tokens
+        losses: list[float] = []
+        surprises: dict[str, list[float]] = {name: [] for name in self.levels}
+        updated = dict.fromkeys(self.levels, 0)
+        while len(self._waiting) > self.chunk:
+            part = np.asarray(self._waiting[: self.chunk + 1], np.int32)[None]
+            self._state, loss, surprise = self._step(part[:, :-1], part[:, 1:], self._state, frozenset(self._frozen))
+            del self._waiting[: self.chunk]
+            losses.append(float(loss))
+            for name in self.levels:
+                surprises[name].append(float(surprise[name]))
+                period = self._period(name)
+                updated[name] += name not in self._frozen and self.position % period == 0
+        mean = {name: float(np.mean(values)) if values else math.nan for name, values in surprises.items()}
+        loss = float(np.mean(losses)) if losses else math.nan
+        return Fed(len(losses) * self.chunk, loss, mean, updated)
+
+    def generate(
+        self, prompt: Sequence[int] | bytes = b"", num_tokens: int = 100, temperature: float = 0.8, seed: int = 0
+    ) -> list[int]:
+        """Tokens that follow what was read and the prompt; the stream itself stays as it is.
+
+        Args:
+          prompt: read after the stream's text, but not learned by its continuum memory.
+          num_tokens: how many.
+          temperature: below 1 sharpens the distribution; 0 takes the likeliest.
+          seed: decides the sample.
+
+        Raises:
+          ValueError: where there is no token at all to go on from.
+        """
+        tokens = jnp.asarray([*self._waiting, *prompt], jnp.int32)[None]
+        if tokens.size == 0:
+            raise ValueError("prompt=b'': expected a token, since the stream has not read any")
+        levels = [self._state.levels[f"cms_{i}"].params for i in range(len(self.model.config.cms_periods))]
+        mixers, out = self._state.levels["mixers"], []
+        for key in jax.random.split(jax.random.key(seed), num_tokens):
+            tokens, mixers = _next_token(self.model, levels, tokens, mixers, key, jnp.float32(temperature))
+            out.append(int(tokens[0, 0]))
+        return out
+
+    def freeze(self, level: str) -> None:
+        """From now on the level does not change."""
+        _replace_level(self._state, self._state, self._known(level))  # raises where it cannot be kept
+        self._frozen.add(level)
+
+    def thaw(self, level: str) -> None:
+        """From now on the level learns again."""
+        self._frozen.discard(self._known(level))
+
+    def reset(self, level: str) -> None:
+        """Sets one level back to where it started."""
+        name = self._known(level)
+        self._state = _replace_level(self._state, self._start, name)
+
+    def snapshot(self) -> tuple[ScheduleState, tuple[int, ...]]:
+        """The state, to go back to by ``rollback``; arrays are never changed, so it costs nothing."""
+        return self._state, tuple(self._waiting)
+
+    def rollback(self, snapshot: tuple[ScheduleState, tuple[int, ...]], level: str | None = None) -> None:
+        """Back to a snapshot: all of the stream, or one level of it."""
+        state, waiting = snapshot
+        if level is None:
+            self._state, self._waiting = state, list(waiting)
+        else:
+            self._state = _replace_level(self._state, state, self._known(level))
+
+    def save(self, directory: str | Path) -> None:
+        """Writes every level's state, to be read by ``load``; what was there is replaced once this is complete."""
+        about = {
+            "format": FORMAT,
+            "waiting": self._waiting,
+            "frozen": sorted(self._frozen),
+            "model": _as_json(dataclasses.asdict(self.model.config)),
+        }
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(
+                Path(directory).absolute(),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(named_leaves(self._state)), about=ocp.args.JsonSave(about)
+                ),
+                force=True,
+            )
+
+    @classmethod
+    def load(cls, directory: str | Path, model: LanguageModel) -> "Stream":
+        """The stream that ``save`` wrote, the same learner.
+
+        Raises:
+          InputError: where there is none, or it is of another model; it names what differs, or the level.
+        """
+        path = Path(directory)
+        if not path.is_dir():
+            raise InputError(f"{path}: no saved stream there; expected what Stream.save wrote")
+        stream = cls(model)
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            try:
+                about = checkpointer.restore(path.absolute(), args=ocp.args.Composite(about=ocp.args.JsonRestore()))
+                about = about["about"]
+            except Exception as error:  # orbax has no common class for what it cannot read
+                raise InputError(f"{path}: not a saved stream; expected what Stream.save wrote") from error
+            own = _as_json(dataclasses.asdict(model.config))
+            for name, value in about["model"].items():
+                if own.get(name) != value:
+                    raise InputError(f"{path}: a stream of another model, whose {name} is {value}, not {own.get(name)}")
+            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), named_leaves(stream._state))
+            leaves = checkpointer.restore(
+                path.absolute(), args=ocp.args.Composite(state=ocp.args.StandardRestore(like))
+            )["state"]
+        structure = jax.tree.structure(stream._state)
+        stream._state = jax.tree.unflatten(structure, [leaves[name] for name in named_leaves(stream._state)])
+        stream._waiting, stream._frozen = list(about["waiting"]), set(about["frozen"])
+        return stream
+
+    def _known(self, level: str) -> str:
+        if level not in self.levels:
+            raise ValueError(f"level {level!r}: there is none of this name; there are {', '.join(self.levels)}")
+        return level
+
+    def _period(self, name: str) -> int:
+        return self.chunk if name == "mixers" else self.model.config.cms_periods[int(name.removeprefix("cms_"))]
+
+
+def _initial_state(model: LanguageModel) -> ScheduleState:
+    chunk = min(model.config.cms_periods)
+    tokens = jnp.zeros((1, chunk), jnp.int32)
+    return learning_schedule(model, 1).init(None, (tokens, tokens, jnp.ones((1, chunk))))
+
+
+def _learn_chunk(model: LanguageModel, tokens: Any, targets: Any, state: ScheduleState, frozen: frozenset[str]) -> Any:
+    """One chunk: the state, its loss in nats per token, and each level's surprise."""
+    schedule = learning_schedule(model, 1)
+    new, (logits, surprise) = schedule.step(state, (tokens, targets, jnp.ones(tokens.shape)))
+    loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, targets))
+    for name in frozen:
+        new = _replace_level(new, state, name)
+    return new, loss, surprise
+
+
+def _replace_level(state: ScheduleState, source: ScheduleState, name: str) -> ScheduleState:
+    """``state`` with one level, and what waits for its next update, of ``source``.
+
+    Of the mixers' only what they have learned: their convolution and position go with the text.
+    """
+    if name == "mixers":
+        own, other = state.levels[name], source.levels[name]
+        if not hasattr(own, "change"):
+            raise ValueError("level 'mixers': attention keeps tokens and learns nothing that could be set back")
+        memories = own._replace(change=other.change, momentum=other.momentum, boundary=other.boundary)
+        return state._replace(levels=state.levels | {name: memories})
+    pending = {name: source.pending[name]} if name in source.pending else {}
+    return state._replace(levels=state.levels | {name: source.levels[name]}, pending=state.pending | pending)
+
+
+@jax.jit
+def _next_token(model: LanguageModel, levels: Any, tokens: Any, mixers: Any, key: Any, temperature: Any) -> Any:
+    logits, mixers = with_levels(model, own_blocks(levels))(tokens, mixers)
+    last = logits[:, -1]
+    sampled = jax.random.categorical(key, last / jnp.maximum(temperature, 1e-6))
+    return jnp.where(temperature > 0, sampled, last.argmax(-1))[:, None].astype(jnp.int32), mixers
+
+
+def _as_json(value: Any) -> Any:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(value))

@@ -1,0 +1,163 @@
+"""A stream: the same learner however its text is cut, stopped or saved; freeze, reset, rollback; the launcher."""
+
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from experiments import language_model
+from experiments import stream as launcher
+from nl_jax import InputError
+from nl_jax.models import LanguageModel, LanguageModelConfig
+from nl_jax.models.in_context import read_and_learn
+from nl_jax.streaming import Stream
+
+TOKENS = np.random.default_rng(0).integers(0, 11, 60)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make()
+
+
+def make(mixer="delta_net", **fields):
+    sizes = {"vocab_size": 11, "width": 8, "num_layers": 2, "num_heads": 1, "mlp_hidden": 6, "chunk_size": 2}
+    options = {"cms_periods": (4, 8), "cms_regime": "online", "cms_rate": 0.5, "unroll": True}
+    return LanguageModel(LanguageModelConfig(mixer, **sizes | options | fields), rngs=nnx.Rngs(0))
+
+
+def states(stream):
+    return jax.tree.map(np.asarray, stream.snapshot()[0])
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
+def test_feeding_is_reading_and_learning_however_cut(model):
+    whole, parts = Stream(model), Stream(model)
+    fed = whole.feed(TOKENS)
+    told = [parts.feed(part) for part in np.split(TOKENS, [1, 4, 5, 23, 40])]
+    logits, state = read_and_learn(model, *(jnp.asarray(x)[None] for x in (TOKENS[:56], TOKENS[1:57])))
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits[0], TOKENS[1:57])
+    assert fed.loss == pytest.approx(float(nats.mean()), rel=1e-5)
+    assert sum(part.loss * part.tokens for part in told if part.tokens) == pytest.approx(float(nats.sum()), rel=1e-5)
+    assert fed.tokens == sum(part.tokens for part in told) == 56
+    assert fed.updated == {"mixers": 14, "cms_0": 14, "cms_1": 7}
+    assert same(states(whole), states(parts))
+    for a, b in zip(*map(jax.tree.leaves, (states(whole), state)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert whole.position == 56
+    assert whole.waiting == 4
+    assert math.isnan(whole.feed([]).loss)
+    assert all(value > 0 for value in fed.surprise.values())
+
+
+def test_a_saved_stream_is_the_same_learner(model, tmp_path):
+    stream = Stream(model, frozen=["cms_1"])
+    stream.feed(TOKENS[:30])
+    stream.save(tmp_path / "saved")
+    again = Stream.load(tmp_path / "saved", model)
+    assert again.feed(TOKENS[30:]) == stream.feed(TOKENS[30:])
+    assert same(states(again), states(stream))
+    stream.save(tmp_path / "saved")  # over the one before
+    assert Stream.load(tmp_path / "saved", model).position == stream.position
+    with pytest.raises(InputError, match=r"a stream of another model, whose cms_periods is \[4, 8\], not \[4, 16\]"):
+        Stream.load(tmp_path / "saved", make(cms_periods=(4, 16)))
+    with pytest.raises(InputError, match="no saved stream there"):
+        Stream.load(tmp_path / "none", model)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="not a saved stream"):
+        Stream.load(tmp_path / "empty", model)
+
+
+def test_freeze_reset_rollback(model):
+    stream = Stream(model)
+    start = states(stream)
+    stream.feed(TOKENS[:20])
+    before, snapshot = states(stream), stream.snapshot()
+    for level in ("mixers", "cms_0"):
+        stream.freeze(level)
+    fed = stream.feed(TOKENS[20:])
+    after = states(stream)
+    assert fed.updated["cms_0"] == fed.updated["mixers"] == 0 < fed.updated["cms_1"]
+    assert same(after.levels["cms_0"], before.levels["cms_0"])
+    assert same(after.levels["mixers"].change, before.levels["mixers"].change)
+    assert not same(after.levels["mixers"].position, before.levels["mixers"].position)
+    assert not same(after.levels["cms_1"], before.levels["cms_1"])
+    stream.thaw("cms_0")
+    stream.reset("cms_1")
+    assert same(states(stream).levels["cms_1"], start.levels["cms_1"])
+    stream.rollback(snapshot, "cms_1")
+    assert same(states(stream).levels["cms_1"], before.levels["cms_1"])
+    stream.rollback(snapshot)
+    assert same(states(stream), before)
+
+
+@pytest.mark.slow
+def test_generate_leaves_the_stream_as_it_is(model):
+    stream = Stream(model)
+    stream.feed(TOKENS[:22])
+    before = states(stream)
+    first = stream.generate([1, 2], num_tokens=5, seed=3)
+    assert stream.generate([1, 2], num_tokens=5, seed=3) == first
+    assert len(first) == 5
+    assert all(0 <= token < 11 for token in first)
+    assert same(states(stream), before)
+    # the likeliest token is that of the model as it has learned so far
+    assert stream.waiting == 2
+    (likeliest,) = stream.generate([], num_tokens=1, temperature=0)
+    text = jnp.asarray(np.append(TOKENS[:22], [0, 0]))[None]
+    logits, _ = read_and_learn(model, text, jnp.roll(text, -1, axis=1))
+    assert likeliest == int(jnp.argmax(logits[0, 21]))
+
+
+def test_bad_input(model):
+    with pytest.raises(ValueError, match="cms_regime='outer'"):
+        Stream(make(cms_regime="outer"))
+    with pytest.raises(ValueError, match="level 'cms_7': there is none"):
+        Stream(model).reset("cms_7")
+    with pytest.raises(ValueError, match="level 'mixers': attention"):
+        Stream(make(mixer="attention")).freeze("mixers")
+    with pytest.raises(ValueError, match="token 11: expected 0 to 10"):
+        Stream(model).feed([11])
+    with pytest.raises(ValueError, match="expected a token"):
+        Stream(model).generate()
+
+
+def test_launcher_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    corpus = tmp_path / "texts"
+    corpus.mkdir()
+    for i in range(12):
+        (corpus / f"{i}.txt").write_text(f"{i} and so on, again and again. " * 40)
+    run = f"--workdir={tmp_path / 'run'}"
+    sizes = ["--models=hope_attention", "--steps=2", "--batch_size=2", "--seq_len=32", f"--data={corpus}"]
+    assert language_model.main(["x", run, *sizes, "--cms_levels=16,32", "--cms_regime=meta"]) == 0
+    capsys.readouterr()
+
+    def feed(text, *flags):
+        (tmp_path / "text").write_bytes(text)
+        monkeypatch.setattr(sys, "stdin", (tmp_path / "text").open())
+        code = launcher.main(["x", run, *flags])
+        return code, capsys.readouterr()
+
+    code, first = feed(b"one two three four five six, " * 4)
+    assert code == 0
+    assert "bits  surprise cms_0" in first.out
+    assert "updated cms_0 cms_1 mixers" in first.out
+    assert "112 tokens learned, 5 wait for their chunk" in first.out
+    assert "128 tokens learned" in feed(b"another text to read")[1].out
+    assert "16 tokens learned" in feed(b"another text to read", "--fresh")[1].out
+    for flags, message in (
+        (["--freeze=cms_9"], "--freeze=cms_9: level 'cms_9': there is none"),
+        (["--every=10"], "--every=10: expected a multiple of the chunk, 16 tokens"),
+        (["--model=hope"], "--model=hope: not in this run"),
+    ):
+        code, said = feed(b"", *flags)
+        assert code == 2
+        assert message in said.err
