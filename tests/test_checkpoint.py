@@ -80,6 +80,7 @@ def test_without_checkpoints_there_is_nothing(tmp_path):
     assert not (tmp_path / "missing").exists()
 
 
+@pytest.mark.slow
 def test_any_truncated_file_is_noticed_or_does_not_matter(saved, tmp_path, caplog):
     source, following = saved
     skipped = 0

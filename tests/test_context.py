@@ -40,6 +40,7 @@ def test_bits_by_position_average_the_targets_there(data):
     np.testing.assert_allclose(bits, total / count / math.log(2), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_whole_run_goes_on_where_it_was(data, tmp_path, capsys):
     flags = [f"--workdir={tmp_path / 'run'}", f"--data={data}", *FLAGS]
     assert call(*flags) == 0

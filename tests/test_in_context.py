@@ -84,12 +84,8 @@ def sequence_loop(model, tokens, targets, optimizers):
 SLOW = pytest.mark.slow
 
 
-def some(*slow):
-    """All variants, some of them in the slow suite: every one is a program to compile."""
-    return [pytest.param(v, marks=SLOW) if v in slow else v for v in VARIANTS]
-
-
-@pytest.mark.parametrize("variant", some("sequential", "independent"))
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_learning_equals_a_loop_over_tokens(variant):
     with jax.enable_x64(True):
         model = make(variant, periods=(8, 4, 16), wide=True)

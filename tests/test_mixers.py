@@ -102,6 +102,7 @@ def test_published_recurrences(name, chunk):
         np.testing.assert_allclose(y[0], expected, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_mixer_starts_as_an_induction_head():
     """Three tokens that came before are answered with what followed them then, before any training."""
     module = mixer("delta_net", width=64, num_heads=1, rngs=nnx.Rngs(0))
@@ -125,6 +126,7 @@ def test_negative_eigenvalues_reach_minus_one():
     np.testing.assert_allclose(change[0][0][0, 0], np.diag([-1.0, 1.0, 1.0, 1.0]), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["self_modifying_titans", "titans", "ttt_mlp", "ttt_linear", "atlas", "delta_net", "oja"]
 )
@@ -152,6 +154,7 @@ STREAMS = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     stream=st.sampled_from(sorted(STREAMS)),

@@ -66,7 +66,7 @@ def test_program_does_not_grow_with_depth(name):
     assert program(12) < 1.02 * program(2)
 
 
-@pytest.mark.parametrize(("batch", "time"), [(1, 32), (2, 80)])
+@pytest.mark.parametrize(("batch", "time"), [(1, 32), pytest.param(2, 80, marks=pytest.mark.slow)])
 def test_compiled_gradient_is_right_in_float32(batch, time):
     # XLA on CPU got this wrong where its YNNPACK fusions were on (BUILD_NOTES.md); they do not exist in float64
     tokens = np.random.default_rng(0).integers(0, 257, (batch, time))
@@ -79,6 +79,7 @@ def test_compiled_gradient_is_right_in_float32(batch, time):
         np.testing.assert_allclose(a, e, atol=2e-3 * float(jnp.max(jnp.abs(e))))
 
 
+@pytest.mark.slow
 def test_remat_changes_nothing_but_memory():
     tokens = jax.random.randint(jax.random.key(0), (1, 8), 0, 257)
     gradients = []
@@ -104,6 +105,7 @@ def test_bad_configurations(call, message):
         call()
 
 
+@pytest.mark.slow
 def test_divergence_of_the_printed_rule_is_reported_with_its_layer():
     """The paper's rule at a rate at which it doubles its error with every chunk, beside the default, which stays."""
     sizes = {"vocab_size": 16, "width": 8, "num_layers": 2, "num_heads": 1, "mlp_hidden": 8, "chunk_size": 16}

@@ -184,6 +184,7 @@ def test_frozen_has_the_same_parameters_and_never_learns():
         assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(learned)) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"adaptive": ("key", "query", "alpha")}, {"retention": "zero"}], ids=str)
 def test_frozen_is_what_a_rate_of_zero_gives(options):
     """In outputs and gradients: the control is the same program, only quicker."""
@@ -203,7 +204,15 @@ def test_frozen_is_what_a_rate_of_zero_gives(options):
 
 
 @pytest.mark.parametrize(("chunk", "projections"), [(1, 1), (4, 4), (4, 8), (8, 4)])
-@pytest.mark.parametrize("split", [(1,) * 14, (5, 9), (9, 5), (1, 5, 3, 5)])
+@pytest.mark.parametrize(
+    "split",
+    [
+        pytest.param((1,) * 14, marks=pytest.mark.slow),
+        pytest.param((5, 9), marks=pytest.mark.slow),
+        pytest.param((9, 5), marks=pytest.mark.slow),
+        (1, 5, 3, 5),
+    ],
+)
 def test_any_split_gives_the_same(chunk, projections, split):
     mixer = make(chunk_size=chunk, projection_chunk_size=projections)
     x = tokens(14)

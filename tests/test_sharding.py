@@ -122,7 +122,9 @@ def compare(name):
         print(json.dumps({"one": read_metrics(one), "eight": read_metrics(eight), "shares": shares}))
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "hope" else name for name in MESHES]
+)
 def test_eight_devices_give_the_run_of_one(name):
     """In a process of its own, since the number of devices is fixed when jax starts."""
     # Compiled quickly rather than for speed: it is the compiler that takes the time here.

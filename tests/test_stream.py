@@ -130,6 +130,7 @@ def test_bad_input(model):
         Stream(model).generate()
 
 
+@pytest.mark.slow
 def test_launcher_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     corpus = tmp_path / "texts"
     corpus.mkdir()
