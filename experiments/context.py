@@ -23,9 +23,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from experiments import launcher
-from experiments.cms_options import cms_fields
-from experiments.language_model import FREE_FLAGS, batches_of, check, define_flags, fit_model
-from experiments.mixer_options import configuration
+from experiments.language_model import FREE_FLAGS, batches_of, check, configurations, define_flags, fit_model
 from nl_jax.data import load_text_data
 from nl_jax.training import bits_by_position
 from nl_jax.training.metrics import METRICS, save_figure
@@ -62,10 +60,7 @@ def train(values: flags.FlagValues) -> None:
     launcher.check_range(values, "seeds", 1)
     mesh = check(values)
     data = load_text_data(values.data, values.tokenizer, values.text_key)
-    shape = {"vocab_size": data.tokenizer.vocab_size, "context_length": values.seq_len}
-    configs = {
-        name: configuration(values, name, values.preset, **shape, **cms_fields(values, name)) for name in values.models
-    }
+    configs = configurations(values, data)
     config: dict[str, Any] = {
         "launcher": NAME,
         "flags": {name: value for name, value in values.flag_values_dict().items() if name not in FREE_FLAGS},

@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Int
 
 from experiments import language_model, launcher
 from nl_jax import InputError
 from nl_jax.data import Tokenizer, load_tokenizer
 from nl_jax.models import LanguageModel, LanguageModelConfig
+from nl_jax.models.sampling import next_token
 from nl_jax.training import restore_newest
 from nl_jax.training.loop import CHECKPOINTS
 
@@ -56,15 +57,8 @@ def generate(values: flags.FlagValues) -> None:
         prompt = values.prompt.encode("utf-8")
     except UnicodeEncodeError as error:  # what Python makes of arguments in another encoding
         raise InputError("--prompt: not UTF-8; expected UTF-8 text") from error
-    workdir = launcher.workdir_of(values)
-    config = launcher.read_config(workdir, language_model.NAME)
-    if config is None:
-        raise InputError(f"--workdir={workdir}: no run there; expected a workdir of experiments.language_model")
-    name = values.model or next(iter(config["models"]))
-    if name not in config["models"]:
-        raise InputError(f"--model={name}: not in this run; expected one of {', '.join(config['models'])}")
-    tokenizer = load_tokenizer(config["flags"]["tokenizer"])
-    model = restore(workdir / name / CHECKPOINTS, config["models"][name])
+    directory, config, tokenizer = chosen_model(values)
+    model = restore(directory / CHECKPOINTS, config)
 
     ids, _ = tokenizer.encode(prompt)
     tokens = sample(model, np.append(tokenizer.separator_id, ids), values.num_tokens, values.temperature, values.seed)
@@ -72,6 +66,18 @@ def generate(values: flags.FlagValues) -> None:
     for text in decode_stream(tokenizer, itertools.takewhile(lambda token: token != tokenizer.separator_id, tokens)):
         print(text, end="", flush=True)
     print()
+
+
+def chosen_model(values: flags.FlagValues) -> tuple[Path, dict[str, Any], Tokenizer]:
+    """Directory, configuration and tokenizer of the model that --workdir and --model name; `InputError` for none."""
+    workdir = launcher.workdir_of(values)
+    config = launcher.read_config(workdir, language_model.NAME)
+    if config is None:
+        raise InputError(f"--workdir={workdir}: no run there; expected a workdir of experiments.language_model")
+    name = values.model or next(iter(config["models"]))
+    if name not in config["models"]:
+        raise InputError(f"--model={name}: not in this run; expected one of {', '.join(config['models'])}")
+    return workdir / name, config["models"][name], load_tokenizer(config["flags"]["tokenizer"])
 
 
 def restore(directory: Path, config: dict[str, Any]) -> LanguageModel:
@@ -84,17 +90,6 @@ def restore(directory: Path, config: dict[str, Any]) -> LanguageModel:
     if checkpoint is None:
         raise InputError(f"{directory}: no checkpoint yet; expected one of experiments.language_model")
     return checkpoint.items["model"]
-
-
-@jax.jit
-def next_token(
-    model: LanguageModel, tokens: Int[Array, "1 T"], state: Any, key: Array, temperature: Float[Array, ""]
-) -> tuple[Int[Array, "1 1"], Any]:
-    """Reads `tokens` on from `state` (None at the start of a text) and samples the one after them."""
-    logits, state = model(tokens, state)
-    last = logits[:, -1].astype(jnp.float32)
-    sampled = jax.random.categorical(key, last / jnp.maximum(temperature, 1e-6))
-    return jnp.where(temperature > 0, sampled, last.argmax(-1))[:, None], state
 
 
 def sample(

@@ -81,11 +81,7 @@ def train(values: flags.FlagValues) -> None:
         return report(workdir, results)
 
     data = load_text_data(values.data, values.tokenizer, values.text_key)
-    # Attention remembers as many tokens in generation as it has seen in training.
-    shape = {"vocab_size": data.tokenizer.vocab_size, "context_length": values.seq_len}
-    configs = {
-        name: configuration(values, name, values.preset, **shape, **cms_fields(values, name)) for name in values.models
-    }
+    configs = configurations(values, data)
     models = {name: dataclasses.asdict(config) for name, config in configs.items()}
     if stored:
         launcher.check_same(workdir, "data", stored["data"], data.fingerprint)
@@ -112,6 +108,15 @@ def train(values: flags.FlagValues) -> None:
             plot_validation(workdir, results["yardsticks"])
             launcher.write_json(workdir / RESULTS, results)
     report(workdir, results)
+
+
+def configurations(values: flags.FlagValues, data: TextData) -> dict[str, LanguageModelConfig]:
+    """Of all models, by the flags."""
+    # Attention remembers as many tokens in generation as it has seen in training.
+    shape = {"vocab_size": data.tokenizer.vocab_size, "context_length": values.seq_len}
+    return {
+        name: configuration(values, name, values.preset, **shape, **cms_fields(values, name)) for name in values.models
+    }
 
 
 class Batches(NamedTuple):

@@ -19,9 +19,8 @@ import time
 
 from absl import flags
 
-from experiments import generate, language_model, launcher
+from experiments import generate, launcher
 from nl_jax import InputError
-from nl_jax.data import load_tokenizer
 from nl_jax.streaming import Stream
 from nl_jax.training.loop import CHECKPOINTS
 
@@ -49,20 +48,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(values: flags.FlagValues) -> None:
     """Feeds standard input to the stream."""
-    workdir = launcher.workdir_of(values)
-    config = launcher.read_config(workdir, language_model.NAME)
-    if config is None:
-        raise InputError(f"--workdir={workdir}: no run there; expected a workdir of experiments.language_model")
-    name = values.model or next(iter(config["models"]))
-    if name not in config["models"]:
-        raise InputError(f"--model={name}: not in this run; expected one of {', '.join(config['models'])}")
-    if config["models"][name]["cms_regime"] == "outer":
+    directory, config, tokenizer = generate.chosen_model(values)
+    if config["cms_regime"] == "outer":
         raise InputError(
-            f"--model={name}: its CMS learns in pre-training only; expected a run with --cms_regime=online"
+            f"--model={directory.name}: its CMS learns in pre-training only; expected a run with --cms_regime=online"
         )
-    tokenizer = load_tokenizer(config["flags"]["tokenizer"])
-    model = generate.restore(workdir / name / CHECKPOINTS, config["models"][name])
-    saved = workdir / name / "stream"
+    model = generate.restore(directory / CHECKPOINTS, config)
+    saved = directory / "stream"
     if values.fresh and saved.exists():
         shutil.rmtree(saved)
     stream = Stream.load(saved, model) if saved.exists() else Stream(model)

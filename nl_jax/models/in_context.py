@@ -13,6 +13,7 @@ updates' gradients for constants (first order).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -21,13 +22,11 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from nl_jax.levels import Learner, Level
+from nl_jax.levels import Level, from_optax
 from nl_jax.modules import FeedForward
 from nl_jax.schedule import Schedule, ScheduleState
 
-Weights = (
-    Any  # of one level: a FeedForward [layers, batch, ...]; in the nested variant also what faster ones start from
-)
+Weights = Any  # of a level: a FeedForward [layers, batch, ...]; nested ones also hold what faster ones start from
 
 
 def learning_schedule(
@@ -64,14 +63,24 @@ def learning_schedule(
             objective="of the memories",
         )
     ]
-    start: Weights = None
-    for place, i in enumerate(slower):
+
+    def with_starts(blocks: Sequence[FeedForward]) -> dict[int, Weights]:
+        """By level: its block, and where levels are nested also where the next faster one starts."""
+        found: dict[int, Weights] = {}
+        start: Weights = None
+        for i in slower:
+            found[i] = start = {"own": blocks[i], "start": start} if nested and found else blocks[i]
+        return found
+
+    for i, weights in with_starts(own).items():
         if periods[i] % chunk:
             raise ValueError(f"level cms_{i}: its period {periods[i]} must be a multiple of the shortest, {chunk}")
-        # a nested level also learns where the next faster one starts
-        start = {"own": own[i], "start": start} if nested and place else own[i]
-        above = f"cms_{slower[place + 1]}" if nested and place + 1 < len(slower) else None
-        levels.append(_level(f"cms_{i}", periods[i] // chunk, start, _per_sequence(optimizers[i]), above))
+        level = from_optax(
+            f"cms_{i}", _per_sequence(optimizers[i]), weights, period=periods[i] // chunk, objective="next token"
+        )
+        if nested and i != slower[-1]:
+            level = _started_by(level, f"cms_{slower[slower.index(i) + 1]}")
+        levels.append(level)
 
     def flow(read, data):
         tokens, targets, mask = data
@@ -89,12 +98,8 @@ def learning_schedule(
         surprise["mixers"] = optax.tree.norm(jax.tree.map(jnp.subtract, learned(mixers), learned(memories)))
         if config.cms_regime == "online":
             gradients = jax.lax.stop_gradient(gradients)
-        contexts: dict[str, Any] = {"mixers": mixers}
-        gradient: Weights = None
-        for place, i in enumerate(slower):
-            gradient = {"own": gradients[i], "start": gradient} if nested and place else gradients[i]
-            contexts[f"cms_{i}"] = gradient
-        return contexts, (logits, surprise)
+        contexts = {f"cms_{i}": gradient for i, gradient in with_starts(gradients).items()}
+        return {"mixers": mixers, **contexts}, (logits, surprise)
 
     return Schedule(levels, flow, has_aux=True)
 
@@ -165,26 +170,8 @@ def _per_sequence(transformation: optax.GradientTransformation) -> optax.Gradien
     )
 
 
-def _level(
-    name: str, period: int, weights: Weights, transformation: optax.GradientTransformation, starts_from: str | None
-) -> Level:
-    def start(weights):
-        return Learner(weights, transformation.init(weights))
-
-    def update(learner, gradient):
-        updates, optimizer = transformation.update(gradient, learner.optimizer, learner.params)
-        return Learner(optax.apply_updates(learner.params, updates), optimizer)
-
-    return Level(
-        name,
-        period,
-        init=lambda key, data: start(weights),
-        update=update,
-        read=lambda learner, query: learner.params,
-        gather="sum",
-        starts_from=starts_from,
-        start=lambda answer: start(answer["start"]),
-        context="gradients of the chunks, summed",
-        objective="next token",
-        parts=lambda learner: tuple(learner),
-    )
+def _started_by(level: Level, slow: str) -> Level:
+    """The level, started anew from what a slower nested one holds for it (Eq. 72)."""
+    start = level.start
+    assert start is not None
+    return replace(level, starts_from=slow, start=lambda answer: start(answer["start"]))

@@ -9,7 +9,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from nl_jax.errors import InputError
-from nl_jax.models.in_context import read_and_learn
 from nl_jax.modules import MIXERS, Block, ContinuumMemory, mixer
 
 REGIMES = ("outer", "online", "meta")
@@ -111,18 +110,8 @@ class LanguageModel(nnx.Module):
 
     @property
     def learns_in_context(self) -> bool:
-        """Whether its continuum memory does, so that ``learn`` needs the targets."""
+        """Whether its continuum memory does, so that it is read by ``in_context.read_and_learn``."""
         return self.config.cms_regime != "outer"
-
-    def learn(
-        self,
-        tokens: Int[Array, "batch time"],
-        targets: Int[Array, "batch time"],
-        mask: Float[Array, "batch time"] | None = None,
-        state: Any = None,
-    ) -> tuple[Float[Array, "batch time vocab"], Any]:
-        """Reads as a call does, and its continuum memory learns the targets chunk by chunk; see ``read_and_learn``."""
-        return read_and_learn(self, tokens, targets, mask, state)
 
     def init_state(self, batch_size: int) -> Any:
         """State of every block before the first token, stacked over layers."""

@@ -12,10 +12,10 @@ from jaxtyping import Array, Float
 class Linear(nnx.Linear):
     """``nnx.Linear`` as one product of two matrices, whatever the leading axes.
 
-    Weights [batch, in, out] are each of one row of the batch.
-
     With several of them XLA on CPU copies its operands into transposed order in the backward pass, which took a tenth
     of a training step (BUILD_NOTES.md).
+
+    Weights [batch, in, out] are each of one row of the batch.
     """
 
     def __call__(self, inputs: Float[Array, "... in"], out_sharding: Any = None) -> Float[Array, "... out"]:

@@ -22,6 +22,7 @@ from jaxtyping import Int
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel
 from nl_jax.models.in_context import learning_schedule, own_blocks, with_levels
+from nl_jax.models.sampling import next_token
 from nl_jax.schedule import ScheduleState
 from nl_jax.training.sharding import named_leaves
 
@@ -65,9 +66,10 @@ class Stream:
         self.chunk = min(model.config.cms_periods)
         self._waiting: list[int] = []  # tokens whose chunk, or whose last target, has not come yet
         self._frozen: set[str] = set()
-        self._start = _initial_state(model)
+        schedule, blank = learning_schedule(model, 1), jnp.zeros((1, self.chunk), jnp.int32)
+        self._periods = {level.name: level.period for level in schedule.levels}  # in chunks
+        self._start = schedule.init(None, (blank, blank, jnp.ones(blank.shape)))
         self._state = self._start if state is None else state
-        self._step = jax.jit(functools.partial(_learn_chunk, model), static_argnums=3)
         for name in frozen:
             self.freeze(name)
 
@@ -100,15 +102,19 @@ class Stream:
         losses: list[float] = []
         surprises: dict[str, list[float]] = {name: [] for name in self.levels}
         updated = dict.fromkeys(self.levels, 0)
-        while len(self._waiting) > self.chunk:
-            part = np.asarray(self._waiting[: self.chunk + 1], np.int32)[None]
-            self._state, loss, surprise = self._step(part[:, :-1], part[:, 1:], self._state, frozenset(self._frozen))
-            del self._waiting[: self.chunk]
-            losses.append(float(loss))
-            for name in self.levels:
-                surprises[name].append(float(surprise[name]))
-                period = self._period(name)
-                updated[name] += name not in self._frozen and self.position % period == 0
+        step, frozen, done = int(self._state.step), tuple(sorted(self._frozen)), 0
+        text = np.asarray(self._waiting, np.int32)[None]
+        try:
+            while done + self.chunk < text.shape[1]:
+                part = text[:, done : done + self.chunk + 1]
+                self._state, loss, surprise = _learn_chunk(self.model, part[:, :-1], part[:, 1:], self._state, frozen)
+                done, step = done + self.chunk, step + 1
+                losses.append(float(loss))
+                for name, period in self._periods.items():
+                    surprises[name].append(float(surprise[name]))
+                    updated[name] += name not in self._frozen and step % period == 0
+        finally:
+            del self._waiting[:done]
         mean = {name: float(np.mean(values)) if values else math.nan for name, values in surprises.items()}
         loss = float(np.mean(losses)) if losses else math.nan
         return Fed(len(losses) * self.chunk, loss, mean, updated)
@@ -131,9 +137,10 @@ class Stream:
         if tokens.size == 0:
             raise ValueError("prompt=b'': expected a token, since the stream has not read any")
         levels = [self._state.levels[f"cms_{i}"].params for i in range(len(self.model.config.cms_periods))]
+        model = with_levels(self.model, own_blocks(levels))
         mixers, out = self._state.levels["mixers"], []
         for key in jax.random.split(jax.random.key(seed), num_tokens):
-            tokens, mixers = _next_token(self.model, levels, tokens, mixers, key, jnp.float32(temperature))
+            tokens, mixers = next_token(model, tokens, mixers, key, jnp.float32(temperature))
             out.append(int(tokens[0, 0]))
         return out
 
@@ -215,17 +222,9 @@ class Stream:
             raise ValueError(f"level {level!r}: there is none of this name; there are {', '.join(self.levels)}")
         return level
 
-    def _period(self, name: str) -> int:
-        return self.chunk if name == "mixers" else self.model.config.cms_periods[int(name.removeprefix("cms_"))]
 
-
-def _initial_state(model: LanguageModel) -> ScheduleState:
-    chunk = min(model.config.cms_periods)
-    tokens = jnp.zeros((1, chunk), jnp.int32)
-    return learning_schedule(model, 1).init(None, (tokens, tokens, jnp.ones((1, chunk))))
-
-
-def _learn_chunk(model: LanguageModel, tokens: Any, targets: Any, state: ScheduleState, frozen: frozenset[str]) -> Any:
+@functools.partial(jax.jit, static_argnames="frozen")
+def _learn_chunk(model: LanguageModel, tokens: Any, targets: Any, state: ScheduleState, frozen: tuple[str, ...]) -> Any:
     """One chunk: the state, its loss in nats per token, and each level's surprise."""
     schedule = learning_schedule(model, 1)
     new, (logits, surprise) = schedule.step(state, (tokens, targets, jnp.ones(tokens.shape)))
@@ -248,14 +247,6 @@ def _replace_level(state: ScheduleState, source: ScheduleState, name: str) -> Sc
         return state._replace(levels=state.levels | {name: memories})
     pending = {name: source.pending[name]} if name in source.pending else {}
     return state._replace(levels=state.levels | {name: source.levels[name]}, pending=state.pending | pending)
-
-
-@jax.jit
-def _next_token(model: LanguageModel, levels: Any, tokens: Any, mixers: Any, key: Any, temperature: Any) -> Any:
-    logits, mixers = with_levels(model, own_blocks(levels))(tokens, mixers)
-    last = logits[:, -1]
-    sampled = jax.random.categorical(key, last / jnp.maximum(temperature, 1e-6))
-    return jnp.where(temperature > 0, sampled, last.argmax(-1))[:, None].astype(jnp.int32), mixers
 
 
 def _as_json(value: Any) -> Any:

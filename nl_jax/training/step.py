@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from nl_jax.data import EvaluationSet
+from nl_jax.models.in_context import read_and_learn
 from nl_jax.training.sharding import batch_sharding, parameter_shardings
 
 PyTree = Any
@@ -47,7 +48,7 @@ def token_losses(model: PyTree, batch: Batch) -> Float[Array, "B T"]:
 
 def _losses_and_state(model: PyTree, batch: Batch) -> tuple[Float[Array, "B T"], PyTree]:
     if getattr(model, "learns_in_context", False):
-        logits, learned = model.learn(batch["inputs"], batch["targets"], batch.get("mask"))
+        logits, learned = read_and_learn(model, batch["inputs"], batch["targets"], batch.get("mask"))
         state = learned.levels["mixers"]
     else:
         logits, state = model(batch["inputs"], None)
