@@ -63,6 +63,8 @@ def run(values: flags.FlagValues) -> None:
             stream.freeze(level)
     except ValueError as error:
         raise InputError(f"--freeze={','.join(values.freeze)}: {error}") from error
+    if values.every is not None:
+        launcher.check_range(values, "every", 1)
     every = values.every or stream.chunk
     if every % stream.chunk:
         raise InputError(f"--every={every}: expected a multiple of the chunk, {stream.chunk} tokens")
