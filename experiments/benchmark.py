@@ -79,7 +79,7 @@ def define_flags() -> flags.FlagValues:
     lengths = "; ".join(f"{subject} {','.join(pairs)}" for subject, pairs in LENGTHS.items())
     define(flags.DEFINE_string, "workdir", None, "Directory of the run; made if need be. Required.")
     define(flags.DEFINE_list, "models", list(MODEL_NAMES), "Models to measure.")
-    define(flags.DEFINE_list, "competitors", list(COMPETITORS), "Others' programs, for mixers; in PyTorch only on CPU.")
+    define(flags.DEFINE_list, "competitors", list(COMPETITORS), "Others' programs, for mixers.")
     define(flags.DEFINE_list, "lengths", None, f"Sequence lengths and batch sizes. Without it {lengths}.")
     define(flags.DEFINE_integer, "width", 256, "Width of the models; a feed-forward block has twice as many units.")
     define(flags.DEFINE_integer, "num_heads", 4, "Heads of the mixers.")

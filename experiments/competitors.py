@@ -1,9 +1,10 @@
 """Programs of others to hold training speed against: models of the same sizes, trained by the same kind of step.
 
-Attention as JAX has it, and models of other packages in PyTorch. These run on CPU, where their package is installed;
-without it building one raises ModuleNotFoundError.
+Attention as JAX has it, and models of other packages in PyTorch. These run where JAX does, on CPU or a CUDA device, if
+their package is installed; without it building one raises ModuleNotFoundError.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,24 @@ def jax_attention(sizes: Sizes) -> Program:
     return our_program(config, sizes.batch_size, sizes.length, memory_limit=sizes.memory_limit, init_model=init_model)
 
 
+def _in_torch(build: Callable[[Sizes], Program]) -> Callable[[Sizes], Program]:
+    """Builds on JAX's kind of device, with its precision of matrix products there (TF32 on CUDA)."""
+
+    @functools.wraps(build)
+    def on_device(sizes: Sizes) -> Program:
+        import torch
+
+        backend = jax.default_backend()
+        if backend not in ("cpu", "gpu"):
+            raise NotImplementedError(f"JAX runs on {backend}; PyTorch runs on CPU or a CUDA device")
+        torch.set_float32_matmul_precision("high")
+        with torch.device("cuda" if backend == "gpu" else "cpu"):
+            return build(sizes)
+
+    return on_device
+
+
+@_in_torch
 def torch_transformer(sizes: Sizes) -> Program:
     """The Transformer of ``nl_jax.models`` in PyTorch, with its fused ``scaled_dot_product_attention``."""
     import torch
@@ -80,6 +99,7 @@ def torch_transformer(sizes: Sizes) -> Program:
     return _torch_program(sizes, [embedding, final_norm, *(p for layer in layers for p in layer.values())], loss)
 
 
+@_in_torch
 def titans_pytorch(sizes: Sizes) -> Program:
     """``MemoryAsContextTransformer`` of titans-pytorch with the options of its README."""
     from titans_pytorch import MemoryAsContextTransformer
@@ -103,6 +123,7 @@ def titans_pytorch(sizes: Sizes) -> Program:
     return _torch_program(sizes, list(model.parameters()), loss)
 
 
+@_in_torch
 def nested_learning(sizes: Sizes) -> Program:
     """Hope of nested-learning, the pass that updates its memories included, with two levels of CMS and chunks of 64."""
     import torch
@@ -146,8 +167,6 @@ def _torch_program(
     """AdamW with clipping on a batch of random tokens."""
     import torch
 
-    if jax.default_backend() != "cpu":
-        raise NotImplementedError("runs on CPU; expected JAX there too")
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     tokens = torch.randint(sizes.vocab_size, (sizes.batch_size, sizes.length + 1))
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
