@@ -2,10 +2,16 @@
 
     python -m experiments.context --workdir=runs/context
     python -m experiments.context --workdir=runs/no_dgd --models=hope --mixer_option=delta=False
+    python -m experiments.context --workdir=runs/levels --models=hope --start_from=runs/context --seq_len=16384 \
+        --cms_levels=64,512,4096 --cms_regime=meta
 
 Each model is trained anew for every seed, which decides initial parameters and the order of the data, with the same
 parameters (to 3 %), tokens and optimizer. Hope's controls are the same model whose memories never learn in context
 (hope_frozen) and a Transformer with the same convolution (transformer_conv). The test split is not looked at.
+
+With --start_from every run starts from the last parameters of the same model and seed of another run of this launcher:
+so a continuum memory that learns in context starts from blocks that were trained without (level stacking, §7.3 of the
+paper). Parameters that the other run's model has not start as they would.
 
 The same command goes on where a stopped run was. Into the workdir go config.json (what the run is), metrics.jsonl
 (every step), context.png (bits per token against position: mean of the seeds, in a band from worst to best),
@@ -14,6 +20,7 @@ results.json (final figures of each seed), and MODEL/seed_N/checkpoints and tens
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +30,15 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from experiments import launcher
+from experiments.generate import config_of, restore, shapes_of
 from experiments.language_model import FREE_FLAGS, batches_of, check, configurations, define_flags, fit_model
+from nl_jax import InputError
 from nl_jax.data import load_text_data
+from nl_jax.models import LanguageModelConfig
 from nl_jax.training import bits_by_position
+from nl_jax.training.loop import CHECKPOINTS
 from nl_jax.training.metrics import METRICS, save_figure
+from nl_jax.training.sharding import named_leaves
 
 NAME = "context"
 RESULTS, FIGURE = "results.json", "context.png"
@@ -45,6 +57,9 @@ def context_flags() -> flags.FlagValues:
     values = define_flags()
     del values.seed
     flags.DEFINE_integer("seeds", 3, "Runs of each model, with seeds 0, 1, ...", flag_values=values)
+    flags.DEFINE_string(
+        "start_from", None, "Workdir of a finished run whose parameters to start from.", flag_values=values
+    )
     for name, default in DEFAULTS.items():
         values.set_default(name, default)
     return values
@@ -68,6 +83,7 @@ def train(values: flags.FlagValues) -> None:
         "models": {name: dataclasses.asdict(config) for name, config in configs.items()},
     }
     batches = [batches_of(values, data, seed) for seed in range(values.seeds)]  # raises where the text is too short
+    starts = starts_of(values, configs)
     launcher.claim_workdir(workdir, config, written=(RESULTS, METRICS))
 
     results = launcher.read_json(workdir / RESULTS) or {
@@ -82,7 +98,7 @@ def train(values: flags.FlagValues) -> None:
             if len(seeds) > seed:
                 continue
             state, progress = fit_model(
-                f"{name}/seed_{seed}", configs[name], batches[seed], values, workdir, mesh, seed
+                f"{name}/seed_{seed}", configs[name], batches[seed], values, workdir, mesh, seed, starts(name, seed)
             )
             bits = bits_by_position(state.model, batches[seed].validation, mesh)
             results["models"][name] |= {
@@ -99,6 +115,31 @@ def train(values: flags.FlagValues) -> None:
             launcher.write_json(workdir / RESULTS, results)
             plot(workdir, results)
     report(workdir, results)
+
+
+def starts_of(values: flags.FlagValues, configs: dict[str, LanguageModelConfig]) -> Callable[[str, int], Any]:
+    """By name and seed: the model that --start_from gives, or None; `InputError` where it has none that fits."""
+    if values.start_from is None:
+        return lambda name, seed: None
+    directory, flag = Path(values.start_from), f"--start_from={values.start_from}"
+    source = launcher.read_config(directory, NAME, written=(RESULTS, METRICS))
+    done = (launcher.read_json(directory / RESULTS) or {"models": {}})["models"]
+    for name, config in configs.items():
+        if source is None or len(done.get(name, {}).get("seeds", [])) < values.seeds:
+            raise InputError(
+                f"{flag}: expected a run of this launcher that has finished {values.seeds} seeds of {name}"
+            )
+        shapes = [named_leaves(shapes_of(c)) for c in (config, config_of(source["models"][name]))]
+        for path in shapes[0].keys() & shapes[1].keys():
+            here, there = (leaves[path].shape for leaves in shapes)
+            if here != there:
+                raise InputError(f"{flag}: {path} of {name} has the shape {there} there, expected {here}")
+
+    def start(name: str, seed: int) -> Any:
+        assert source is not None
+        return restore(directory / name / f"seed_{seed}" / CHECKPOINTS, source["models"][name])
+
+    return start
 
 
 def _octaves(bits: np.ndarray) -> list[tuple[int, float]]:

@@ -80,10 +80,20 @@ def chosen_model(values: flags.FlagValues) -> tuple[Path, dict[str, Any], Tokeni
     return workdir / name, config["models"][name], load_tokenizer(config["flags"]["tokenizer"])
 
 
+def config_of(fields: dict[str, Any]) -> LanguageModelConfig:
+    """A configuration as JSON holds it."""
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return LanguageModelConfig(**given)
+
+
+def shapes_of(config: LanguageModelConfig) -> LanguageModel:
+    """The model, with shapes in the place of arrays."""
+    return jax.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
+
+
 def restore(directory: Path, config: dict[str, Any]) -> LanguageModel:
     """The model of the newest checkpoint, on one device; `config` is a `LanguageModelConfig` as JSON holds it."""
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
-    shapes = jax.eval_shape(lambda: LanguageModel(LanguageModelConfig(**fields), rngs=nnx.Rngs(0)))
+    shapes = shapes_of(config_of(config))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
     checkpoint = restore_newest(directory, {"model": like})

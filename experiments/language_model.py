@@ -29,6 +29,7 @@ from nl_jax.evaluation import bigram_bits_per_byte, gzip_bits_per_byte
 from nl_jax.models import MODEL_NAMES, PRESETS, LanguageModel, LanguageModelConfig
 from nl_jax.training import Progress, TrainState, evaluate, fit, make_optimizer, parse_mesh, plot_validation
 from nl_jax.training.metrics import FIGURE, METRICS
+from nl_jax.training.sharding import named_leaves
 
 NAME = "language_model"
 RESULTS = "results.json"
@@ -145,14 +146,22 @@ def fit_model(
     workdir: Path,
     mesh: jax.sharding.Mesh,
     seed: int,
+    start: LanguageModel | None = None,
 ) -> tuple[TrainState, Progress]:
-    """Trains one model below ``workdir/run``, or goes on where it was stopped."""
+    """Trains one model below ``workdir/run`` from the parameters of ``start``, or goes on where it was stopped."""
+
+    def init_model() -> LanguageModel:
+        model = LanguageModel(config, rngs=nnx.Rngs(seed))
+        known = {} if start is None else named_leaves(start)
+        leaves = [known.get(path, leaf) for path, leaf in named_leaves(model).items()]
+        return jax.tree.unflatten(jax.tree.structure(model), leaves)
+
     optimizer = make_optimizer(
         learning_rate=values.learning_rate, steps=values.steps, cms_periods=config.optimizer_periods
     )
     return fit(
         run,
-        lambda: LanguageModel(config, rngs=nnx.Rngs(seed)),
+        init_model,
         optimizer,
         batches.train(),
         batches.validation,

@@ -63,9 +63,34 @@ def test_a_whole_run_goes_on_where_it_was(data, tmp_path, capsys):
     assert "seeds 2 there, 3 here" in capsys.readouterr().err
 
 
+SMALL = ["--models=hope", "--seeds=1", "--batch_size=2", "--seq_len=16"]
+
+
+@pytest.mark.slow
+def test_levels_start_from_blocks_that_were_trained_without(data, tmp_path, capsys):
+    flags = [f"--data={data}", *SMALL, "--eval_every=9", "--checkpoint_every=9"]
+    levels = ["--cms_levels=4,8", "--cms_regime=online", "--learning_rate=1e-12"]
+    assert call(f"--workdir={tmp_path / 'first'}", *flags, "--steps=9", "--cms_levels=1,2") == 0
+    again = [*flags, *levels, "--steps=1"]
+    assert call(f"--workdir={tmp_path / 'anew'}", *again) == 0
+    assert call(f"--workdir={tmp_path / 'on'}", *again, f"--start_from={tmp_path / 'first'}") == 0
+    bits = {}
+    for name in ("first", "anew", "on"):
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        bits[name] = results["models"]["hope"]["seeds"][0]["validation_bits_per_byte"]
+    assert bits["on"] < bits["first"] + 0.05 < bits["anew"]  # the levels learn in context, from where they start
+    capsys.readouterr()
+    start = f"--start_from={tmp_path / 'first'}"
+    assert call(f"--workdir={tmp_path / 'more'}", *again, start, "--seeds=2") == 2
+    assert "has finished 2 seeds of hope" in capsys.readouterr().err
+    assert call(f"--workdir={tmp_path / 'wider'}", *again, start, "--cms_levels=4,8,16") == 2
+    assert "of hope has the shape" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
+        (["--start_from=nowhere"], "--start_from=nowhere: expected a run of this launcher"),
         (["--seeds=0"], "--seeds=0: expected at least 1"),
         (["--seed=1"], "Unknown command line flag 'seed'"),
         (["--seq_len=1000000"], "--seq_len=1000000 is longer than"),
