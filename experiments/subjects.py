@@ -57,6 +57,7 @@ from nl_jax.data import (
 )
 from nl_jax.models import LanguageModel, LanguageModelConfig
 from nl_jax.models.in_context import learning_schedule, own_blocks, read_and_learn, with_levels
+from nl_jax.schedule import ScheduleState
 from nl_jax.training import TrainingDiverged, progress_bar
 from nl_jax.training.metrics import METRICS, save_figure
 
@@ -214,6 +215,11 @@ def readers_of(regime: str, part: int, parts: int) -> dict[str, int]:
     return {regime: parts * part, f"{regime}_frozen": 0, f"{regime}_stopped": part}
 
 
+def _start(model: LanguageModel, batch: int) -> ScheduleState:
+    blank = jnp.zeros((batch, min(model.config.cms_periods)), jnp.int32)
+    return learning_schedule(model, batch).init(None, (blank, blank, jnp.ones(blank.shape)))
+
+
 @jax.jit
 def _learn(model: LanguageModel, state: Any, tokens: Any, targets: Any) -> tuple[Any, Array]:
     logits, state = read_and_learn(model, tokens, targets, None, state)
@@ -244,11 +250,9 @@ def read_streams(
     batch, time = streams.shape
     targets = streams.astype(np.int32)
     tokens = np.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=ByteTokenizer.separator_id)
-    if learns:
-        blank = jnp.zeros((batch, min(model.config.cms_periods)), jnp.int32)
-        state = learning_schedule(model, batch).init(None, (blank, blank, jnp.ones(blank.shape)))
-    else:
-        state = model.init_state(batch)
+    # In one place: where a state lies elsewhere in the first call, it would be compiled apart from the others.
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    model, state = jax.device_put((model, _start(model, batch) if learns else model.init_state(batch)), place)
     bits = []
     with progress_bar(name, time // call) as bar:
         for start in range(0, time, call):

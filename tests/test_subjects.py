@@ -16,6 +16,7 @@ from nl_jax import InputError
 from nl_jax.data import Document
 from nl_jax.models import LanguageModel, LanguageModelConfig
 from nl_jax.models.in_context import read_and_learn
+from nl_jax.training import parse_mesh
 
 FLAGS = ["--model=hope_attention", "--steps=2", "--eval_every=2", "--seq_len=128", "--cms_levels=64,128"]
 FLAGS += ["--part=512", "--streams=2", "--seeds=2"]
@@ -85,7 +86,12 @@ def test_reading_in_calls_is_one_pass(learns):
     def bits(logits):
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets) / np.log(2)
 
+    model = jax.device_put(model, jax.sharding.NamedSharding(parse_mesh(None), jax.sharding.PartitionSpec()))
+    steps = subjects._learn, subjects._read
+    for step in steps:
+        step.clear_cache()
     found = subjects.read_streams(model, streams, 8, learns, "test")
+    assert [step._cache_size() for step in steps] == [learns > 0, learns < 64]  # one program for all calls
     learn = jax.jit(lambda mask: bits(read_and_learn(model, tokens, targets, mask)[0]))
     still, learned = bits(model(tokens)[0]), learn(jnp.ones((2, 64)))
     if learns in (0, 64):
