@@ -23,12 +23,15 @@ def define_cms_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("cms_variant", "sequential", f"One of {', '.join(VARIANTS)}.", flag_values=values)
 
 
-def cms_fields(values: flags.FlagValues, model: str) -> dict[str, Any]:
-    """Fields of a model's configuration that the flags decide; `InputError` for what they cannot be."""
-    levels, regime = values.cms_levels, values.cms_regime
-    for flag, allowed in (("cms_regime", REGIMES), ("cms_variant", VARIANTS)):
-        if values[flag].value not in allowed:
-            raise InputError(f"--{flag}={values[flag].value}: expected one of {', '.join(allowed)}")
+def cms_fields(values: flags.FlagValues, model: str, regime: str | None = None) -> dict[str, Any]:
+    """Fields of a model's configuration that the flags decide; `InputError` for what they cannot be.
+
+    ``regime`` takes the place of --cms_regime.
+    """
+    levels, regime = values.cms_levels, values.cms_regime if regime is None else regime
+    for flag, value, allowed in (("cms_regime", regime, REGIMES), ("cms_variant", values.cms_variant, VARIANTS)):
+        if value not in allowed:
+            raise InputError(f"--{flag}={value}: expected one of {', '.join(allowed)}")
     in_context = regime != "outer"
     levels = IN_CONTEXT if levels is None and in_context else levels
     text = ",".join(levels or ())

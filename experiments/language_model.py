@@ -201,7 +201,8 @@ def check(values: flags.FlagValues) -> jax.sharding.Mesh:
     if "seed" in values:
         launcher.check_range(values, "seed", 0, 2**31 - 1)
     launcher.check_range(values, "learning_rate", 1e-12, 1e3)
-    launcher.check_models(values)
+    if "models" in values:
+        launcher.check_models(values)
     mesh = parse_mesh(values.mesh)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if values.batch_size % parts:

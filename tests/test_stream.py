@@ -16,6 +16,7 @@ from nl_jax import InputError
 from nl_jax.models import LanguageModel, LanguageModelConfig
 from nl_jax.models.in_context import read_and_learn
 from nl_jax.streaming import Stream
+from nl_jax.streaming.stream import _learn_chunk
 
 TOKENS = np.random.default_rng(0).integers(0, 11, 60)
 
@@ -56,6 +57,14 @@ def test_feeding_is_reading_and_learning_however_cut(model):
     assert whole.waiting == 4
     assert math.isnan(whole.feed([]).loss)
     assert all(value > 0 for value in fed.surprise.values())
+
+
+def test_one_program_for_all_chunks_of_a_restored_model():
+    model = jax.device_put(make(width=4), jax.sharding.SingleDeviceSharding(jax.devices()[0]))  # as checkpoints give it
+    before = _learn_chunk._cache_size()
+    Stream(model).feed(TOKENS)
+    Stream(model).feed(TOKENS)
+    assert _learn_chunk._cache_size() == before + 1
 
 
 def test_a_saved_stream_is_the_same_learner(model, tmp_path):

@@ -66,9 +66,8 @@ class Stream:
         self.chunk = min(model.config.cms_periods)
         self._waiting: list[int] = []  # tokens whose chunk, or whose last target, has not come yet
         self._frozen: set[str] = set()
-        schedule, blank = learning_schedule(model, 1), jnp.zeros((1, self.chunk), jnp.int32)
-        self._periods = {level.name: level.period for level in schedule.levels}  # in chunks
-        self._start = schedule.init(None, (blank, blank, jnp.ones(blank.shape)))
+        self._periods = {level.name: level.period for level in learning_schedule(model, 1).levels}  # in chunks
+        self._start = _start(model)
         self._state = self._start if state is None else state
         for name in frozen:
             self.freeze(name)
@@ -221,6 +220,12 @@ class Stream:
         if level not in self.levels:
             raise ValueError(f"level {level!r}: there is none of this name; there are {', '.join(self.levels)}")
         return level
+
+
+@jax.jit  # so that it lies where the model does: elsewhere, the first chunk would be compiled apart from the others
+def _start(model: LanguageModel) -> ScheduleState:
+    blank = jnp.zeros((1, min(model.config.cms_periods)), jnp.int32)
+    return learning_schedule(model, 1).init(None, (blank, blank, jnp.ones(blank.shape)))
 
 
 @functools.partial(jax.jit, static_argnames="frozen")
