@@ -1,13 +1,14 @@
-"""The flags --cms_levels, --cms_regime and --cms_variant: how the continuum memories of a run's models learn."""
+"""The flags --cms_levels, --cms_regime, --cms_variant and --cms_rate: how the continuum memories of a run learn."""
 
 import re
 from typing import Any
 
 from absl import flags
 
+from experiments import launcher
 from nl_jax import InputError
 from nl_jax.models.configs import MODELS
-from nl_jax.models.language_model import REGIMES
+from nl_jax.models.language_model import REGIMES, LanguageModelConfig
 from nl_jax.modules.continuum_memory import VARIANTS
 
 IN_CONTEXT = ("16", "256", "4096")  # levels where the flag is not given and they count tokens
@@ -21,6 +22,8 @@ def define_cms_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list("cms_levels", None, levels, flag_values=values)
     flags.DEFINE_string("cms_regime", "outer", regime, flag_values=values)
     flags.DEFINE_string("cms_variant", "sequential", f"One of {', '.join(VARIANTS)}.", flag_values=values)
+    rate = "Learning rate of CMS blocks in context, at the start: the length of their steps."
+    flags.DEFINE_float("cms_rate", LanguageModelConfig.cms_rate, rate, flag_values=values)
 
 
 def cms_fields(values: flags.FlagValues, model: str, regime: str | None = None) -> dict[str, Any]:
@@ -32,6 +35,7 @@ def cms_fields(values: flags.FlagValues, model: str, regime: str | None = None) 
     for flag, value, allowed in (("cms_regime", regime, REGIMES), ("cms_variant", values.cms_variant, VARIANTS)):
         if value not in allowed:
             raise InputError(f"--{flag}={value}: expected one of {', '.join(allowed)}")
+    launcher.check_range(values, "cms_rate", 1e-12, 1e3)
     in_context = regime != "outer"
     levels = IN_CONTEXT if levels is None and in_context else levels
     text = ",".join(levels or ())
@@ -49,5 +53,5 @@ def cms_fields(values: flags.FlagValues, model: str, regime: str | None = None) 
         if values.seq_len % shortest:
             raise InputError(f"--seq_len={values.seq_len}: expected a multiple of {shortest}, the shortest CMS level")
         size = max(size for size in range(1, CHUNK_SIZE + 1) if shortest % size == 0)
-        fields |= {"cms_regime": regime, "chunk_size": size, "unroll": True}
+        fields |= {"cms_regime": regime, "cms_rate": values.cms_rate, "chunk_size": size, "unroll": True}
     return fields

@@ -69,7 +69,7 @@ SMALL = ["--models=hope", "--seeds=1", "--batch_size=2", "--seq_len=16"]
 @pytest.mark.slow
 def test_levels_start_from_blocks_that_were_trained_without(data, tmp_path, capsys):
     flags = [f"--data={data}", *SMALL, "--eval_every=9", "--checkpoint_every=9"]
-    levels = ["--cms_levels=4,8", "--cms_regime=online", "--learning_rate=1e-12"]
+    levels = ["--cms_levels=4,8", "--cms_regime=online", "--cms_rate=0.03", "--learning_rate=1e-12"]
     assert call(f"--workdir={tmp_path / 'first'}", *flags, "--steps=9", "--cms_levels=1,2") == 0
     again = [*flags, *levels, "--steps=1"]
     assert call(f"--workdir={tmp_path / 'anew'}", *again) == 0
@@ -91,6 +91,7 @@ def test_levels_start_from_blocks_that_were_trained_without(data, tmp_path, caps
     ("flags", "problem"),
     [
         (["--start_from=nowhere"], "--start_from=nowhere: expected a run of this launcher"),
+        (["--cms_rate=-1"], "--cms_rate=-1.0: expected "),
         (["--seeds=0"], "--seeds=0: expected at least 1"),
         (["--seed=1"], "Unknown command line flag 'seed'"),
         (["--seq_len=1000000"], "--seq_len=1000000 is longer than"),
