@@ -1,4 +1,4 @@
-"""The flags --cms_levels, --cms_regime, --cms_variant and --cms_rate: how the continuum memories of a run learn."""
+"""The flags --cms_levels, --cms_regime, --cms_variant, --cms_rate and --chunk_size: how a run's memories learn."""
 
 import re
 from typing import Any
@@ -23,6 +23,8 @@ def define_cms_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("cms_regime", "outer", regime, flag_values=values)
     flags.DEFINE_string("cms_variant", "sequential", f"One of {', '.join(VARIANTS)}.", flag_values=values)
     rate = "Learning rate of CMS blocks in context, at the start: the length of their steps."
+    chunk = "Tokens between two boundaries of the memories. Without it 64, or less where the shortest CMS level is."
+    flags.DEFINE_integer("chunk_size", None, chunk, flag_values=values)
     flags.DEFINE_float("cms_rate", LanguageModelConfig.cms_rate, rate, flag_values=values)
 
 
@@ -41,9 +43,13 @@ def cms_fields(values: flags.FlagValues, model: str, regime: str | None = None) 
     text = ",".join(levels or ())
     if levels is not None and not (levels and all(re.fullmatch("[1-9][0-9]{0,8}", level) for level in levels)):
         raise InputError(f"--cms_levels={text}: expected periods from 1, as 16,256,4096")
+    fields: dict[str, Any] = {}
+    if values.chunk_size is not None:
+        launcher.check_range(values, "chunk_size", 1)
+        fields["chunk_size"] = values.chunk_size
     if "cms_periods" not in MODELS.get(model, ()):
-        return {}
-    fields: dict[str, Any] = {"cms_variant": values.cms_variant}
+        return fields
+    fields["cms_variant"] = values.cms_variant
     if levels is not None:
         fields["cms_periods"] = tuple(map(int, levels))
     if in_context:
@@ -52,6 +58,8 @@ def cms_fields(values: flags.FlagValues, model: str, regime: str | None = None) 
             raise InputError(f"--cms_levels={text}: expected multiples of the shortest, {shortest}")
         if values.seq_len % shortest:
             raise InputError(f"--seq_len={values.seq_len}: expected a multiple of {shortest}, the shortest CMS level")
-        size = max(size for size in range(1, CHUNK_SIZE + 1) if shortest % size == 0)
+        size = values.chunk_size or max(size for size in range(1, CHUNK_SIZE + 1) if shortest % size == 0)
+        if shortest % size:
+            raise InputError(f"--chunk_size={size}: expected a divisor of {shortest}, the shortest CMS level")
         fields |= {"cms_regime": regime, "cms_rate": values.cms_rate, "chunk_size": size, "unroll": True}
     return fields

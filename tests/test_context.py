@@ -91,6 +91,8 @@ def test_levels_start_from_blocks_that_were_trained_without(data, tmp_path, caps
     ("flags", "problem"),
     [
         (["--start_from=nowhere"], "--start_from=nowhere: expected a run of this launcher"),
+        (["--chunk_size=0"], "--chunk_size=0: expected at least 1"),
+        (["--models=hope", "--cms_regime=meta", "--cms_levels=8", "--chunk_size=3"], "expected a divisor of 8"),
         (["--cms_rate=-1"], "--cms_rate=-1.0: expected "),
         (["--seeds=0"], "--seeds=0: expected at least 1"),
         (["--seed=1"], "Unknown command line flag 'seed'"),
