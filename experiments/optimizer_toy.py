@@ -1,6 +1,6 @@
 """The paper's problem in two dimensions (Eq. 53, Figure 4), by optimizers as memories of the gradient."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from nl_jax.optim import deep_momentum, delta_momentum, feature_momentum, m3, preconditioned_momentum
 
@@ -39,7 +39,7 @@ class Path(NamedTuple):
     Attributes:
         rate: of `RATES`.
         steps: to a loss below `GOAL`; None where no rate gets there.
-        points: r and θ before each step, up to the goal.
+        points: r and θ before each step, up to the goal; none where it is not reached.
     """
 
     rate: float
@@ -57,8 +57,8 @@ def loss(point: Any, setting: Sequence[float]) -> Float[Array, ""]:
 def descend(make: Callable[[Any], optax.GradientTransformation], settings: Sequence[Sequence[float]]) -> list[Path]:
     """The fewest steps to the goal over all `RATES`, in each setting; all runs are one program.
 
-    The point is a matrix [1, 2], so that optimizers of matrices have something to do: its orthogonal form is itself at
-    length 1. The others treat it as a vector, but for Delta Momentum, deep momentum and features, which get a vector.
+    The point is a vector; for Muon and M3, which know matrices only, it is one of one row, whose orthogonal form is the
+    same at length 1.
     """
     shape = (1, 2) if make in (OPTIMIZERS["muon"], OPTIMIZERS["m3"]) else (2,)
 
@@ -84,20 +84,30 @@ def descend(make: Callable[[Any], optax.GradientTransformation], settings: Seque
     for steps_by_rate, points_by_rate in zip(steps, points, strict=True):
         best = int(np.argmin(steps_by_rate))
         count = int(steps_by_rate[best])
-        path = points_by_rate[best][: count + 1]
-        paths.append(Path(float(RATES[best]), count if count < STEPS else None, path.tolist()))
+        reached = count < STEPS
+        points_there = points_by_rate[best][: count + 1].tolist() if reached else []
+        paths.append(Path(float(RATES[best]), count if reached else None, points_there))
     return paths
 
 
-def draw(axes: Axes, setting: Sequence[float], paths: dict[str, dict[str, Any]]) -> None:
-    """Contours of the loss, and the way of every optimizer down to the goal."""
-    r, theta = np.meshgrid(np.linspace(-4.5, 3.0, 300), np.linspace(-4.5, 4.5, 300))
-    levels = jax.vmap(jax.vmap(lambda *point: loss(point, setting)))(r, theta)
-    axes.contourf(r, theta, np.log10(np.asarray(levels) + 1e-3), levels=30, cmap="Greys", alpha=0.7)
-    for name, path in paths.items():
-        if path["steps"] is not None:
-            points = np.array(path["points"])
-            axes.plot(*points.T, marker=".", markersize=3, linewidth=1, label=f"{name}, {path['steps']} steps")
-    axes.plot(0, 0, "r*", markersize=10)
-    axes.set(xlabel="r", ylabel="θ", xlim=(-4.5, 3.0), ylim=(-4.5, 4.5))
-    axes.legend(fontsize=8)
+def draw(setting: Sequence[float], paths: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """A panel for each optimizer: contours of the loss, and the way down to the goal."""
+    columns = min(4, len(paths))
+    rows = -(-len(paths) // columns)
+    figure = Figure(figsize=(3.2 * columns, 3.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    r, theta = np.meshgrid(np.linspace(-4.5, 4.5, 200), np.linspace(-4.5, 4.5, 200))
+    levels = np.log10(np.asarray(loss((r, theta), setting)) + GOAL)
+    for axes in panels.flat[len(paths) :]:
+        axes.set_visible(False)
+    for axes, (name, path) in zip(panels.flat, paths.items(), strict=False):
+        axes.contourf(r, theta, levels, levels=20, cmap="Greys", alpha=0.7)
+        steps = "never" if path["steps"] is None else f"{path['steps']} steps"
+        if path["points"]:
+            axes.plot(*np.array(path["points"]).T, marker=".", markersize=3, linewidth=1)
+        axes.plot(0, 0, "r*", markersize=8)
+        axes.set(title=f"{name}: {steps}", xlim=(-4.5, 4.5), ylim=(-4.5, 4.5))
+        axes.title.set_fontsize(9)
+    figure.supxlabel("r")
+    figure.supylabel("θ")
+    return figure

@@ -1,4 +1,4 @@
-"""Training by many optimizers, learning rates and seeds: one program for all runs of an optimizer, many steps a call."""
+"""Training by many optimizers, learning rates and seeds: one program for all runs of one, many steps a call."""
 
 import functools
 import math
@@ -39,7 +39,7 @@ class Grid(NamedTuple):
             if missing:
                 yield missing
                 continue
-            place = rates.index(best_rate(losses))
+            place = rates.index(best_rate({rate_name(rate): losses[rate_name(rate)] for rate in rates}))
             if 0 < place < len(rates) - 1 or len(rates) >= self.points + self.most:
                 return
             low, high = (low - 1, high) if place == 0 else (low, high + 1)

@@ -170,8 +170,7 @@ def toy(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
     launcher.print_table(rows)
     rates = len(optimizer_toy.RATES)
     print(f"Each at the best of {rates} learning rates, the same for all; {optimizer_toy.STEPS} steps at most.")
-    figure = Figure(figsize=(8, 6.5), layout="constrained")
-    optimizer_toy.draw(figure.subplots(), settings[0], {name: record.get(name)[0] for name in names})
+    figure = optimizer_toy.draw(settings[0], {name: record.get(name)[0] for name in names})
     save_figure(figure, workdir / "toy.png")
     record.report()
 
@@ -240,11 +239,12 @@ def training(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> N
     task = TASKS[values.task](values)
     record = record_of("training", workdir, values, names, task.about)
     lanes = 1 if jax.default_backend() == "cpu" else max(values.points, values.seeds)
+    trainers = {name: _trainer(task, name, values, lanes) for name in names}
     each = values.steps // values.eval_every
     total = len(names) * (values.points + values.seeds) * each
     with progress_bar(f"{values.task}, evaluations of all runs", total) as bar:
         for name in names:
-            trainer = _trainer(task, name, values, lanes)
+            trainer = trainers[name]
             losses = record.get(f"{name}: tuning") or {}
             finals = record.get(f"{name}: final") or []
             bar.total += max(0, len(losses) - values.points) * each
@@ -255,7 +255,7 @@ def training(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> N
             for curves in trainer.runs([rate] * len(seeds), seeds, task.test, bar.update):
                 finals.append(curves)
                 record.keep(f"{name}: final", finals)
-    seconds = record.figures("step seconds", lambda: _step_seconds(task, names, values))
+    seconds = record.figures("step seconds", lambda: _step_seconds(task, trainers, values))
     _report_training(record, values, names, seconds)
 
 
@@ -285,12 +285,12 @@ def _tune(
             record.keep(f"{name}: tuning", losses)
 
 
-def _step_seconds(task: Task, names: Sequence[str], values: flags.FlagValues) -> dict[str, float]:
+def _step_seconds(task: Task, trainers: Mapping[str, Trainer], values: flags.FlagValues) -> dict[str, float]:
     """Median time of a step of a single run, all optimizers in turn."""
-    trainers = {name: _trainer(task, name, values, lanes=1) for name in names}
-    calls = {name: trainer.interval_call(OPTIMIZERS[name].rate) for name, trainer in trainers.items()}
+    single = {name: t if t.lanes == 1 else _trainer(task, name, values, lanes=1) for name, t in trainers.items()}
+    calls = {name: trainer.interval_call(OPTIMIZERS[name].rate) for name, trainer in single.items()}
     timings = interleave(calls, values.rounds)
-    return {name: statistics.median(timings[name].seconds) / values.eval_every for name in names}
+    return {name: statistics.median(timings[name].seconds) / values.eval_every for name in calls}
 
 
 def _report_training(
