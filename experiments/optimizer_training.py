@@ -1,7 +1,9 @@
 """Training by many optimizers, learning rates and seeds: one program for all runs of one, many steps a call."""
 
+import concurrent.futures
 import functools
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.optimizer_tasks import Task
+from experiments.optimizer_tasks import Scores, Task
 from nl_jax.training import TrainState, learning_rate_schedule
 
 Curves = dict[str, list[float | None]]  # a value for each evaluation, from the first to the last; None: not finite
@@ -105,8 +107,27 @@ class Trainer:
         if lanes > 1:
             start = jax.vmap(start)
             advance = jax.vmap(advance, in_axes=(0, 0, 0, None, None))
-        self._start, self._advance = jax.jit(start), jax.jit(advance)
-        self._score = jax.jit(task.score if lanes == 1 else jax.vmap(task.score, in_axes=(0, None)))
+        self._start, self._advance, self._score = jax.jit(start), jax.jit(advance), _scorer(task.score, lanes > 1)
+        self._compiled = False
+
+    def lower(self) -> list[Any]:
+        """Its own programs, traced but not compiled; none where they are."""
+        if self._compiled:
+            return []
+        arguments = self._arguments([0.0] * self.lanes, [0] * self.lanes)
+        state = jax.eval_shape(self._start, *arguments)
+        return [self._start.lower(*arguments), self._advance.lower(state, *arguments, 0, self._task.train)]
+
+    def use(self, compiled: Sequence[Any]) -> None:
+        """Takes the compiled programs of `lower`."""
+        if compiled:
+            self._start, self._advance = compiled
+            self._compiled = True
+
+    def _arguments(self, rates: Sequence[float], seeds: Sequence[int]) -> tuple[Any, Any]:
+        """Learning rates and keys of all lanes."""
+        rate, key = jnp.array(rates), jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
+        return (rate, key) if self.lanes > 1 else (rate[0], key[0])
 
     def runs(
         self, rates: Sequence[float], seeds: Sequence[int], held_out: Any, progress: Callable[[int], None]
@@ -126,14 +147,11 @@ class Trainer:
         for first in range(0, len(pairs), self.lanes):
             group = pairs[first : first + self.lanes]
             filled = [*group, *[group[-1]] * (self.lanes - len(group))]
-            rate = jnp.array([rate for rate, _ in filled])
-            key = jax.vmap(jax.random.key)(jnp.array([seed for _, seed in filled], jnp.uint32))
-            if self.lanes == 1:
-                rate, key = rate[0], key[0]
-            state = self._start(rate, key)
+            arguments = self._arguments(*zip(*filled, strict=True))
+            state = self._start(*arguments)
             rows = []
             for number in range(0, self._steps, self._interval):
-                state, loss = self._advance(state, rate, key, number, self._task.train)
+                state, loss = self._advance(state, *arguments, number, self._task.train)
                 rows.append(jax.device_get({"train_loss": loss, **self._score(state.model, held_out)}))
                 progress(len(group))
             for lane in range(len(group)):
@@ -142,10 +160,25 @@ class Trainer:
     def interval_call(self, rate: float) -> Callable[[], float]:
         """An interval of one run from its start, always the same, as a call that returns the mean loss after it."""
         assert self.lanes == 1
-        arguments = jnp.array(rate), jax.random.key(0)
+        arguments = self._arguments([rate], [0])
         state = self._start(*arguments)
         call = functools.partial(self._advance, state, *arguments, 0, self._task.train)
         return lambda: float(jax.block_until_ready(call())[1])
+
+
+@functools.cache
+def _scorer(score: Callable[[Any, Any], Scores], side_by_side: bool) -> Callable[[Any, Any], Scores]:
+    """A task's scores as one program for all optimizers."""
+    return jax.jit(jax.vmap(score, in_axes=(0, None)) if side_by_side else score)
+
+
+def compile_all(trainers: Sequence[Trainer]) -> None:
+    """Compiles what is not compiled, on all cores at once."""
+    lowered = [trainer.lower() for trainer in trainers]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        futures = [[pool.submit(program.compile) for program in programs] for programs in lowered]
+        for trainer, programs in zip(trainers, futures, strict=True):
+            trainer.use([program.result() for program in programs])
 
 
 def _finite(value: float) -> float | None:

@@ -47,7 +47,7 @@ from matplotlib.figure import Figure
 from experiments import launcher, optimizer_continual, optimizer_speed, optimizer_toy
 from experiments.optimizer_table import OPTIMIZERS
 from experiments.optimizer_tasks import TASKS, Task
-from experiments.optimizer_training import Curves, Grid, Trainer, best_rate, rate_name
+from experiments.optimizer_training import Curves, Grid, Trainer, best_rate, compile_all, rate_name
 from experiments.programs import interleave
 from nl_jax import InputError
 from nl_jax.models import MODEL_NAMES
@@ -240,6 +240,9 @@ def training(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> N
     record = record_of("training", workdir, values, names, task.about)
     lanes = 1 if jax.default_backend() == "cpu" else max(values.points, values.seeds)
     trainers = {name: _trainer(task, name, values, lanes) for name in names}
+    if any(len(record.get(f"{name}: final") or []) < values.seeds for name in names):
+        print("compiling", file=sys.stderr)
+        compile_all(list(trainers.values()))
     each = values.steps // values.eval_every
     total = len(names) * (values.points + values.seeds) * each
     with progress_bar(f"{values.task}, evaluations of all runs", total) as bar:
@@ -288,6 +291,7 @@ def _tune(
 def _step_seconds(task: Task, trainers: Mapping[str, Trainer], values: flags.FlagValues) -> dict[str, float]:
     """Median time of a step of a single run, all optimizers in turn."""
     single = {name: t if t.lanes == 1 else _trainer(task, name, values, lanes=1) for name, t in trainers.items()}
+    compile_all(list(single.values()))
     calls = {name: trainer.interval_call(OPTIMIZERS[name].rate) for name, trainer in single.items()}
     timings = interleave(calls, values.rounds)
     return {name: statistics.median(timings[name].seconds) / values.eval_every for name in calls}
