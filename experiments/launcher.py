@@ -226,10 +226,10 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
-def mean_and_spread(figures: Sequence[float]) -> str:
+def mean_and_spread(figures: Sequence[float], digits: int = 3) -> str:
     """Mean ± standard deviation (of a sample); the mean alone of a single figure."""
-    spread = f" ± {statistics.stdev(figures):.3f}" if len(figures) > 1 else ""
-    return f"{statistics.fmean(figures):.3f}{spread}"
+    spread = f" ± {statistics.stdev(figures):.{digits}f}" if len(figures) > 1 else ""
+    return f"{statistics.fmean(figures):.{digits}f}{spread}"
 
 
 def versions() -> dict[str, str]:

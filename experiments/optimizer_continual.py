@@ -41,6 +41,11 @@ class Outcome(NamedTuple):
         return np.stack([grown[..., n, :n].mean(-1) for n in range(1, grown.shape[-1])], axis=-1)
 
     @property
+    def seen(self) -> Float[np.ndarray, "rates seeds task"]:
+        """After each task, the mean loss of all so far."""
+        return np.stack([self.losses[..., n, : n + 1].mean(-1) for n in range(self.losses.shape[-1])], axis=-1)
+
+    @property
     def final(self) -> Float[np.ndarray, "rates seeds"]:
         """Mean loss of all tasks after the last; infinite where it is not finite."""
         return np.nan_to_num(self.losses[..., -1, :].mean(-1), nan=np.inf, posinf=np.inf)
