@@ -186,22 +186,25 @@ def continual(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> 
         for name in names:
             record.figures(name, functools.partial(_continual, name, values))
             bar.update()
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    rows: list[tuple[str, ...]] = [
-        ("optimizer", "learning rate", "loss after own task", "forgetting", "loss after all tasks")
-    ]
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = figure.subplots(ncols=2)
+    header = ("optimizer", "learning rate", "loss after own task", "forgetting", "loss after all tasks")
+    rows: list[tuple[str, ...]] = [header]
     for name in names:
         found = record.get(name)
-        forgetting = np.array(found["forgetting"])
-        _band(axes, np.arange(2, values.num_tasks + 1), forgetting, name)
-        ends = (found["learned"], forgetting[:, -1], found["final"])
-        rows.append((name, f"{found['rate']:.3g}", *map(launcher.mean_and_spread, ends)))
-    axes.axhline(0, color="gray", linewidth=0.5)
-    axes.set(xlabel="tasks so far", ylabel="loss that earlier tasks gained since they were trained")
-    axes.set_yscale("symlog", linthresh=1e-3)
-    axes.grid(alpha=0.3)
-    axes.legend()
+        forgetting, seen = (np.array(found[key]) for key in ("forgetting", "seen"))
+        _band(panels[0], np.arange(2, values.num_tasks + 1), forgetting, name)
+        _band(panels[1], np.arange(1, values.num_tasks + 1), seen, name)
+        ends = (found["learned"], forgetting[:, -1].tolist(), seen[:, -1].tolist())
+        rows.append((name, f"{found['rate']:.3g}", *(launcher.mean_and_spread(end, digits=4) for end in ends)))
+    panels[0].axhline(0, color="gray", linewidth=0.5)
+    panels[0].set(ylabel="loss that earlier tasks gained since they were trained")
+    panels[0].set_yscale("symlog", linthresh=1e-3)
+    panels[1].set(ylabel="mean loss of all tasks so far", yscale="log")
+    panels[1].legend()
+    for axes in panels:
+        axes.set(xlabel="tasks so far")
+        axes.grid(alpha=0.3)
     save_figure(figure, workdir / "continual.png")
     launcher.print_table(rows)
     print("Losses of untrained weights are 1; mean ± standard deviation over the seeds.")
@@ -219,7 +222,7 @@ def _continual(name: str, values: flags.FlagValues) -> dict[str, Any]:
         "rate": rate,
         "learned": outcome.learned[0].mean(-1).tolist(),
         "forgetting": outcome.forgetting[0].tolist(),
-        "final": outcome.final[0].tolist(),
+        "seen": outcome.seen[0].tolist(),
         "tuning_losses": [loss if np.isfinite(loss) else None for loss in tuning.tolist()],
     }
 
