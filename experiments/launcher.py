@@ -20,6 +20,7 @@ from nl_jax.training.metrics import write_atomically
 
 CONFIG = "config.json"
 RESULTS = "results.json"  # of a `Record`
+COMPARED = ("flags", "data", "models")  # what must be as it was when a run goes on
 
 
 def run(
@@ -146,7 +147,7 @@ def read_config(workdir: Path, name: str, written: Iterable[str] = ()) -> dict[s
         for file in written:
             if (workdir / file).exists():
                 raise InputError(f"{workdir / file}: there without a {CONFIG}; expected an empty or new workdir")
-    elif config.get("launcher") != name or not {"flags", "data", "models"} <= config.keys():
+    elif config.get("launcher") != name or not all(isinstance(config.get(what), dict) for what in COMPARED):
         found = config.get("launcher")
         raise InputError(f"{workdir / CONFIG}: of launcher {found!r}; expected one of {name!r}, or a new workdir")
     return config
@@ -168,7 +169,7 @@ def check_workdir(workdir: Path, config: Mapping[str, Any], written: Iterable[st
     """Whether the workdir holds this run; `InputError` where it holds another. Arguments as for `claim_workdir`."""
     stored = read_config(workdir, config["launcher"], written)
     if stored is not None:
-        for what in ("flags", "data", "models"):
+        for what in COMPARED:
             check_same(workdir, what, stored[what], config[what])
     return stored is not None
 
@@ -191,7 +192,7 @@ class Record:
         self._config = config
         self._results = read_json(workdir / RESULTS) or {
             "figures": {},
-            "configuration": {name: config[name] for name in ("flags", "data", "models")},
+            "configuration": {name: config[name] for name in COMPARED},
             **about,
         }
 
