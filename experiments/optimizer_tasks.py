@@ -80,9 +80,10 @@ def vision_task(values: flags.FlagValues) -> Task:
     def put(split: ImageSet) -> ImageSet:
         return jax.tree.map(jnp.asarray, split)
 
+    parameters = _size_of(init)
     return Task(
-        {"data": data.fingerprint, "models": {"vision_transformer": sizes}},
-        _size_of(init),
+        {"data": data.fingerprint, "models": {"vision_transformer": {**sizes, "parameters": parameters}}},
+        parameters,
         init,
         batch,
         lambda model, batch: score(model, batch)["loss"],
@@ -120,9 +121,10 @@ def language_task(values: flags.FlagValues) -> Task:
         )
         return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *batches.batches)
 
+    parameters = count_parameters(config)
     return Task(
-        {"data": data.fingerprint, "models": {values.model: dataclasses.asdict(config)}},
-        count_parameters(config),
+        {"data": data.fingerprint, "models": {values.model: {**dataclasses.asdict(config), "parameters": parameters}}},
+        parameters,
         lambda key: LanguageModel(config, rngs=nnx.Rngs(key)),
         batch,
         mean_loss,

@@ -263,6 +263,8 @@ def training(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> N
                 record.keep(f"{name}: final", finals)
     seconds = record.figures("step seconds", lambda: _step_seconds(task, trainers, values))
     _report_training(record, values, names, seconds)
+    print(f"The model has {task.parameters:,} parameters.")
+    record.report()
 
 
 def _trainer(task: Task, name: str, values: flags.FlagValues, lanes: int) -> Trainer:
@@ -349,7 +351,6 @@ def _report_training(
     save_figure(figure, record.workdir / f"{values.task}.png")
     launcher.print_table(rows)
     print("Losses in nats at the end, mean ± standard deviation over the seeds; the rate by validation loss.")
-    record.report()
 
 
 def speed(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:

@@ -316,6 +316,7 @@ def test_training_keeps_everything(trained):
     assert {"configuration", "versions", "device"} < set(results)
     assert results["configuration"]["flags"]["steps"] == 4
     assert results["configuration"]["models"]["vision_transformer"]["num_classes"] == 2
+    assert 100_000 < results["configuration"]["models"]["vision_transformer"]["parameters"] < 200_000
     for name in ("momentum", "adamw"):
         tuning, final = (results["figures"][f"{name}: {part}"] for part in ("tuning", "final"))
         assert len(tuning) >= 3  # of two points one is at an edge, whichever is best
