@@ -241,8 +241,7 @@ def training(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> N
         raise InputError(f"--eval_every={values.eval_every}: expected a divisor of the {values.steps} steps")
     task = TASKS[values.task](values)
     record = record_of("training", workdir, values, names, task.about)
-    lanes = 1 if jax.default_backend() == "cpu" else max(values.points, values.seeds)
-    trainers = {name: _trainer(task, name, values, lanes) for name in names}
+    trainers = {name: _trainer(task, name, values, _lanes(values)) for name in names}
     if any(len(record.get(f"{name}: final") or []) < values.seeds for name in names):
         print("compiling", file=sys.stderr)
         compile_all(list(trainers.values()))
@@ -265,6 +264,11 @@ def training(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> N
     _report_training(record, values, names, seconds)
     print(f"The model has {task.parameters:,} parameters.")
     record.report()
+
+
+def _lanes(values: flags.FlagValues) -> int:
+    """Runs side by side: on a CPU they would only wait for each other."""
+    return 1 if jax.default_backend() == "cpu" else max(values.points, values.seeds)
 
 
 def _trainer(task: Task, name: str, values: flags.FlagValues, lanes: int) -> Trainer:

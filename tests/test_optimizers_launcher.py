@@ -330,6 +330,16 @@ def test_training_keeps_everything(trained):
     assert (workdir / "vit.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_training_side_by_side_is_the_same(trained, tmp_path, monkeypatch):
+    workdir, arguments = trained
+    monkeypatch.setattr(optimizers, "_lanes", lambda values: 2)
+    assert call("training", *arguments, "--optimizers=momentum", f"--workdir={tmp_path}") == 0
+    alone, beside = (results_of(path)["figures"] for path in (workdir, tmp_path))
+    assert beside["momentum: tuning"] == pytest.approx(alone["momentum: tuning"], rel=1e-3)
+    for a, b in zip(beside["momentum: final"], alone["momentum: final"], strict=True):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-3)
+
+
 def test_training_goes_on(trained, capsys, monkeypatch):
     workdir, arguments = trained
     before = results_of(workdir)
