@@ -66,7 +66,7 @@ def adamuon(rate: Any, decay: float) -> optax.GradientTransformation:
 
 
 OPTIMIZERS = {
-    "momentum": Optimizer(lambda rate, decay: optax.sgd(rate, momentum=0.9), 0.8),
+    "momentum": Optimizer(lambda rate, decay: optax.sgd(rate, momentum=0.9), 0.2),
     "adamw": Optimizer(lambda rate, decay: optax.adamw(rate, **ADAM, weight_decay=decay), 8e-3),
     "muon": Optimizer(muon, 4e-2),
     "adamuon": Optimizer(adamuon, 2e-2),
@@ -74,6 +74,6 @@ OPTIMIZERS = {
         lambda rate, decay: m3(rate, weight_decay=decay, adam_b1=ADAM["b1"], adam_b2=ADAM["b2"]),
         8e-2,
     ),
-    "delta_momentum": Optimizer(lambda rate, decay: delta_momentum(rate), 0.8),
+    "delta_momentum": Optimizer(lambda rate, decay: delta_momentum(rate), 0.2),
     "deep_momentum": Optimizer(lambda rate, decay: deep_momentum(rate), 3.2),
 }

@@ -105,7 +105,7 @@ def define_flags() -> flags.FlagValues:
     define(flags.DEFINE_integer, "points", 5, "Learning rates that each optimizer tries before it extends its grid.")
     define(flags.DEFINE_integer, "seeds", 3, "Final runs of each optimizer, with seeds 0, 1, ...")
     define(flags.DEFINE_list, "sizes", ["1e6", "1e7", "1e8"], "Numbers of parameters, about.")
-    define(flags.DEFINE_integer, "rounds", 7, "Times that a step is timed after one to warm up.")
+    define(flags.DEFINE_integer, "rounds", 5, "Times that a step is timed after one to warm up.")
     define(flags.DEFINE_float, "max_seconds", 20.0, "A step that takes longer to warm up is not repeated.")
     return values
 

@@ -430,3 +430,19 @@ def test_speed(tmp_path, capsys):
     assert out[0].startswith("294,912 parameters")
     assert float(out[2].split()[2]) == pytest.approx(m3["step_seconds"] / muon["step_seconds"], abs=0.005)
     assert (tmp_path / "speed.png").stat().st_size > 0
+
+
+def test_what_does_not_fit_is_reported(tmp_path, capsys, monkeypatch):
+    step = optimizer_speed.Step
+
+    def too_large(transformation, gradients, params):
+        if optax.tree.get_all_with_path(transformation.init(params), "slow"):
+            raise MemoryError("no memory\nfor M3")
+        return step(transformation, gradients, params)
+
+    monkeypatch.setattr(optimizer_speed, "Step", too_large)
+    assert call("speed", f"--workdir={tmp_path}", "--sizes=1e4", "--rounds=1", "--optimizers=m3,momentum") == 0
+    found = results_of(tmp_path)["figures"]["1e4"]["optimizers"]
+    assert found["m3"]["problem"] == "no memory for M3"
+    assert found["momentum"]["step_seconds"] > 0
+    assert "m3: no memory for M3" in capsys.readouterr().out
