@@ -31,7 +31,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -51,7 +51,6 @@ from nl_jax.models import MODEL_NAMES, LanguageModel, LanguageModelConfig, count
 from nl_jax.training.step import mean_loss
 
 NAME = "benchmark"
-RESULTS = "results.json"
 BASELINES = ("transformer", "jax_attention")  # the models that ratios are to, where they are measured
 VOCAB_SIZE = 257
 LENGTHS = {
@@ -94,20 +93,14 @@ def define_flags() -> flags.FlagValues:
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = list(sys.argv if argv is None else argv)
-    place = next((place for place, word in enumerate(argv) if place and not word.startswith("-")), None)
-    subject = argv.pop(place) if place else None
-    return launcher.run(functools.partial(benchmark, subject), define_flags(), __doc__, argv)
+    return launcher.run_subject(benchmark, SUBJECTS, define_flags(), __doc__, argv)
 
 
-def benchmark(subject: str | None, values: flags.FlagValues) -> None:
+def benchmark(subject: str, values: flags.FlagValues) -> None:
     """Measures what is not yet measured, and prints the tables."""
-    if subject not in SUBJECTS:
-        raise InputError(f"first argument {subject or 'missing'}: expected one of {', '.join(SUBJECTS)}, then flags")
     run = Run(subject, values)
     SUBJECTS[subject](run)
-    files = [RESULTS, *(path.name for path in run.workdir.glob("*.png"))]
-    print(f"Everything is in {run.workdir}: {', '.join(files)}")
+    run.record.report()
 
 
 class Run:
@@ -116,6 +109,7 @@ class Run:
     Attributes:
         values: the flags.
         workdir: where results go.
+        record: the figures.
         lengths: sequence lengths in tokens, and their batch sizes.
         depths: numbers of layers.
         memory_limit: bytes that a step may need.
@@ -130,8 +124,8 @@ class Run:
         launcher.check_range(values, "max_seconds", 0)
         if values.memory_gib is not None:
             launcher.check_range(values, "memory_gib", 0)
-        _check_names("models", values.models, MODEL_NAMES)
-        _check_names("competitors", values.competitors, COMPETITORS)
+        launcher.check_names("models", values.models, MODEL_NAMES)
+        launcher.check_names("competitors", values.competitors, COMPETITORS)
         if not values.models:
             raise InputError(f"--models: none given; expected some of {', '.join(MODEL_NAMES)}")
         self.lengths = _parse_lengths(values.lengths or LENGTHS[subject])
@@ -147,29 +141,15 @@ class Run:
         given = {"subject": subject, **values.flag_values_dict()}
         del given["workdir"]
         about = {"flags": given, "models": {name: dataclasses.asdict(config) for name, config in configs.items()}}
-        stored = launcher.read_config(self.workdir, NAME, written=(RESULTS,))
-        if stored:
-            for what in about:
-                launcher.check_same(self.workdir, what, stored[what], about[what])
-        self._config = {"launcher": NAME, "data": "random tokens", **about}
-        self._results = launcher.read_json(self.workdir / RESULTS) or {
-            "figures": {},
-            "configuration": about,
-            "versions": launcher.versions() | _competitor_versions(),
-            "device": f"1 x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
-        }
-
-    def figures(self, name: str, measure: Callable[[], Figures]) -> Figures:
-        """Figures of the name: those of ``results.json``, else measured now and written there."""
-        if name not in self._results["figures"]:
-            launcher.write_json(self.workdir / launcher.CONFIG, self._config)
-            self.keep(name, measure())
-        return self._results["figures"][name]
-
-    def keep(self, name: str, figures: Figures) -> None:
-        """Writes figures to ``results.json``."""
-        self._results["figures"][name] = figures
-        launcher.write_json(self.workdir / RESULTS, self._results)
+        self.record = launcher.Record(
+            self.workdir,
+            {"launcher": NAME, "data": {"tokens": "random"}, **about},
+            {
+                "versions": launcher.versions() | _competitor_versions(),
+                "device": f"1 x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
+            },
+        )
+        self.figures = self.record.figures
 
     def config(self, model: str, length: int, num_layers: int) -> LanguageModelConfig:
         """Configuration of a model, the same for all but for the mixer."""
@@ -278,7 +258,7 @@ def scaling(run: Run) -> None:
         print()
     for length, figures in measured.items():
         _print_problems(figures["models"], f" at {length:,} tokens")
-    run.keep("exponents", exponents)
+    run.record.keep("exponents", exponents)
     figure.savefig(run.workdir / "scaling.png", dpi=150)
 
 
@@ -440,11 +420,6 @@ def exponent(curve: Mapping[int, float]) -> float | None:
     if len(curve) < 2:
         return None
     return float(np.polyfit(np.log(list(curve)), np.log(list(curve.values())), 1)[0])
-
-
-def _check_names(flag: str, names: Sequence[str], known: Iterable[str]) -> None:
-    if len(set(names)) < len(names) or not set(names) <= set(known):
-        raise InputError(f"--{flag}={','.join(names)}: expected some of {', '.join(known)}, none twice")
 
 
 def _parse_lengths(pairs: Sequence[str]) -> list[tuple[int, int]]:

@@ -19,6 +19,8 @@ from nl_jax.training import TrainingDiverged, TrainingInterrupted
 from nl_jax.training.metrics import write_atomically
 
 CONFIG = "config.json"
+RESULTS = "results.json"  # of a `Record`
+COMPARED = ("flags", "data", "models")  # what must be as it was when a run goes on
 
 
 def run(
@@ -59,12 +61,39 @@ def run(
     return 0
 
 
+def run_subject(
+    body: Callable[[str, flags.FlagValues], None],
+    subjects: Mapping[str, Any],
+    values: flags.FlagValues,
+    description: str | None,
+    argv: list[str] | None = None,
+) -> int:
+    """As `run`, for a launcher whose first argument is a key of ``subjects``, which ``body`` gets before the flags."""
+    argv = list(sys.argv if argv is None else argv)
+    place = next((place for place, word in enumerate(argv) if place and not word.startswith("-")), None)
+    subject = argv.pop(place) if place else None
+
+    def checked(values: flags.FlagValues) -> None:
+        if subject is None or subject not in subjects:
+            expected = f"one of {', '.join(subjects)}, then flags"
+            raise InputError(f"first argument {subject or 'missing'}: expected {expected}")
+        body(subject, values)
+
+    return run(checked, values, description, argv)
+
+
 def check_range(values: flags.FlagValues, name: str, low: float, high: float = math.inf) -> None:
     """Raises `InputError` unless a flag's number is finite and within ``[low, high]``."""
     value: Any = values[name].value
     if not (math.isfinite(value) and low <= value <= high):
         expected = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
         raise InputError(f"--{name}={value}: expected {expected}")
+
+
+def check_names(flag: str, names: Sequence[str], known: Iterable[str]) -> None:
+    """Raises `InputError` unless a flag's names are all known and none is there twice."""
+    if len(set(names)) < len(names) or not set(names) <= set(known):
+        raise InputError(f"--{flag}={','.join(names)}: expected some of {', '.join(known)}, none twice")
 
 
 def check_models(values: flags.FlagValues) -> None:
@@ -118,7 +147,7 @@ def read_config(workdir: Path, name: str, written: Iterable[str] = ()) -> dict[s
         for file in written:
             if (workdir / file).exists():
                 raise InputError(f"{workdir / file}: there without a {CONFIG}; expected an empty or new workdir")
-    elif config.get("launcher") != name or not {"flags", "data", "models"} <= config.keys():
+    elif config.get("launcher") != name or not all(isinstance(config.get(what), dict) for what in COMPARED):
         found = config.get("launcher")
         raise InputError(f"{workdir / CONFIG}: of launcher {found!r}; expected one of {name!r}, or a new workdir")
     return config
@@ -132,12 +161,62 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any], written: Iterable[st
         config: ``launcher``, the launcher's name, and ``flags``, ``data`` and ``models``, which must be as they were.
         written: as for `read_config`.
     """
-    stored = read_config(workdir, config["launcher"], written)
-    if stored is None:
+    if not check_workdir(workdir, config, written):
         write_json(workdir / CONFIG, config)
-        return
-    for what in ("flags", "data", "models"):
-        check_same(workdir, what, stored[what], config[what])
+
+
+def check_workdir(workdir: Path, config: Mapping[str, Any], written: Iterable[str]) -> bool:
+    """Whether the workdir holds this run; `InputError` where it holds another. Arguments as for `claim_workdir`."""
+    stored = read_config(workdir, config["launcher"], written)
+    if stored is not None:
+        for what in COMPARED:
+            check_same(workdir, what, stored[what], config[what])
+    return stored is not None
+
+
+class Record:
+    """Figures of a run, written to ``results.json`` as soon as they are known: the same command goes on behind them.
+
+    Args:
+        workdir: may not exist; made when the first figures are kept.
+        config: as for `claim_workdir`.
+        about: what else ``results.json`` says.
+
+    Raises:
+        InputError: the workdir holds another run.
+    """
+
+    def __init__(self, workdir: Path, config: Mapping[str, Any], about: Mapping[str, Any]):
+        self.workdir = workdir
+        check_workdir(workdir, config, written=(RESULTS,))
+        self._config = config
+        self._results = read_json(workdir / RESULTS) or {
+            "figures": {},
+            "configuration": {name: config[name] for name in COMPARED},
+            **about,
+        }
+
+    def get(self, name: str) -> Any:
+        """Figures of the name, None where there are none yet."""
+        return self._results["figures"].get(name)
+
+    def keep(self, name: str, figures: Any) -> None:
+        """Writes figures, in the place of those of that name."""
+        if not (self.workdir / CONFIG).exists():
+            write_json(self.workdir / CONFIG, self._config)
+        self._results["figures"][name] = figures
+        write_json(self.workdir / RESULTS, self._results)
+
+    def figures(self, name: str, measure: Callable[[], Any]) -> Any:
+        """Figures of the name: those that are kept, else measured now and kept."""
+        if self.get(name) is None:
+            self.keep(name, measure())
+        return self.get(name)
+
+    def report(self) -> None:
+        """Prints where everything is."""
+        files = [RESULTS, *sorted(path.name for path in self.workdir.glob("*.png"))]
+        print(f"Everything is in {self.workdir}: {', '.join(files)}")
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
@@ -148,10 +227,10 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
-def mean_and_spread(figures: Sequence[float]) -> str:
+def mean_and_spread(figures: Sequence[float], digits: int = 3) -> str:
     """Mean ± standard deviation (of a sample); the mean alone of a single figure."""
-    spread = f" ± {statistics.stdev(figures):.3f}" if len(figures) > 1 else ""
-    return f"{statistics.fmean(figures):.3f}{spread}"
+    spread = f" ± {statistics.stdev(figures):.{digits}f}" if len(figures) > 1 else ""
+    return f"{statistics.fmean(figures):.{digits}f}{spread}"
 
 
 def versions() -> dict[str, str]:

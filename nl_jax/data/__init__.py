@@ -1,6 +1,7 @@
-"""Text for language models, from documents to the batches of training and evaluation; recall and parity tasks."""
+"""Text for language models, from documents to batches; labelled images; recall and parity tasks."""
 
 from nl_jax.data.corpus import Document, Splits, fingerprint, load_documents, split_documents
+from nl_jax.data.images import ImageData, ImageSet, load_digits, load_image_folder
 from nl_jax.data.packing import Packed, pack, windows
 from nl_jax.data.parity import PARITY_VOCABULARY, parity_batch
 from nl_jax.data.pipeline import EvaluationSet, TextData, evaluation_batches, load_text_data, train_iterator
@@ -13,13 +14,17 @@ __all__ = [
     "Document",
     "EvaluationSet",
     "HuggingFaceTokenizer",
+    "ImageData",
+    "ImageSet",
     "Packed",
     "Splits",
     "TextData",
     "Tokenizer",
     "evaluation_batches",
     "fingerprint",
+    "load_digits",
     "load_documents",
+    "load_image_folder",
     "load_text_data",
     "load_tokenizer",
     "pack",

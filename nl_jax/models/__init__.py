@@ -2,5 +2,14 @@
 
 from nl_jax.models.configs import MODEL_NAMES, PRESETS, count_parameters, named_config
 from nl_jax.models.language_model import LanguageModel, LanguageModelConfig
+from nl_jax.models.vision_transformer import VisionTransformer
 
-__all__ = ["MODEL_NAMES", "PRESETS", "LanguageModel", "LanguageModelConfig", "count_parameters", "named_config"]
+__all__ = [
+    "MODEL_NAMES",
+    "PRESETS",
+    "LanguageModel",
+    "LanguageModelConfig",
+    "VisionTransformer",
+    "count_parameters",
+    "named_config",
+]

@@ -1,0 +1,79 @@
+"""The optimizers that experiments.optimizers trains with and times, each by its learning rate and weight decay."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nl_jax.optim import deep_momentum, delta_momentum, hidden_matrices, m3
+
+MATRIX = optax.contrib.MuonDimensionNumbers((-2,), (-1,))  # [..., in, out]; leading axes are matrices of their own
+ADAM = {"b1": 0.9, "b2": 0.95}
+
+
+class Optimizer(NamedTuple):
+    """How to make one.
+
+    Attributes:
+        make: the transformation, of a learning rate or schedule, and of a decoupled weight decay, which only those use
+            that have one.
+        rate: where the grid of learning rates has its middle.
+    """
+
+    make: Callable[..., optax.GradientTransformation]
+    rate: float
+
+
+def muon(rate: Any, decay: float) -> optax.GradientTransformation:
+    """optax's Muon, on stacks of matrices too."""
+
+    def dimensions(params):
+        return jax.tree.map(lambda matrix: MATRIX if matrix else None, hidden_matrices(params))
+
+    return optax.contrib.muon(
+        rate,
+        muon_weight_dimension_numbers=dimensions,
+        weight_decay=decay,
+        adam_weight_decay=decay,
+        adam_b1=ADAM["b1"],
+        adam_b2=ADAM["b2"],
+    )
+
+
+def adamuon(rate: Any, decay: float) -> optax.GradientTransformation:
+    """Muon's orthogonal steps by the root of their second moment, every matrix' step then of root mean square 0.2.
+
+    That is AdaMuon (Si et al., arXiv 2507.11005) but for its sign of the momentum. Other parameters go to AdamW.
+    """
+
+    def align(u):
+        return 0.2 * u * jax.lax.rsqrt(jnp.mean(jnp.square(u), axis=(-2, -1), keepdims=True) + 1e-16)
+
+    steps = optax.chain(
+        optax.contrib.scale_by_muon(weight_dimension_numbers=lambda params: jax.tree.map(lambda _: MATRIX, params)),
+        optax.scale_by_rms(0.95, bias_correction=True),
+        optax.stateless(lambda updates, _: jax.tree.map(align, updates)),
+        optax.add_decayed_weights(decay),
+        optax.scale_by_learning_rate(rate),
+    )
+
+    def labels(params):
+        return jax.tree.map(lambda matrix: "muon" if matrix else "adamw", hidden_matrices(params))
+
+    return optax.partition({"muon": steps, "adamw": optax.adamw(rate, **ADAM, weight_decay=decay)}, labels)
+
+
+OPTIMIZERS = {
+    "momentum": Optimizer(lambda rate, decay: optax.sgd(rate, momentum=0.9), 0.2),
+    "adamw": Optimizer(lambda rate, decay: optax.adamw(rate, **ADAM, weight_decay=decay), 8e-3),
+    "muon": Optimizer(muon, 4e-2),
+    "adamuon": Optimizer(adamuon, 2e-2),
+    "m3": Optimizer(
+        lambda rate, decay: m3(rate, weight_decay=decay, adam_b1=ADAM["b1"], adam_b2=ADAM["b2"]),
+        8e-2,
+    ),
+    "delta_momentum": Optimizer(lambda rate, decay: delta_momentum(rate), 0.2),
+    "deep_momentum": Optimizer(lambda rate, decay: deep_momentum(rate), 3.2),
+}

@@ -1,0 +1,104 @@
+"""Labelled images: scikit-learn's handwritten digits, or the user's own folders, and their fixed split."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from PIL import Image
+
+from nl_jax.errors import InputError
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
+
+
+class ImageSet(NamedTuple):
+    """One split: values in [-1, 1], and the class of each image."""
+
+    images: Float[np.ndarray, "N height width channels"]
+    labels: Int[np.ndarray, "N"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageData:
+    """Everything that a run needs of its images.
+
+    Attributes:
+        train, validation, test: 60, 20 and 20 % of the images, by a shuffle that depends on their number alone.
+        classes: names, by label.
+        fingerprint: ``images`` (how many) and ``sha256`` of images and labels, for ``results.json``.
+    """
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    classes: tuple[str, ...]
+    fingerprint: dict[str, int | str]
+
+
+def load_digits() -> ImageData:
+    """scikit-learn's 1,797 digits of 8 x 8 pixels (UCI's Optical Recognition of Handwritten Digits); no download.
+
+    Raises:
+        InputError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits as load
+    except ImportError as error:
+        raise InputError(
+            "the digits come with scikit-learn, which is not installed; expected: pip install 'nl-jax[vision]'"
+        ) from error
+    digits = load()
+    images = np.asarray(digits.images, np.float32)[..., None] / 8.0 - 1.0  # 0 to 16 there
+    return _split(images, np.asarray(digits.target, np.int32), tuple(map(str, range(10))))
+
+
+def load_image_folder(path: str, size: int) -> ImageData:
+    """Images of a directory with one sub-directory for each class, as RGB, scaled to squares.
+
+    Args:
+        path: the directory; hidden sub-directories and files that are no images by their name's end are left out.
+        size: pixels on each side afterwards.
+
+    Raises:
+        InputError: no such directory, fewer than two classes with images, fewer than five images, one that cannot be
+            read, or a size below 1.
+    """
+    if size < 1:
+        raise InputError(f"--image_size={size}: expected at least 1")
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise InputError(f"image path {path!r}: no such directory; expected one with a sub-directory for each class")
+    files = {
+        folder.name: sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+        for folder in sorted(root.iterdir())
+        if folder.is_dir() and not folder.name.startswith(".")
+    }
+    classes = tuple(name for name, found in files.items() if found)
+    images = [_read(file, size) for name in classes for file in files[name]]
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(files[name]) for name in classes])
+    if len(classes) < 2 or len(images) < 5:
+        raise InputError(
+            f"image path {path!r}: {len(images)} images in {len(classes)} classes; expected 5 or more images in two or "
+            "more sub-directories, one for each class"
+        )
+    return _split(np.stack(images), labels, classes)
+
+
+def _read(file: Path, size: int) -> np.ndarray:
+    try:
+        with Image.open(file) as image:
+            small = image.convert("RGB").resize((size, size))
+    except (OSError, Image.DecompressionBombError) as error:
+        raise InputError(f"{file}: cannot be read as an image ({error})") from error
+    return np.asarray(small, np.float32) / 127.5 - 1.0
+
+
+def _split(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> ImageData:
+    order = np.random.default_rng(0).permutation(len(images))
+    parts = np.split(order, [round(0.6 * len(order)), round(0.8 * len(order))])
+    digest = hashlib.sha256(np.ascontiguousarray(images).tobytes() + labels.tobytes()).hexdigest()
+    train, validation, test = (ImageSet(images[part], labels[part]) for part in parts)
+    return ImageData(train, validation, test, classes, {"images": len(images), "sha256": digest})

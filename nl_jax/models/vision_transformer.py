@@ -1,0 +1,104 @@
+"""Vision Transformer: patches as tokens, a stack of equal blocks run by one scan, the mean token's class."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from nl_jax.modules import Block, ContinuumMemory
+from nl_jax.modules.layers import linear
+
+
+class FullAttention(nnx.Module):
+    """Multi-head softmax attention of all tokens to all, without positions and without a state.
+
+    Args:
+      width: of input and output.
+      num_heads: must divide it.
+
+    Raises:
+      ValueError: for a head count that does not divide width.
+    """
+
+    def __init__(self, width: int, num_heads: int, *, output_scale: float = 1.0, rngs: nnx.Rngs):
+        if num_heads < 1 or width % num_heads:
+            raise ValueError(f"num_heads={num_heads} must divide width={width}")
+        self.num_heads = num_heads
+        self.query = linear(width, width, rngs=rngs)
+        self.key = linear(width, width, rngs=rngs)
+        self.value = linear(width, width, rngs=rngs)
+        self.output = linear(width, width, scale=output_scale, rngs=rngs)
+
+    def init_state(self, batch_size: int) -> None:
+        """It has none."""
+
+    def __call__(
+        self, x: Float[Array, "batch time width"], state: Any = None, *, at_boundary: bool = False
+    ) -> tuple[Float[Array, "batch time width"], None]:
+        """Output; state and boundary say nothing to it."""
+        del state, at_boundary
+        heads = (*x.shape[:2], self.num_heads, -1)
+        query, key, value = (layer(x).reshape(heads) for layer in (self.query, self.key, self.value))
+        return self.output(jax.nn.dot_product_attention(query, key, value).reshape(x.shape)), None
+
+
+class VisionTransformer(nnx.Module):
+    """Class of an image: ``logits = model(images)`` (Dosovitskiy et al., 2021).
+
+    Learned positions, pre-norm blocks with a SwiGLU MLP as in `LanguageModel`, and the mean over the tokens before the
+    head. The module is a pytree of parameters and is never changed by a call.
+
+    Args:
+      image_size: pixels on each side.
+      patch_size: likewise; must divide it.
+      channels: of the images.
+      num_classes: size of the logits.
+      width: of the residual stream.
+      num_layers: blocks.
+      num_heads: of the attention.
+      mlp_hidden: hidden units of each MLP.
+
+    Raises:
+      ValueError: for sizes that do not divide each other or are below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        channels: int,
+        num_classes: int,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_hidden: int,
+        rngs: nnx.Rngs,
+    ):
+        if patch_size < 1 or image_size < patch_size or image_size % patch_size:
+            raise ValueError(f"patch_size={patch_size} must divide image_size={image_size}")
+        if num_layers < 1:
+            raise ValueError(f"num_layers={num_layers} must be at least 1")
+        self.patch_size = patch_size
+        self.patch_embed = linear(patch_size**2 * channels, width, bias=0.0, rngs=rngs)
+        tokens = (image_size // patch_size) ** 2
+        self.position_embed = nnx.Param(0.02 * jax.random.normal(rngs.params(), (tokens, width)))
+        scale = (2 * num_layers) ** -0.5
+
+        def block(rngs: nnx.Rngs) -> Block:
+            mixer = FullAttention(width, num_heads, output_scale=scale, rngs=rngs)
+            return Block(width, mixer, ContinuumMemory(width, mlp_hidden, output_scale=scale, rngs=rngs), rngs=rngs)
+
+        self.blocks = nnx.vmap(block, in_axes=0, out_axes=0)(rngs.split(num_layers))
+        self.final_norm = nnx.RMSNorm(width, rngs=rngs)
+        self.head = linear(width, num_classes, bias=0.0, rngs=rngs)
+
+    def __call__(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
+        """Logits of every image."""
+        batch, size, _, channels = images.shape
+        grid, patch = size // self.patch_size, self.patch_size
+        patches = images.reshape(batch, grid, patch, grid, patch, channels).swapaxes(2, 3)
+        x = self.patch_embed(patches.reshape(batch, grid**2, patch**2 * channels)) + self.position_embed[...]
+        x, _ = jax.lax.scan(lambda x, block: block(x), x, self.blocks)
+        return self.head(self.final_norm(x).mean(axis=1))
