@@ -88,7 +88,8 @@ class Step:
         def update(state, gradients, params, count):
             if optax.tree.get_all_with_path(state, "count"):
                 state = optax.tree.set(state, count=count)
-            return transformation.update(gradients, state, params)
+            # the state first: XLA gives donated buffers to results in their order, and copies what is crossed
+            return transformation.update(gradients, state, params)[::-1]
 
         update = jax.jit(update, donate_argnums=0)
         self._update = update.lower(self._state, *self._given, jnp.zeros((), jnp.int32)).compile()
@@ -98,7 +99,7 @@ class Step:
         steps = jnp.asarray(count, jnp.int32)
 
         def call() -> float:
-            _, self._state = jax.block_until_ready(self._update(self._state, *self._given, steps))
+            self._state, _ = jax.block_until_ready(self._update(self._state, *self._given, steps))
             return 0.0
 
         return call

@@ -21,7 +21,9 @@ class BoundedState(NamedTuple):
     inner_state: optax.OptState
 
 
-def bounded(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+def bounded(
+    inner: optax.GradientTransformation, keeps_itself: type | None = None
+) -> optax.GradientTransformationExtraArgs:
     r"""Runs ``inner`` in float32 or wider, on gradients of bounded size, and only where all of them are finite.
 
     - State and arithmetic are float32 whatever the parameters' type (float64 stays); updates have the gradients' type.
@@ -33,7 +35,9 @@ def bounded(inner: optax.GradientTransformation) -> optax.GradientTransformation
     Unlike ``optax.apply_if_finite`` it selects instead of branching, which no device has to wait for.
 
     Args:
-      inner: the rule.
+      inner: the rule. Its update gets ``finite``, whether this step counts, as an extra argument.
+      keeps_itself: type of a state that ``inner`` itself leaves unchanged where ``finite`` is false; that saves the
+        select here, which needs the old and the new one at once.
 
     Returns:
       The corresponding ``optax.GradientTransformationExtraArgs``.
@@ -48,6 +52,7 @@ def bounded(inner: optax.GradientTransformation) -> optax.GradientTransformation
       [0. 0.] 1
     """
     rule = optax.with_extra_args_support(inner)
+    own = lambda node: keeps_itself is not None and isinstance(node, keeps_itself)  # noqa: E731
 
     def init(params):
         return BoundedState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), rule.init(_widen(params)))
@@ -63,12 +68,15 @@ def bounded(inner: optax.GradientTransformation) -> optax.GradientTransformation
             return keep(g * jnp.minimum(1.0, _LARGEST / jnp.maximum(size, 1.0)), jnp.zeros_like(g))
 
         safe = jax.tree.map(limit, wide, largest)
+        extra["finite"] = finite
         steps, inner_state = rule.update(safe, state.inner_state, None if params is None else _widen(params), **extra)
         steps = jax.tree.map(lambda s, u: keep(s, jnp.zeros_like(s)).astype(u.dtype), steps, updates)
         state = BoundedState(
             keep(state.total_notfinite, optax.safe_increment(state.total_notfinite)),
             keep(jnp.zeros_like(state.notfinite_count), optax.safe_increment(state.notfinite_count)),
-            jax.tree.map(keep, inner_state, state.inner_state),
+            jax.tree.map(
+                lambda new, old: new if own(new) else keep(new, old), inner_state, state.inner_state, is_leaf=own
+            ),
         )
         return steps, state
 

@@ -40,8 +40,11 @@ def scale_by_m3(
     accumulate: str = "ema",
     denominator: str = "normalized",
     eps: float = 1e-8,
-) -> optax.GradientTransformation:
-    """The rule of ``m3``, for parameters that are all matrices [..., in, out]; arguments and errors are the same."""
+) -> optax.GradientTransformationExtraArgs:
+    """The rule of ``m3``, for parameters that are all matrices [..., in, out]; arguments and errors are the same.
+
+    Its update takes ``finite``: where false the state stays as it is.
+    """
     periods = tuple(periods)
     if not all(isinstance(period, int) and period >= 1 for period in periods):
         raise ValueError(f"periods={periods} must be integers of at least 1")
@@ -51,9 +54,10 @@ def scale_by_m3(
         check_range(name, value, 0.0, 1.0)
     ema = accumulate == "ema"
 
-    def add(memory, updates, b, decays=True):
+    def add(memory, updates, b, finite, decays=True):
         """``memory`` with one more gradient."""
-        kept, weight = (jnp.where(decays, b, 1.0), 1.0 - b) if ema else (1.0, b)
+        kept, weight = (jnp.where(decays & finite, b, 1.0), 1.0 - b) if ema else (1.0, b)
+        weight = jnp.where(finite, weight, 0.0)
         return jax.tree.map(lambda m, g: (kept * m + weight * g).astype(m.dtype), memory, updates)
 
     # two functions that stay the same from call to call, so that `cond` is compiled once without jit too
@@ -70,11 +74,12 @@ def scale_by_m3(
         slow, direction = (tuple(zeros() for _ in periods) for _ in range(2))
         return M3State(jnp.zeros((), jnp.int32), zeros(), zeros(), slow, direction)
 
-    def update(updates, state, params=None):
-        del params
-        count = optax.safe_increment(state.count)
-        fast = add(state.fast, updates, b1)
-        second = add(state.second_moment, jax.tree.map(jnp.square, updates), b2)
+    def update(updates, state, params=None, *, finite=True, **extra):
+        del params, extra
+        finite = jnp.asarray(finite)
+        count = jnp.where(finite, optax.safe_increment(state.count), state.count)
+        fast = add(state.fast, updates, b1, finite)
+        second = add(state.second_moment, jax.tree.map(jnp.square, updates), b2, finite)
         direction = orthogonalize(fast)
         for slow_direction in state.slow_direction:
             direction = jax.tree.map(lambda o, s: o + alpha * s, direction, slow_direction)
@@ -82,9 +87,10 @@ def scale_by_m3(
         slow, slow_directions = [], []
         for period, memory, last in zip(periods, state.slow, state.slow_direction, strict=True):
             # It decays once a period, at the start, so the period's sum needs no buffer of its own.
-            memory = add(memory, updates, b3, decays=state.count % period == 0)
+            memory = add(memory, updates, b3, finite, decays=state.count % period == 0)
             slow.append(memory)
-            slow_directions.append(jax.lax.cond(count % period == 0, orthogonalize, wait, memory, last))
+            due = finite & (count % period == 0)
+            slow_directions.append(jax.lax.cond(due, orthogonalize, wait, memory, last))
 
         def divide(o, v):
             v = v / (1.0 - b2**count) if ema else v
@@ -98,7 +104,7 @@ def scale_by_m3(
             count, fast, second, tuple(slow), tuple(slow_directions)
         )
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def hidden_matrices(params: optax.Params) -> optax.Params:
@@ -203,4 +209,4 @@ def m3(
         chosen = hidden_matrices if matrices is None else matrices
         return jax.tree.map(lambda m: "m3" if m else "adamw", chosen(params) if callable(chosen) else chosen)
 
-    return bounded(optax.partition({"m3": steps, "adamw": adamw}, labels))
+    return bounded(optax.partition({"m3": steps, "adamw": adamw}, labels), keeps_itself=M3State)
