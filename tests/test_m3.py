@@ -24,7 +24,16 @@ def orthogonalized(m):
 
 
 def reference(
-    lr, periods=(16,), b1=0.95, b2=0.95, b3=0.9, alpha=0.5, accumulate="ema", denominator="normalized", decay=0.0
+    lr,
+    periods=(16,),
+    b1=0.95,
+    b2=0.95,
+    b3=0.9,
+    alpha=0.5,
+    accumulate="ema",
+    denominator="normalized",
+    nesterov=True,
+    decay=0.0,
 ):
     """Algorithm 1 with a buffer for the period's gradients, and AdamW."""
 
@@ -40,7 +49,8 @@ def reference(
             else:
                 m1, v = m1 + b1 * g, v + b2 * g**2
                 v_hat = v
-            o = orthogonalized(m1) + alpha * sum(o2, 0 * w)
+            once_more = b1 * m1 + (1 - b1) * g if accumulate == "ema" else m1 + b1 * g
+            o = orthogonalized(once_more if nesterov else m1) + alpha * sum(o2, 0 * w)
             if denominator == "printed":
                 o = o / (np.sqrt(v_hat) + 1e-8)
             else:
@@ -71,7 +81,7 @@ def reference(
     [
         {},
         {"periods": (3,), "alpha": 0.7, "b1": 0.8, "b3": 0.5},
-        {"periods": (2, 5), "denominator": "printed"},
+        {"periods": (2, 5), "denominator": "printed", "nesterov": False},
         {"periods": (4,), "accumulate": "sum", "denominator": "printed"},
         {"periods": ()},
     ],

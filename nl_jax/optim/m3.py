@@ -39,6 +39,7 @@ def scale_by_m3(
     alpha: float = 0.5,
     accumulate: str = "ema",
     denominator: str = "normalized",
+    nesterov: bool = True,
     eps: float = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
     """The rule of ``m3``, for parameters that are all matrices [..., in, out]; arguments and errors are the same.
@@ -80,7 +81,7 @@ def scale_by_m3(
         count = jnp.where(finite, optax.safe_increment(state.count), state.count)
         fast = add(state.fast, updates, b1, finite)
         second = add(state.second_moment, jax.tree.map(jnp.square, updates), b2, finite)
-        direction = orthogonalize(fast)
+        direction = orthogonalize(add(fast, updates, b1, finite) if nesterov else fast)
         for slow_direction in state.slow_direction:
             direction = jax.tree.map(lambda o, s: o + alpha * s, direction, slow_direction)
 
@@ -127,6 +128,7 @@ def m3(
     alpha: float = 0.5,
     accumulate: str = "ema",
     denominator: str = "normalized",
+    nesterov: bool = True,
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     matrices: optax.Params | Callable[[optax.Params], optax.Params] | None = None,
@@ -151,7 +153,8 @@ def m3(
     :math:`r` the root of its mean over the matrix. Its entries are in (0, 1] and do not depend on the scale of the
     gradients, so learning rates are as for Muon. ``denominator="printed"`` is the paper's :math:`1 / (\sqrt{\hat V} +
     \epsilon)`, whose learning rate goes with the size of the gradients. ``accumulate="sum"`` is Algorithm 1 as printed,
-    sums :math:`M \leftarrow M + \beta g` that forget nothing, without bias correction.
+    sums :math:`M \leftarrow M + \beta g` that forget nothing, without bias correction. With ``nesterov``, as in Muon and
+    not in Algorithm 1, :math:`M^{(1)}` counts the gradient once more before it is orthogonalised.
 
     Parameters that are no hidden matrices go to AdamW. Memory: 8 bytes per matrix parameter and 8 more for each slow
     scale (float32), so 16 by default; 8 for AdamW's.
@@ -164,6 +167,7 @@ def m3(
       alpha: α, the weight of each slow memory.
       accumulate: "ema" or "sum".
       denominator: "normalized" or "printed".
+      nesterov: whether the direction counts the last gradient once more.
       eps: added to the denominators of M3 and AdamW.
       weight_decay: decoupled; times the learning rate is what all parameters lose per step.
       matrices: which parameters are matrices [..., in, out], as a tree of bool or a function that makes one; leading
@@ -199,6 +203,7 @@ def m3(
         alpha=alpha,
         accumulate=accumulate,
         denominator=denominator,
+        nesterov=nesterov,
         eps=eps,
     )
     adam_learning_rate = learning_rate if adam_learning_rate is None else adam_learning_rate
