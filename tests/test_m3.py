@@ -29,7 +29,7 @@ def reference(
     b1=0.95,
     b2=0.95,
     b3=0.9,
-    alpha=0.5,
+    alpha=0.2,
     accumulate="ema",
     denominator="normalized",
     nesterov=True,
