@@ -153,7 +153,7 @@ def m3(
     :math:`r` the root of its mean over the matrix. Its entries are in (0, 1] and do not depend on the scale of the
     gradients, so learning rates are as for Muon. ``denominator="printed"`` is the paper's :math:`1 / (\sqrt{\hat V} +
     \epsilon)`, whose learning rate goes with the size of the gradients. ``accumulate="sum"`` is Algorithm 1 as printed,
-    sums :math:`M \leftarrow M + \beta g` that forget nothing, without bias correction. With ``nesterov``, as in Muon and
+    sums :math:`M \leftarrow M + \beta g` that forget nothing, no bias correction. With ``nesterov``, as in Muon, and
     not in Algorithm 1, :math:`M^{(1)}` counts the gradient once more before it is orthogonalised.
 
     Parameters that are no hidden matrices go to AdamW. Memory: 8 bytes per matrix parameter and 8 more for each slow
