@@ -189,7 +189,7 @@ def m3(
       >>> params = {"w": jnp.zeros((3, 3)), "b": jnp.ones(())}
       >>> tx = m3(0.1, periods=(4, 16))
       >>> state, update = tx.init(params), jax.jit(tx.update)
-      >>> for _ in range(25):
+      >>> for _ in range(30):
       ...     updates, state = update(jax.grad(loss)(params), state, params)
       ...     params = jax.tree.map(jnp.add, params, updates)
       >>> print(bool(loss(params) < 0.1))
