@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+from launcher_cases import error_line, results_of
 
 from experiments import benchmark, competitors
 from experiments.programs import Program, Sizes, Timing, Training, interleave
@@ -20,10 +21,6 @@ def call(*arguments):
 
 def run(subject, workdir, *flags):
     return call(subject, f"--workdir={workdir}", f"--models={','.join(MODELS)}", *SMALL, *flags)
-
-
-def results_of(workdir):
-    return json.loads((workdir / "results.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -52,10 +49,7 @@ def test_bad_flags_end_in_one_line(flags, problem, tmp_path, capsys, monkeypatch
     monkeypatch.setattr(benchmark, "measure", None)  # nothing may come this far
     workdir = tmp_path / "run"
     assert call(*flags, f"--workdir={workdir}") == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert len(err.splitlines()) == 1
-    assert problem in err
+    assert problem in error_line(capsys)
     assert not workdir.exists()
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from launcher_cases import error_line, results_of
 
 from experiments import context, language_model
 from nl_jax.data import evaluation_batches, load_text_data
@@ -45,7 +46,7 @@ def test_a_whole_run_goes_on_where_it_was(data, tmp_path, capsys):
     flags = [f"--workdir={tmp_path / 'run'}", f"--data={data}", *FLAGS]
     assert call(*flags) == 0
     table = capsys.readouterr().out
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = results_of(tmp_path / "run")
     for figures in results["models"].values():
         assert figures["tokens"] == 4 * 2 * 80
         assert len(figures["seeds"]) == 2
@@ -76,7 +77,7 @@ def test_levels_start_from_blocks_that_were_trained_without(data, tmp_path, caps
     assert call(f"--workdir={tmp_path / 'on'}", *again, f"--start_from={tmp_path / 'first'}") == 0
     bits = {}
     for name in ("first", "anew", "on"):
-        results = json.loads((tmp_path / name / "results.json").read_text())
+        results = results_of(tmp_path / name)
         bits[name] = results["models"]["hope"]["seeds"][0]["validation_bits_per_byte"]
     assert bits["on"] < bits["first"] + 0.05 < bits["anew"]  # the levels learn in context, from where they start
     capsys.readouterr()
@@ -102,7 +103,5 @@ def test_levels_start_from_blocks_that_were_trained_without(data, tmp_path, caps
 )
 def test_bad_flags_end_in_one_line(flags, problem, data, tmp_path, capsys):
     assert call(f"--workdir={tmp_path / 'run'}", f"--data={data}", *FLAGS, *flags) == 2
-    captured = capsys.readouterr()
-    assert problem in captured.err
-    assert len(captured.err.splitlines()) == 1
+    assert problem in error_line(capsys)
     assert not (tmp_path / "run").exists()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from launcher_cases import error_line, results_of
 
 from experiments import generate, language_model
 from nl_jax.data import ByteTokenizer
@@ -32,16 +33,6 @@ def data(tmp_path):
 
 def files(directory):
     return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-
-
-def error_line(capsys):
-    """What is on stderr, if it is one line and stdout is empty."""
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    lines = captured.err.splitlines()
-    assert len(lines) == 1, captured.err
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 BAD_FLAGS = [
@@ -146,7 +137,7 @@ def finished(small_models, tmp_path_factory):
 
 def test_a_whole_run(finished, capsys):
     workdir, arguments = finished
-    results = json.loads((workdir / "results.json").read_text())
+    results = results_of(workdir)
     assert list(results["models"]) == ["hope", "transformer"]
     for figures in results["models"].values():
         assert set(figures) == {
@@ -205,12 +196,12 @@ def test_other_data_under_the_same_path_are_refused(finished, tmp_path, capsys):
 def test_finished_models_are_kept_and_the_rest_goes_on(finished, small_models, tmp_path, capsys):
     """As after a kill between two models, with the newest checkpoint of the second one truncated."""
     workdir = shutil.copytree(finished[0], tmp_path / "run")
-    expected = json.loads((workdir / "results.json").read_text())
+    expected = results_of(workdir)
     partial = {**expected, "models": {"hope": {**expected["models"]["hope"], "tokens_per_second": 1.0}}}
     (workdir / "results.json").write_text(json.dumps(partial))
     os.truncate(workdir / "transformer/checkpoints/6/about/metadata", 3)
     assert call(language_model.main, f"--workdir={workdir}", *finished[1][1:]) == 0
-    results = json.loads((workdir / "results.json").read_text())
+    results = results_of(workdir)
     assert results["models"]["hope"] == partial["models"]["hope"]
     for key in ("validation_bits_per_byte", "test_bits_per_byte", "tokens", "parameters"):
         assert results["models"]["transformer"][key] == expected["models"]["transformer"][key]
@@ -306,7 +297,7 @@ def test_kill_and_resume_gives_the_same_results(tmp_path):
             kills += 1
         else:
             break
-    whole, killed = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed"))
+    whole, killed = (results_of(tmp_path / name) for name in ("whole", "killed"))
     for name, figures in whole["models"].items():
         for key in ("parameters", "tokens", "validation_bits_per_byte", "test_bits_per_byte", "peak_memory_bytes"):
             assert killed["models"][name][key] == figures[key]

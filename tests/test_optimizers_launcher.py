@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from launcher_cases import error_line, results_of
 from test_images import write_images
 
 from experiments import (
@@ -27,10 +28,6 @@ from nl_jax.optim import newton_schulz
 
 def call(*arguments):
     return optimizers.main(["optimizers", *map(str, arguments)])
-
-
-def results_of(workdir):
-    return json.loads((workdir / "results.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -59,10 +56,7 @@ def results_of(workdir):
 def test_bad_flags_end_in_one_line(flags, problem, tmp_path, capsys):
     workdir = tmp_path / "run"
     assert call(*flags, f"--workdir={workdir}") == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert len(err.splitlines()) == 1
-    assert problem in err
+    assert problem in error_line(capsys)
     assert not workdir.exists()
 
 

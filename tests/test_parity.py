@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launcher_cases import error_line, results_of
 
 from experiments import parity, tasks
 from nl_jax import InputError
@@ -189,11 +190,7 @@ def test_bad_flags_end_in_one_line(flags, problem, tmp_path, capsys, monkeypatch
     monkeypatch.setattr(tasks, "compile_step", None)  # nothing may come this far
     workdir = tmp_path / "run"
     assert call(f"--workdir={workdir}", *FLAGS, *flags) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    (line,) = captured.err.splitlines()
-    assert line.startswith("error: ")
-    assert problem in line
+    assert problem in error_line(capsys)
     assert not workdir.exists()
 
 
@@ -229,7 +226,7 @@ def finished(tmp_path_factory):
 
 
 def test_a_whole_run(finished, capsys):
-    results = json.loads((finished / "results.json").read_text())
+    results = results_of(finished)
     figures = results["models"]["delta_net"]
     assert list(figures) == [
         "parameters",
@@ -272,8 +269,8 @@ def test_other_options_are_refused(finished, capsys):
 def test_finished_seeds_are_kept_and_the_rest_is_run(finished, tmp_path, capsys):
     """As after a kill in the second seed."""
     workdir = shutil.copytree(finished, tmp_path / "run")
-    expected = json.loads((workdir / "results.json").read_text())
-    partial = json.loads((workdir / "results.json").read_text())
+    expected = results_of(workdir)
+    partial = results_of(workdir)
     for values in partial["models"]["delta_net"].values():
         if isinstance(values, list):
             values.pop()
@@ -284,7 +281,7 @@ def test_finished_seeds_are_kept_and_the_rest_is_run(finished, tmp_path, capsys)
     assert call(f"--workdir={workdir}", *FLAGS) == 0
     assert "seed_0" not in capsys.readouterr().err
     assert (workdir / "metrics.jsonl").read_text().splitlines(keepends=True) == lines
-    assert json.loads((workdir / "results.json").read_text()) == expected
+    assert results_of(workdir) == expected
 
 
 def test_a_run_ends_when_all_is_right_twice_in_a_row(tmp_path, monkeypatch):
@@ -293,7 +290,7 @@ def test_a_run_ends_when_all_is_right_twice_in_a_row(tmp_path, monkeypatch):
     scores = iter(Accuracies(positions=(1 + share) / 2, sequences=share) for pair in shares for share in pair)
     monkeypatch.setattr(parity, "accuracies", lambda *_: next(scores))
     assert call(f"--workdir={tmp_path}", *FLAGS, "--steps=100", "--eval_every=3", "--seeds=1") == 0
-    figures = json.loads((tmp_path / "results.json").read_text())["models"]["delta_net"]
+    figures = results_of(tmp_path)["models"]["delta_net"]
     assert (figures["sequences_long"], figures["steps_to_all_right"], figures["steps"]) == ([1.0], [6], [15])
 
 

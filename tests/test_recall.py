@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launcher_cases import error_line, results_of
 
 from experiments import recall, tasks
 from nl_jax import InputError
@@ -129,16 +130,6 @@ def files(directory):
     return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def error_line(capsys):
-    """What is on stderr, if it is one line and stdout is empty."""
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    lines = captured.err.splitlines()
-    assert len(lines) == 1, captured.err
-    assert lines[0].startswith("error: ")
-    return lines[0]
-
-
 BAD_FLAGS = [
     (["--pairs=0"], "--pairs=0: expected at least 1"),
     (["--pairs=3"], "--seq_len=8: expected at least 12, four times --pairs=3"),
@@ -188,7 +179,7 @@ def finished(tmp_path_factory):
 
 
 def test_a_whole_run(finished, capsys):
-    results = json.loads((finished / "results.json").read_text())
+    results = results_of(finished)
     assert list(results["models"]) == ["hope_attention", "transformer"]
     assert {"configuration", "seeds", "versions", "device"} < set(results)
     assert results["seeds"] == [0, 1]
@@ -233,8 +224,8 @@ def test_another_configuration_is_refused(finished, capsys):
 def test_finished_seeds_are_kept_and_the_rest_is_run(finished, tmp_path, capsys):
     """As after a kill in the second seed of the second model."""
     workdir = shutil.copytree(finished, tmp_path / "run")
-    expected = json.loads((workdir / "results.json").read_text())
-    partial = json.loads((workdir / "results.json").read_text())
+    expected = results_of(workdir)
+    partial = results_of(workdir)
     for figures in partial["models"]["transformer"], partial["models"]["hope_attention"]:
         figures["accuracy"][0] = 0.5  # to be seen again
     for key in ("accuracy", "steps_to_99", "steps", "accuracy_after_5", "accuracy_after_5000"):
@@ -248,7 +239,7 @@ def test_finished_seeds_are_kept_and_the_rest_is_run(finished, tmp_path, capsys)
     assert (workdir / "metrics.jsonl").read_text().splitlines(keepends=True) == lines
     for figures in expected["models"].values():
         figures["accuracy"][0] = 0.5
-    assert json.loads((workdir / "results.json").read_text()) == expected
+    assert results_of(workdir) == expected
 
 
 def test_a_run_ends_at_two_good_evaluations_in_a_row(tmp_path, monkeypatch):
@@ -256,7 +247,7 @@ def test_a_run_ends_at_two_good_evaluations_in_a_row(tmp_path, monkeypatch):
     monkeypatch.setattr(recall, "accuracy", lambda *_, **__: next(scores))
     flags = ["--models=transformer", "--steps=100", "--eval_every=3", "--seeds=1"]
     assert call(f"--workdir={tmp_path}", *FLAGS, *flags) == 0
-    figures = json.loads((tmp_path / "results.json").read_text())["models"]["transformer"]
+    figures = results_of(tmp_path)["models"]["transformer"]
     assert (figures["accuracy"], figures["steps_to_99"], figures["steps"]) == ([1.0], [6], [15])
 
 

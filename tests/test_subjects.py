@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from launcher_cases import error_line, results_of
 
 from experiments import subjects
 from experiments.subject_texts import cut_streams, default_texts, docstrings, held_out_texts, without_seen
@@ -139,7 +140,7 @@ def test_a_whole_run_goes_on_where_it_was(texts, tmp_path, capsys):
     table = capsys.readouterr().out
     assert re.search(r"2\. code.txt +meta_frozen +\d\.\d{3} ± ", table)
     assert re.search(r"3\. prose.txt +outer by meta +-?\d\.\d{3} ± ", table)
-    results = json.loads((run / "results.json").read_text())
+    results = results_of(run)
     assert list(results["readers"]) == ["meta", "meta_frozen", "meta_stopped", "outer"]
     parameters = [figures["parameters"] for figures in results["models"].values()]
     assert parameters[0] == parameters[1] + 2  # the rates of the levels
@@ -181,10 +182,8 @@ def test_a_whole_run_goes_on_where_it_was(texts, tmp_path, capsys):
 def test_bad_flags_end_in_one_line(flags, problem, texts, tmp_path, capsys):
     given = f"--texts={texts / 'prose.txt'},{texts / 'code.txt'}"
     code = call(f"--workdir={tmp_path / 'run'}", f"--data={texts / 'data.txt'}", given, *FLAGS, *flags)
-    captured = capsys.readouterr()
     assert code == 2
-    assert problem in captured.err
-    assert len(captured.err.splitlines()) == 1
+    assert problem in error_line(capsys)
     assert not (tmp_path / "run").exists()
 
 
