@@ -124,10 +124,8 @@ class Run:
         launcher.check_range(values, "max_seconds", 0)
         if values.memory_gib is not None:
             launcher.check_range(values, "memory_gib", 0)
-        launcher.check_names("models", values.models, MODEL_NAMES)
+        launcher.check_names("models", values.models, MODEL_NAMES, required=True)
         launcher.check_names("competitors", values.competitors, COMPETITORS)
-        if not values.models:
-            raise InputError(f"--models: none given; expected some of {', '.join(MODEL_NAMES)}")
         self.lengths = _parse_lengths(values.lengths or LENGTHS[subject])
         self.depths = _parse_depths(values.depths)
         self.memory_limit = _device_memory() * 0.75 if values.memory_gib is None else values.memory_gib * 2**30

@@ -3,7 +3,7 @@
     python -m experiments.context --workdir=runs/context
     python -m experiments.context --workdir=runs/no_dgd --models=hope --mixer_option=delta=False
     python -m experiments.context --workdir=runs/levels --models=hope --start_from=runs/context --seq_len=16384 \
-        --cms_levels=64,512,4096 --cms_regime=meta
+        --cms_levels=64,512 --cms_regime=meta
 
 Each model is trained anew for every seed, which decides initial parameters and the order of the data, with the same
 parameters (to 3 %), tokens and optimizer. Hope's controls are the same model whose memories never learn in context
@@ -37,7 +37,7 @@ from nl_jax.data import load_text_data
 from nl_jax.models import LanguageModelConfig
 from nl_jax.training import bits_by_position
 from nl_jax.training.loop import CHECKPOINTS
-from nl_jax.training.metrics import METRICS, save_figure
+from nl_jax.training.metrics import METRICS, plot_band, save_figure
 from nl_jax.training.sharding import named_leaves
 
 NAME = "context"
@@ -160,9 +160,7 @@ def plot(workdir: Path, results: dict[str, Any]) -> None:
         curves = [list(seed["bits_by_position"].values()) for seed in figures.get("seeds", [])]
         if curves:
             ends = [int(end) for end in figures["seeds"][0]["bits_by_position"]]
-            (line,) = axes.plot(ends, np.mean(curves, axis=0), marker="o", markersize=3, label=name)
-            low, high = np.min(curves, axis=0), np.max(curves, axis=0)
-            axes.fill_between(ends, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+            plot_band(axes, ends, np.array(curves), label=name)
             axes.set_xscale("log", base=2)
             axes.set_xticks(ends, [f"{end:,}" for end in ends])
     axes.set(xlabel="position in the context, up to", ylabel="validation bits per token")

@@ -90,8 +90,10 @@ def check_range(values: flags.FlagValues, name: str, low: float, high: float = m
         raise InputError(f"--{name}={value}: expected {expected}")
 
 
-def check_names(flag: str, names: Sequence[str], known: Iterable[str]) -> None:
-    """Raises `InputError` unless a flag's names are all known and none is there twice."""
+def check_names(flag: str, names: Sequence[str], known: Iterable[str], required: bool = False) -> None:
+    """Raises `InputError` unless a flag's names are all known, none is there twice and, if required, there is one."""
+    if required and not names:
+        raise InputError(f"--{flag}: none given; expected some of {', '.join(known)}")
     if len(set(names)) < len(names) or not set(names) <= set(known):
         raise InputError(f"--{flag}={','.join(names)}: expected some of {', '.join(known)}, none twice")
 

@@ -41,7 +41,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import launcher, optimizer_continual, optimizer_speed, optimizer_toy
@@ -52,7 +51,7 @@ from experiments.programs import interleave
 from nl_jax import InputError
 from nl_jax.models import MODEL_NAMES
 from nl_jax.training import progress_bar
-from nl_jax.training.metrics import save_figure
+from nl_jax.training.metrics import plot_band, save_figure
 
 NAME = "optimizers"
 TUNING_SEED = 2**31 - 1  # no seed of a final run
@@ -119,9 +118,7 @@ def compare(subject: str, values: flags.FlagValues) -> None:
     workdir = launcher.workdir_of(values)
     known = KNOWN[subject]
     names = list(known) if values.optimizers is None else values.optimizers
-    launcher.check_names("optimizers", names, known)
-    if not names:
-        raise InputError(f"--optimizers: none given; expected some of {', '.join(known)}")
+    launcher.check_names("optimizers", names, known, required=True)
     for name in ("num_tasks", "points"):
         launcher.check_range(values, name, 2)
     for name in ("task_steps", "seq_len", "eval_every", "seeds", "rounds", "image_size"):
@@ -193,8 +190,8 @@ def continual(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> 
     for name in names:
         found = record.get(name)
         forgetting, seen = (np.array(found[key]) for key in ("forgetting", "seen"))
-        _band(panels[0], np.arange(2, values.num_tasks + 1), forgetting, name)
-        _band(panels[1], np.arange(1, values.num_tasks + 1), seen, name)
+        plot_band(panels[0], np.arange(2, values.num_tasks + 1), forgetting, label=name)
+        plot_band(panels[1], np.arange(1, values.num_tasks + 1), seen, label=name)
         ends = (found["learned"], forgetting[:, -1].tolist(), seen[:, -1].tolist())
         rows.append((name, f"{found['rate']:.3g}", *(launcher.mean_and_spread(end, digits=4) for end in ends)))
     panels[0].axhline(0, color="gray", linewidth=0.5)
@@ -330,7 +327,7 @@ def _report_training(
         curves = {key: np.array([run[key] for run in runs[name]], float) for key in runs[name][0]}
         for row, key in zip(panels, ("train_loss", "loss"), strict=True):
             for axes, x in zip(row, (steps, times[name]), strict=True):
-                _band(axes, x, curves[key], name)
+                plot_band(axes, x, curves[key], label=name)
         soonest = [float(np.interp(quickest, times[name], curve)) for curve in curves["loss"]]
         edge = "" if min(map(float, losses)) < rate < max(map(float, losses)) else ", best at the edge"
         rows.append(
@@ -413,12 +410,6 @@ def _parse_sizes(texts: Sequence[str]) -> dict[str, float]:
     if not sizes or len(sizes) < len(texts) or not all(1 <= size <= 1e11 for size in sizes.values()):
         raise InputError(f"--sizes={','.join(texts)}: expected numbers of parameters, as 1e6,1e7, none twice")
     return sizes
-
-
-def _band(axes: Axes, x: np.ndarray, curves: np.ndarray, name: str) -> None:
-    """The mean of curves [seeds, points], in a band from worst to best."""
-    (line,) = axes.plot(x, curves.mean(0), marker="o", markersize=3, label=name)
-    axes.fill_between(x, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
 
 
 def _milli(seconds: float | None) -> float | None:

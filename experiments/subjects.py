@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
@@ -56,10 +55,9 @@ from nl_jax.data import (
     split_documents,
 )
 from nl_jax.models import LanguageModel, LanguageModelConfig
-from nl_jax.models.in_context import learning_schedule, own_blocks, read_and_learn, with_levels
-from nl_jax.schedule import ScheduleState
+from nl_jax.models.in_context import initial_state, read_and_learn, with_learned
 from nl_jax.training import TrainingDiverged, progress_bar
-from nl_jax.training.metrics import METRICS, save_figure
+from nl_jax.training.metrics import METRICS, plot_band, save_figure
 
 NAME = "subjects"
 RESULTS, FIGURE = "results.json", "subjects.png"
@@ -164,8 +162,7 @@ def train(values: flags.FlagValues) -> None:
 def configurations(values: flags.FlagValues) -> dict[str, LanguageModelConfig]:
     """Of the models by regime, with the same sizes; without learning in context every block moves at every step."""
     regimes = values.regimes
-    if not regimes or len(set(regimes)) < len(regimes) or not set(regimes) <= set(REGIMES):
-        raise InputError(f"--regimes={','.join(regimes)}: expected some of {', '.join(REGIMES)}, none twice")
+    launcher.check_names("regimes", regimes, REGIMES, required=True)
     shape = {"vocab_size": ByteTokenizer.vocab_size, "context_length": values.seq_len}
     fields = cms_fields(values, values.model, "meta")
     config = configuration(values, values.model, values.preset, **shape, **fields)
@@ -215,11 +212,6 @@ def readers_of(regime: str, part: int, parts: int) -> dict[str, int]:
     return {regime: parts * part, f"{regime}_frozen": 0, f"{regime}_stopped": part}
 
 
-def _start(model: LanguageModel, batch: int) -> ScheduleState:
-    blank = jnp.zeros((batch, min(model.config.cms_periods)), jnp.int32)
-    return learning_schedule(model, batch).init(None, (blank, blank, jnp.ones(blank.shape)))
-
-
 @jax.jit
 def _learn(model: LanguageModel, state: Any, tokens: Any, targets: Any) -> tuple[Any, Array]:
     logits, state = read_and_learn(model, tokens, targets, None, state)
@@ -252,13 +244,12 @@ def read_streams(
     tokens = np.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=ByteTokenizer.separator_id)
     # In one place: where a state lies elsewhere in the first call, it would be compiled apart from the others.
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    model, state = jax.device_put((model, _start(model, batch) if learns else model.init_state(batch)), place)
+    model, state = jax.device_put((model, initial_state(model, batch) if learns else model.init_state(batch)), place)
     bits = []
     with progress_bar(name, time // call) as bar:
         for start in range(0, time, call):
             if 0 < learns == start:
-                levels = [state.levels[f"cms_{i}"].params for i in range(len(model.config.cms_periods))]
-                model, state = with_levels(model, own_blocks(levels)), state.levels["mixers"]
+                model, state = with_learned(model, state), state.levels["mixers"]
             piece = slice(start, start + call)
             step = _learn if start < learns else _read
             state, nats = step(model, state, tokens[:, piece], targets[:, piece])
@@ -329,9 +320,7 @@ def plot(workdir: Path, results: Mapping[str, Any]) -> None:
 
     def draw(axes: Any, values: np.ndarray, label: str, reader: str) -> None:
         position = BIN * np.arange(values.shape[1]) + RUNNING
-        axes.plot(position, values.mean(axis=0), label=label, color=colors[reader], linewidth=1.2)
-        low, high = values.min(axis=0), values.max(axis=0)
-        axes.fill_between(position, low, high, color=colors[reader], alpha=0.15, linewidth=0)
+        plot_band(axes, position, values, alpha=0.15, marker="", label=label, color=colors[reader], linewidth=1.2)
 
     for reader, values in curves.items():
         draw(above, values, reader, reader)

@@ -104,6 +104,12 @@ def learning_schedule(
     return Schedule(levels, flow, has_aux=True)
 
 
+def initial_state(model: Any, batch_size: int) -> ScheduleState:
+    """Of ``learning_schedule(model, batch_size)``, before a text."""
+    blank = jnp.zeros((batch_size, min(model.config.cms_periods)), jnp.int32)
+    return learning_schedule(model, batch_size).init(None, (blank, blank, jnp.ones(blank.shape)))
+
+
 def read_and_learn(
     model: Any,
     tokens: Int[Array, "batch time"],
@@ -142,6 +148,12 @@ def read_and_learn(
 def learned(mixers: Any) -> Any:
     """What the sequence mixers' memories have learned, of their state; nothing of attention's."""
     return getattr(mixers, "change", ())
+
+
+def with_learned(model: Any, state: ScheduleState) -> Any:
+    """The model with the blocks that a state holds; its sequence mixers go on from ``state.levels["mixers"]``."""
+    levels = [state.levels[f"cms_{i}"].params for i in range(len(model.config.cms_periods))]
+    return with_levels(model, own_blocks(levels))
 
 
 def own_blocks(weights: Sequence[Weights]) -> list[FeedForward]:

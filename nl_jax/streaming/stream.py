@@ -21,7 +21,7 @@ from jaxtyping import Int
 
 from nl_jax.errors import InputError
 from nl_jax.models import LanguageModel
-from nl_jax.models.in_context import learning_schedule, own_blocks, with_levels
+from nl_jax.models.in_context import initial_state, learning_schedule, with_learned
 from nl_jax.models.sampling import next_token
 from nl_jax.schedule import ScheduleState
 from nl_jax.training.sharding import named_leaves
@@ -67,7 +67,8 @@ class Stream:
         self._waiting: list[int] = []  # tokens whose chunk, or whose last target, has not come yet
         self._frozen: set[str] = set()
         self._periods = {level.name: level.period for level in learning_schedule(model, 1).levels}  # in chunks
-        self._start = _start(model)
+        # compiled, so that it lies where the model does: else the first chunk would be compiled apart from the others
+        self._start = _initial_state(model, 1)
         self._state = self._start if state is None else state
         for name in frozen:
             self.freeze(name)
@@ -135,8 +136,7 @@ class Stream:
         tokens = jnp.asarray([*self._waiting, *prompt], jnp.int32)[None]
         if tokens.size == 0:
             raise ValueError("prompt=b'': expected a token, since the stream has not read any")
-        levels = [self._state.levels[f"cms_{i}"].params for i in range(len(self.model.config.cms_periods))]
-        model = with_levels(self.model, own_blocks(levels))
+        model = with_learned(self.model, self._state)
         mixers, out = self._state.levels["mixers"], []
         for key in jax.random.split(jax.random.key(seed), num_tokens):
             tokens, mixers = next_token(model, tokens, mixers, key, jnp.float32(temperature))
@@ -222,10 +222,7 @@ class Stream:
         return level
 
 
-@jax.jit  # so that it lies where the model does: elsewhere, the first chunk would be compiled apart from the others
-def _start(model: LanguageModel) -> ScheduleState:
-    blank = jnp.zeros((1, min(model.config.cms_periods)), jnp.int32)
-    return learning_schedule(model, 1).init(None, (blank, blank, jnp.ones(blank.shape)))
+_initial_state = jax.jit(initial_state, static_argnums=1)
 
 
 @functools.partial(jax.jit, static_argnames="frozen")

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import tensorboardX
+from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nl_jax.errors import InputError
@@ -127,12 +129,25 @@ def plot_accuracy(workdir: Path) -> Path:
     for model, seeds in curves.items():
         steps = sorted({step for points in seeds.values() for step, _ in points})
         accuracies = np.stack([np.interp(steps, *np.transpose(points)) for points in seeds.values()])
-        (line,) = axes.plot(steps, accuracies.mean(0), marker="o", markersize=3, label=model)
-        axes.fill_between(steps, accuracies.min(0), accuracies.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
+        plot_band(axes, steps, accuracies, label=model)
     axes.set(xlabel="training steps", ylabel="validation accuracy", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend()
     return save_figure(figure, workdir / ACCURACY_FIGURE)
+
+
+def plot_band(
+    axes: Axes,
+    x: Any,
+    curves: Float[np.ndarray, "seeds points"],
+    *,
+    alpha: float = 0.2,
+    marker: str = "o",
+    **style: Any,
+) -> None:
+    """Draws the mean of curves, in a band from worst to best that is ``alpha`` opaque; ``style`` is the line's."""
+    (line,) = axes.plot(x, curves.mean(axis=0), marker=marker, markersize=3, **style)
+    axes.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=alpha, linewidth=0)
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
