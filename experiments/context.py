@@ -32,6 +32,7 @@ from matplotlib.figure import Figure
 from experiments import launcher
 from experiments.generate import config_of, restore, shapes_of
 from experiments.language_model import FREE_FLAGS, batches_of, check, configurations, define_flags, fit_model
+from experiments.launcher import RESULTS
 from nl_jax import InputError
 from nl_jax.data import load_text_data
 from nl_jax.models import LanguageModelConfig
@@ -41,7 +42,7 @@ from nl_jax.training.metrics import METRICS, plot_band, save_figure
 from nl_jax.training.sharding import named_leaves
 
 NAME = "context"
-RESULTS, FIGURE = "results.json", "context.png"
+FIGURE = "context.png"
 DEFAULTS = {
     "models": "hope,hope_frozen,transformer_conv",
     "steps": 200,
@@ -86,12 +87,7 @@ def train(values: flags.FlagValues) -> None:
     starts = starts_of(values, configs)
     launcher.claim_workdir(workdir, config, written=(RESULTS, METRICS))
 
-    results = launcher.read_json(workdir / RESULTS) or {
-        "models": {name: {} for name in values.models},
-        "configuration": {name: config[name] for name in ("flags", "data", "models")},
-        "versions": launcher.versions(),
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    }
+    results = launcher.stored_results(workdir, config, {"models": {name: {} for name in values.models}})
     for seed in range(values.seeds):  # seed by seed, so that a run that is stopped early compares all models
         for name in values.models:
             seeds = results["models"][name].setdefault("seeds", [])

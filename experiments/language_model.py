@@ -22,6 +22,7 @@ from flax import nnx
 
 from experiments import launcher
 from experiments.cms_options import cms_fields, define_cms_flags
+from experiments.launcher import RESULTS
 from experiments.mixer_options import configuration, define_mixer_option
 from nl_jax import InputError
 from nl_jax.data import EvaluationSet, TextData, evaluation_batches, load_text_data, train_iterator
@@ -32,7 +33,6 @@ from nl_jax.training.metrics import FIGURE, METRICS
 from nl_jax.training.sharding import named_leaves
 
 NAME = "language_model"
-RESULTS = "results.json"
 VALIDATION_TOKENS = 65_536  # what the evaluations during training look at; the test split is scored whole, once
 # What may change when a run goes on: it does not change the results (another mesh only rounds differently).
 FREE_FLAGS = ("workdir", "mesh", "checkpoint_every")

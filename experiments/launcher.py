@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 
 from nl_jax import InputError
@@ -19,7 +20,7 @@ from nl_jax.training import TrainingDiverged, TrainingInterrupted
 from nl_jax.training.metrics import write_atomically
 
 CONFIG = "config.json"
-RESULTS = "results.json"  # of a `Record`
+RESULTS = "results.json"
 COMPARED = ("flags", "data", "models")  # what must be as it was when a run goes on
 
 
@@ -176,6 +177,16 @@ def check_workdir(workdir: Path, config: Mapping[str, Any], written: Iterable[st
     return stored is not None
 
 
+def stored_results(workdir: Path, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``results.json`` holds; at first ``about``, and the configuration, versions and device."""
+    return read_json(workdir / RESULTS) or {
+        "configuration": {name: config[name] for name in COMPARED},
+        "versions": versions(),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        **about,
+    }
+
+
 class Record:
     """Figures of a run, written to ``results.json`` as soon as they are known: the same command goes on behind them.
 
@@ -192,11 +203,7 @@ class Record:
         self.workdir = workdir
         check_workdir(workdir, config, written=(RESULTS,))
         self._config = config
-        self._results = read_json(workdir / RESULTS) or {
-            "figures": {},
-            "configuration": {name: config[name] for name in COMPARED},
-            **about,
-        }
+        self._results = stored_results(workdir, config, {"figures": {}, **about})
 
     def get(self, name: str) -> Any:
         """Figures of the name, None where there are none yet."""

@@ -142,10 +142,7 @@ def record_of(
             "models": {},
             **(about or {}),
         },
-        {
-            "versions": launcher.versions(),
-            "device": f"1 x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
-        },
+        {"device": f"1 x {jax.devices()[0].device_kind}, {os.cpu_count()} cores"},
     )
 
 

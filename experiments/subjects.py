@@ -41,6 +41,7 @@ from matplotlib.figure import Figure
 from experiments import launcher
 from experiments.cms_options import cms_fields
 from experiments.language_model import FREE_FLAGS, batches_of, check, define_flags, fit_model
+from experiments.launcher import RESULTS
 from experiments.mixer_options import configuration
 from experiments.subject_texts import cut_streams, default_texts, held_out_texts
 from nl_jax import InputError
@@ -60,7 +61,7 @@ from nl_jax.training import TrainingDiverged, progress_bar
 from nl_jax.training.metrics import METRICS, plot_band, save_figure
 
 NAME = "subjects"
-RESULTS, FIGURE = "results.json", "subjects.png"
+FIGURE = "subjects.png"
 REGIMES = ("meta", "online", "outer")
 WINDOWS = (256, 1024, 4096)  # bytes after a change
 BIN = 64  # bytes to a point of a stored curve
@@ -128,15 +129,13 @@ def train(values: flags.FlagValues) -> None:
     batches = [batches_of(values, data, seed)._replace(validation=validation) for seed in range(values.seeds)]
     launcher.claim_workdir(workdir, config, written=(RESULTS, METRICS))
 
-    results = launcher.read_json(workdir / RESULTS) or {
+    about = {
         "parts": order,
         "part_bytes": values.part,
         "models": {regime: {} for regime in configs},
         "readers": {reader: [] for regime in configs for reader in readers_of(regime, values.part, len(order))},
-        "configuration": {name: config[name] for name in ("flags", "data", "models")},
-        "versions": launcher.versions(),
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
+    results = launcher.stored_results(workdir, config, about)
     for seed in range(values.seeds):  # seed by seed, so that a run that is stopped early compares all models
         for regime, model_config in configs.items():
             readers = readers_of(regime, values.part, len(order))

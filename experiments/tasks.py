@@ -15,6 +15,7 @@ from absl import flags
 from flax import nnx
 
 from experiments import launcher
+from experiments.launcher import RESULTS
 from experiments.mixer_options import configuration, define_mixer_option
 from nl_jax.models import MODEL_NAMES, LanguageModel, LanguageModelConfig, count_parameters
 from nl_jax.training import (
@@ -31,7 +32,6 @@ from nl_jax.training import (
 )
 from nl_jax.training.metrics import ACCURACY_FIGURE, METRICS
 
-RESULTS = "results.json"
 VALIDATION_SEED = 2**31 - 1  # no training seed
 STEPS = "steps"  # trained, in results.json; each finished seed has one
 
@@ -118,13 +118,7 @@ def train(task: Task, values: flags.FlagValues) -> None:
     }
     launcher.claim_workdir(workdir, config, written=(RESULTS, METRICS))
 
-    results = launcher.read_json(workdir / RESULTS) or {
-        "models": {},
-        "configuration": {name: config[name] for name in ("flags", "data", "models")},
-        "seeds": list(range(values.seeds)),
-        "versions": launcher.versions(),
-        "device": jax.devices()[0].device_kind,
-    }
+    results = launcher.stored_results(workdir, config, {"models": {}, "seeds": list(range(values.seeds))})
     for name in values.models:
         figures = results["models"].setdefault(name, {"parameters": parameters[name]})
         done = len(figures.get(STEPS, []))
