@@ -2,6 +2,8 @@
 
     python -m experiments.parity --workdir=runs/parity
     python -m experiments.parity --workdir=runs/negative --mixer_option=negative_eigenvalues=True
+    python -m experiments.parity --workdir=runs/hope --models=hope --mixer_option=negative_eigenvalues=True \
+        --mixer_option=delta=True '--mixer_option=eta=("softplus",20.0)'
 
 After each symbol of a string of 0s and 1s the model says whether the number of 1s so far is even. It trains on fresh
 strings of 2 to 50 symbols and is measured on 500 different ones of that length and on 500 of 51 to 100. A string counts
@@ -10,7 +12,10 @@ anew for every seed, which decides initial parameters and batches, until every s
 row, or to the last step. All models have the same width, depth and feed-forward size.
 
 A delta rule's memory, multiplied by I - beta k k' at every symbol, can turn its sign at every 1 only where beta is
-above 1 and the eigenvalue negative; the second command allows this to all models of its run.
+above 1 and the eigenvalue negative; the second command allows this to all models of its run. Memories of self-modifying
+Titans, and so Hope, also need two options to keep the bit on longer strings: a large learning rate η, since what is left
+of the bit at every 1 is 1 - 2 / (1 + 3 η |x|^2), and Delta Gradient Descent, without which their inner layers go on
+moving (the third command).
 
 The best figures are of the evaluation with most strings right in both sets, so they are chosen on what they measure, as
 in Irie et al., 2023. Training meets the shortest of the strings of 2 to 50 symbols too: there are few.
