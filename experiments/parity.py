@@ -13,9 +13,9 @@ row, or to the last step. All models have the same width, depth and feed-forward
 
 A delta rule's memory, multiplied by I - beta k k' at every symbol, can turn its sign at every 1 only where beta is
 above 1 and the eigenvalue negative; the second command allows this to all models of its run. Memories of self-modifying
-Titans, and so Hope, also need two options to keep the bit on longer strings: a large learning rate η, since what is left
-of the bit at every 1 is 1 - 2 / (1 + 3 η |x|^2), and Delta Gradient Descent, without which their inner layers go on
-moving (the third command).
+Titans, and so Hope, also need two options to keep the bit on longer strings (the third command): a large learning rate
+eta, since what is left of the bit at every 1 is 1 - 2 / (1 + 3 eta |x|^2), and Delta Gradient Descent, without which
+their inner layers go on moving.
 
 The best figures are of the evaluation with most strings right in both sets, so they are chosen on what they measure, as
 in Irie et al., 2023. Training meets the shortest of the strings of 2 to 50 symbols too: there are few.

@@ -30,6 +30,7 @@ from nl_jax.memory.learning import Layers
 from nl_jax.modules.layers import CausalConv, linear, start_as_induction, unit_length
 
 RETENTION_BIAS = 8.0  # sigmoid: 0.9997, so that a memory's start keeps some 3,000 tokens
+MOMENTUM_BIAS = -1.0  # sigmoid: 0.27; more brings a forcing to bear when the delta term has long answered it
 READS = ("token", "boundary")
 RETENTIONS = ("initial", "zero")
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from nl_jax.memory import Architecture
 from nl_jax.modules.attention import Attention
-from nl_jax.modules.memory_mixer import RETENTION_BIAS, MemoryMixer, head_size
+from nl_jax.modules.memory_mixer import MOMENTUM_BIAS, RETENTION_BIAS, MemoryMixer, head_size
 from nl_jax.modules.self_modifying_titans import SelfModifyingTitans
 
 HEBBIAN: dict[str, Any] = {"rule": "printed", "delta": False, "eta": 1.0}  # W ← α W + v kᵀ
@@ -83,7 +83,7 @@ def ttt_mlp(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
 
 def titans(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
     """Titans' long-term memory: MLP, L2, momentum and retention, all gated by the input (Behrouz et al., 2024)."""
-    return _mlp(width, num_heads, **{"delta": False, "mu": ("sigmoid", 1.0), **parts})
+    return _mlp(width, num_heads, **{"delta": False, "mu": ("sigmoid", MOMENTUM_BIAS), **parts})
 
 
 def atlas(width: int, num_heads: int, **parts: Any) -> MemoryMixer:

@@ -30,7 +30,15 @@ from jaxtyping import Array, Float
 
 from nl_jax.memory import Architecture, apply_layer
 from nl_jax.modules.layers import unit_length
-from nl_jax.modules.memory_mixer import RETENTION_BIAS, Generated, Groups, Inputs, MemoryMixer, head_size
+from nl_jax.modules.memory_mixer import (
+    MOMENTUM_BIAS,
+    RETENTION_BIAS,
+    Generated,
+    Groups,
+    Inputs,
+    MemoryMixer,
+    head_size,
+)
 
 # the memories that read u_k, then those that read u_v and u_q: neighbours in the stack share a product
 READ_KEY = ("key", "eta", "alpha")
@@ -117,7 +125,7 @@ class SelfModifyingTitans(MemoryMixer):
             **{
                 "eta": None if "eta" in adaptive else ("softplus", eta_bias),
                 "alpha": None if "alpha" in adaptive else ("sigmoid", alpha_bias),
-                "mu": ("sigmoid", 1.0) if momentum else None,  # μ ≈ 0.73
+                "mu": ("sigmoid", MOMENTUM_BIAS) if momentum else None,
                 "delta": False,
                 **options,
             },
