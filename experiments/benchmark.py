@@ -313,7 +313,7 @@ def gradient_norms(run: Run, length: int, batch_size: int, text: Packed) -> Figu
         if getattr(model.blocks.mixer, "memories", None) is None:
             continue
         gradient = jax.jit(jax.grad(mean_loss))
-        found = [optax.global_norm(gradient(model, batch).blocks.mixer.memories) for batch in batches.batches]
+        found = [optax.tree.norm(gradient(model, batch).blocks.mixer.memories) for batch in batches.batches]
         norms[name] = statistics.fmean(float(norm) for norm in found)
     return norms
 
