@@ -142,10 +142,7 @@ class Run:
         self.record = launcher.Record(
             self.workdir,
             {"launcher": NAME, "data": {"tokens": "random"}, **about},
-            {
-                "versions": launcher.versions() | _competitor_versions(),
-                "device": f"1 x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
-            },
+            {"versions": launcher.versions() | _competitor_versions()},
         )
         self.figures = self.record.figures
 

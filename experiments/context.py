@@ -85,9 +85,8 @@ def train(values: flags.FlagValues) -> None:
     }
     batches = [batches_of(values, data, seed) for seed in range(values.seeds)]  # raises where the text is too short
     starts = starts_of(values, configs)
-    launcher.claim_workdir(workdir, config, written=(RESULTS, METRICS))
+    results = launcher.claim_workdir(workdir, config, {"models": {name: {} for name in values.models}})
 
-    results = launcher.stored_results(workdir, config, {"models": {name: {} for name in values.models}})
     for seed in range(values.seeds):  # seed by seed, so that a run that is stopped early compares all models
         for name in values.models:
             seeds = results["models"][name].setdefault("seeds", [])

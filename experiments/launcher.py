@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import platform
 import signal
 import statistics
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -17,7 +19,7 @@ from absl import flags
 from nl_jax import InputError
 from nl_jax.models import MODEL_NAMES
 from nl_jax.training import TrainingDiverged, TrainingInterrupted
-from nl_jax.training.metrics import write_atomically
+from nl_jax.training.metrics import METRICS, write_atomically
 
 CONFIG = "config.json"
 RESULTS = "results.json"
@@ -156,20 +158,29 @@ def read_config(workdir: Path, name: str, written: Iterable[str] = ()) -> dict[s
     return config
 
 
-def claim_workdir(workdir: Path, config: Mapping[str, Any], written: Iterable[str]) -> None:
+def claim_workdir(workdir: Path, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     """Writes a run's configuration into a new workdir; raises `InputError` where the workdir holds another run.
 
     Args:
         workdir: may not exist.
         config: ``launcher``, the launcher's name, and ``flags``, ``data`` and ``models``, which must be as they were.
-        written: as for `read_config`.
+        about: what ``results.json`` says at first, beside configuration, versions and device.
+
+    Returns:
+        What ``results.json`` holds, or is to hold at first.
     """
-    if not check_workdir(workdir, config, written):
+    if not check_workdir(workdir, config, written=(RESULTS, METRICS)):
         write_json(workdir / CONFIG, config)
+    return _results(workdir, config, about)
 
 
 def check_workdir(workdir: Path, config: Mapping[str, Any], written: Iterable[str]) -> bool:
-    """Whether the workdir holds this run; `InputError` where it holds another. Arguments as for `claim_workdir`."""
+    """Whether the workdir holds this run; `InputError` where it holds another.
+
+    Args:
+        workdir, config: as for `claim_workdir`.
+        written: as for `read_config`.
+    """
     stored = read_config(workdir, config["launcher"], written)
     if stored is not None:
         for what in COMPARED:
@@ -177,7 +188,7 @@ def check_workdir(workdir: Path, config: Mapping[str, Any], written: Iterable[st
     return stored is not None
 
 
-def stored_results(workdir: Path, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+def _results(workdir: Path, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     """What ``results.json`` holds; at first ``about``, and the configuration, versions and device."""
     return read_json(workdir / RESULTS) or {
         "configuration": {name: config[name] for name in COMPARED},
@@ -199,11 +210,12 @@ class Record:
         InputError: the workdir holds another run.
     """
 
-    def __init__(self, workdir: Path, config: Mapping[str, Any], about: Mapping[str, Any]):
+    def __init__(self, workdir: Path, config: Mapping[str, Any], about: Mapping[str, Any] = MappingProxyType({})):
         self.workdir = workdir
         check_workdir(workdir, config, written=(RESULTS,))
         self._config = config
-        self._results = stored_results(workdir, config, {"figures": {}, **about})
+        device = f"1 x {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
+        self._results = _results(workdir, config, {"figures": {}, "device": device, **about})
 
     def get(self, name: str) -> Any:
         """Figures of the name, None where there are none yet."""

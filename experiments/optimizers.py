@@ -31,7 +31,6 @@ the tables again when all is done.
 """
 
 import functools
-import os
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -142,7 +141,6 @@ def record_of(
             "models": {},
             **(about or {}),
         },
-        {"device": f"1 x {jax.devices()[0].device_kind}, {os.cpu_count()} cores"},
     )
 
 

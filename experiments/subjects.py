@@ -127,15 +127,14 @@ def train(values: flags.FlagValues) -> None:
     sizes = {"batch_size": values.batch_size, "seq_len": values.seq_len}
     validation = evaluation_batches(data.validation, **sizes, max_tokens=VALIDATION_TOKENS)
     batches = [batches_of(values, data, seed)._replace(validation=validation) for seed in range(values.seeds)]
-    launcher.claim_workdir(workdir, config, written=(RESULTS, METRICS))
-
     about = {
         "parts": order,
         "part_bytes": values.part,
         "models": {regime: {} for regime in configs},
         "readers": {reader: [] for regime in configs for reader in readers_of(regime, values.part, len(order))},
     }
-    results = launcher.stored_results(workdir, config, about)
+    results = launcher.claim_workdir(workdir, config, about)
+
     for seed in range(values.seeds):  # seed by seed, so that a run that is stopped early compares all models
         for regime, model_config in configs.items():
             readers = readers_of(regime, values.part, len(order))

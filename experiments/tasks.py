@@ -116,9 +116,8 @@ def train(task: Task, values: flags.FlagValues) -> None:
         "data": task.data,
         "models": {name: dataclasses.asdict(config) for name, config in configs.items()},
     }
-    launcher.claim_workdir(workdir, config, written=(RESULTS, METRICS))
+    results = launcher.claim_workdir(workdir, config, {"models": {}, "seeds": list(range(values.seeds))})
 
-    results = launcher.stored_results(workdir, config, {"models": {}, "seeds": list(range(values.seeds))})
     for name in values.models:
         figures = results["models"].setdefault(name, {"parameters": parameters[name]})
         done = len(figures.get(STEPS, []))
