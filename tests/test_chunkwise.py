@@ -140,7 +140,7 @@ def test_read_sees_the_state_up_to_its_own_token():
         before = {k: v[:t] if k in ("x", "g", "eta", "alpha", "mu", "beta") else v for k, v in case.items()}
         assert_close(answers[t], numpy_update(**part)[0] @ queries[t])
         change = numpy_update(**before)[0] - anchor
-        assert_close(chunk.writes[t], case["beta"][t] * (change @ case["x"][t]))
+        assert_close(chunk.taken[t], case["beta"][t] * (change @ case["x"][t]))
 
 
 def test_padding_changes_nothing():

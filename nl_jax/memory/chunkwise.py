@@ -45,13 +45,19 @@ def _decay_products(rate):
     start = rate[..., :1] * inside[..., :, 0]  # from a block's start to t
     # from a block's end, the one before the last, ..., to another's start
     between = decay_products(start[..., -1])
-    between = _pad_first(between[..., :-1, :], -2)
-    # [block of t, block of s, t, s], zero for a later block
-    across = start[..., :, None, :, None] * between[..., None, None] * inside[..., None, :, -1:, :]
-    same = jnp.eye(blocks, dtype=bool)[:, :, None, None]
-    products = jnp.where(same, inside[..., :, None, :, :], across)
-    products = jnp.moveaxis(products, -2, -3).reshape(*rate.shape[:-2], blocks * _BLOCK, blocks * _BLOCK)
-    return products[..., :size, :size]
+    between = _pad_first(between[..., :-1, :], -2)  # zero for a later block
+    # The product of matrices [block of t, t, blocks + s] and [block of t, blocks + s, s], where sums of two terms would
+    # do: what XLA can fuse it computes anew in every use, for each element of arrays that are far larger
+    leading = rate.shape[:-2]
+    left = jnp.concatenate([start[..., None] * between[..., None, :], inside], axis=-1)
+    to_end = inside[..., -1, :].reshape(*leading, 1, -1)
+    across = jnp.repeat(jnp.eye(blocks, dtype=rate.dtype), _BLOCK, axis=-1) * to_end
+    same = jnp.eye(blocks * _BLOCK, dtype=rate.dtype).reshape(blocks, _BLOCK, -1)
+    shape = (*leading, blocks, _BLOCK, blocks * _BLOCK)
+    across = jnp.broadcast_to(across[..., None, :, :], (*leading, blocks, *across.shape[-2:]))
+    right = jnp.concatenate([across, jnp.broadcast_to(same, shape)], axis=-2)
+    products = jnp.matmul(left, right, precision="highest")
+    return products.reshape(*leading, blocks * _BLOCK, blocks * _BLOCK)[..., :size, :size]
 
 
 def _products(rate):
@@ -140,8 +146,8 @@ class Chunk(NamedTuple):
     change: Float[Array, "... in out"]  # W - W₀ at the chunk's start
     momentum: Float[Array, "... in out"] | None  # S at the chunk's start
     keys: Float[Array, "... C in"]
-    forcings: Float[Array, "... C out"]  # -η g
-    writes: Float[Array, "... C out"] | None  # β p, p_t = (W_{t-1} - W₀) x_t: what the delta term takes away
+    forcings: Float[Array, "... C out"]  # -η g, less what the delta term takes away where both decay alike
+    taken: Float[Array, "... C out"] | None  # β p, p_t = (W_{t-1} - W₀) x_t: what it takes away, where they do not
     decay: Decay
 
     def outputs(self, which: slice) -> "Chunk":
@@ -150,7 +156,7 @@ class Chunk(NamedTuple):
             change=self.change[..., which],
             momentum=None if self.momentum is None else self.momentum[..., which],
             forcings=self.forcings[..., which],
-            writes=None if self.writes is None else self.writes[..., which],
+            taken=None if self.taken is None else self.taken[..., which],
         )
 
 
@@ -177,35 +183,40 @@ def solve_chunk(
     if beta is None:
         return Chunk(change, momentum, keys, forcings, None, decay)
     gram = keys @ jnp.swapaxes(keys, -1, -2)
-    earlier = _pad_first(decay.state[..., :-1, :], -2)  # A'
-    lower = earlier * gram * beta[..., None, :]
+    written = _pad_first(decay.state[..., :-1, :], -2) * gram  # A' ∘ X Xᵀ
     start = _pad_first(decay.state_start[..., :-1], -1, 1.0)  # a'
-    right = start[..., None] * (keys @ change if answers is None else answers)
+    answers = keys @ change if answers is None else answers
+    if decay.own_forcing is None:  # forcings and what the delta term takes decay alike: one update u = f - β p a token
+        right = forcings - (beta * start)[..., None] * answers
+        return Chunk(change, None, keys, solve_unit_lower(beta[..., None] * written, right), None, decay)
+    right = start[..., None] * answers
     if momentum is not None:
         assert decay.forcing_start is not None
         start = _pad_first(decay.forcing_start[..., :-1], -1)
         right = right + start[..., None] * (keys @ momentum)
-    if decay.own_forcing is not None:
-        earlier = _pad_first(decay.own_forcing[..., :-1, :], -2)  # D'
-    right = right + (earlier * gram) @ forcings
-    return Chunk(change, momentum, keys, forcings, beta[..., None] * solve_unit_lower(lower, right), decay)
+    right = right + (_pad_first(decay.own_forcing[..., :-1, :], -2) * gram) @ forcings
+    taken = beta[..., None] * solve_unit_lower(written * beta[..., None, :], right)
+    return Chunk(change, momentum, keys, forcings, taken, decay)
 
 
 def end_of_chunk(chunk: Chunk) -> tuple[Float[Array, "... in out"], Any]:
     """``(W - W₀, S)`` after the chunk's last token, both [..., in, out]; S is None where there is no momentum."""
-    decay = chunk.decay
-    left = decay.forcing[..., -1, :, None] * chunk.forcings
-    if chunk.writes is not None:
-        left = left - decay.state[..., -1, :, None] * chunk.writes
+    decay, keys = chunk.decay, chunk.keys
     change = decay.state_start[..., -1, None, None] * chunk.change
+    weights = decay.forcing[..., -1, :, None]
+    if chunk.taken is None and chunk.momentum is None:
+        return change + _weighted_outer(weights, keys, chunk.forcings), None
+    left = weights * chunk.forcings
+    if chunk.taken is not None:
+        left = left - decay.state[..., -1, :, None] * chunk.taken
     if chunk.momentum is None:
-        return change + jnp.swapaxes(chunk.keys, -1, -2) @ left, None
+        return change + jnp.swapaxes(keys, -1, -2) @ left, None
     assert decay.momentum is not None
     assert decay.momentum_start is not None
     assert decay.forcing_start is not None
     remembered = decay.momentum[..., -1, :, None] * chunk.forcings
     both = jnp.concatenate([left, remembered], axis=-1)  # one product writes W and S
-    written, kept = jnp.split(jnp.swapaxes(chunk.keys, -1, -2) @ both, 2, axis=-1)
+    written, kept = jnp.split(jnp.swapaxes(keys, -1, -2) @ both, 2, axis=-1)
     change = change + decay.forcing_start[..., -1, None, None] * chunk.momentum + written
     return change, decay.momentum_start[..., -1, None, None] * chunk.momentum + kept
 
@@ -221,26 +232,34 @@ def read_chunk(
     """
     decay = chunk.decay
     scores = queries @ jnp.swapaxes(chunk.keys, -1, -2)
-    out = decay.state_start[..., None] * (queries @ chunk.change)
+    out = _weighted_product(decay.state_start[..., None], queries, chunk.change)
     if chunk.momentum is not None:
         assert decay.forcing_start is not None
-        out = out + decay.forcing_start[..., None] * (queries @ chunk.momentum)
-    if chunk.writes is None:
-        out = out + (decay.forcing * scores) @ chunk.forcings
-    elif decay.own_forcing is None:
-        out = out + (decay.state * scores) @ (chunk.forcings - chunk.writes)
-    else:
-        out = out + (decay.forcing * scores) @ chunk.forcings - (decay.state * scores) @ chunk.writes
+        out = out + _weighted_product(decay.forcing_start[..., None], queries, chunk.momentum)
+    out = out + (decay.forcing * scores) @ chunk.forcings
+    if chunk.taken is not None:
+        out = out - (decay.state * scores) @ chunk.taken
     return out if initial_answers is None else out + initial_answers
 
 
 def read_chunk_transposed(chunk: Chunk, queries: Float[Array, "... C out"]) -> Float[Array, "... C in"]:
     """Every query t answered by W_tᵀ, the transpose of the state updated up to and including token t (W₀ = 0)."""
     assert chunk.momentum is None
-    assert chunk.writes is not None
-    scores = queries @ jnp.swapaxes(chunk.forcings - chunk.writes, -1, -2)
+    assert chunk.taken is None
+    scores = queries @ jnp.swapaxes(chunk.forcings, -1, -2)
     start = chunk.decay.state_start[..., None] * (queries @ jnp.swapaxes(chunk.change, -1, -2))
     return start + (chunk.decay.state * scores) @ chunk.keys
+
+
+def _weighted_product(weights, x, y):
+    """``w ∘ x y``, w of the tokens: on the side of the product that has fewer numbers."""
+    return (weights * x) @ y if x.shape[-1] <= y.shape[-1] else weights * (x @ y)
+
+
+def _weighted_outer(weights, x, y):
+    """``xᵀ (w ∘ y)``, likewise."""
+    x, y = (weights * x, y) if x.shape[-1] <= y.shape[-1] else (x, weights * y)
+    return jnp.swapaxes(x, -1, -2) @ y
 
 
 def _check(W, S, x, g, coefficients, anchor):
