@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nl_jax.memory.products import inner_products, outer_products
 from nl_jax.memory.triangular import solve_unit_lower
 
 _BLOCK = 8  # rows whose decay products are taken one after the other
@@ -182,7 +183,7 @@ def solve_chunk(
     """
     if beta is None:
         return Chunk(change, momentum, keys, forcings, None, decay)
-    gram = keys @ jnp.swapaxes(keys, -1, -2)
+    gram = inner_products(keys, keys)
     written = _pad_first(decay.state[..., :-1, :], -2) * gram  # A' ∘ X Xᵀ
     start = _pad_first(decay.state_start[..., :-1], -1, 1.0)  # a'
     answers = keys @ change if answers is None else answers
@@ -210,13 +211,13 @@ def end_of_chunk(chunk: Chunk) -> tuple[Float[Array, "... in out"], Any]:
     if chunk.taken is not None:
         left = left - decay.state[..., -1, :, None] * chunk.taken
     if chunk.momentum is None:
-        return change + jnp.swapaxes(keys, -1, -2) @ left, None
+        return change + outer_products(keys, left), None
     assert decay.momentum is not None
     assert decay.momentum_start is not None
     assert decay.forcing_start is not None
     remembered = decay.momentum[..., -1, :, None] * chunk.forcings
     both = jnp.concatenate([left, remembered], axis=-1)  # one product writes W and S
-    written, kept = jnp.split(jnp.swapaxes(keys, -1, -2) @ both, 2, axis=-1)
+    written, kept = jnp.split(outer_products(keys, both), 2, axis=-1)
     change = change + decay.forcing_start[..., -1, None, None] * chunk.momentum + written
     return change, decay.momentum_start[..., -1, None, None] * chunk.momentum + kept
 
@@ -231,7 +232,7 @@ def read_chunk(
     ``initial_answers`` are W₀'s; None for W₀ = 0.
     """
     decay = chunk.decay
-    scores = queries @ jnp.swapaxes(chunk.keys, -1, -2)
+    scores = inner_products(queries, chunk.keys)
     out = _weighted_product(decay.state_start[..., None], queries, chunk.change)
     if chunk.momentum is not None:
         assert decay.forcing_start is not None
@@ -246,8 +247,8 @@ def read_chunk_transposed(chunk: Chunk, queries: Float[Array, "... C out"]) -> F
     """Every query t answered by W_tᵀ, the transpose of the state updated up to and including token t (W₀ = 0)."""
     assert chunk.momentum is None
     assert chunk.taken is None
-    scores = queries @ jnp.swapaxes(chunk.forcings, -1, -2)
-    start = chunk.decay.state_start[..., None] * (queries @ jnp.swapaxes(chunk.change, -1, -2))
+    scores = inner_products(queries, chunk.forcings)
+    start = chunk.decay.state_start[..., None] * inner_products(queries, chunk.change)
     return start + (chunk.decay.state * scores) @ chunk.keys
 
 
@@ -259,7 +260,7 @@ def _weighted_product(weights, x, y):
 def _weighted_outer(weights, x, y):
     """``xᵀ (w ∘ y)``, likewise."""
     x, y = (weights * x, y) if x.shape[-1] <= y.shape[-1] else (x, weights * y)
-    return jnp.swapaxes(x, -1, -2) @ y
+    return outer_products(x, y)
 
 
 def _check(W, S, x, g, coefficients, anchor):
