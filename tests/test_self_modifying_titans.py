@@ -255,7 +255,8 @@ def test_a_memory_that_makes_its_own_rate_cannot_run_away():
     mixer, x = make(), tokens(12)
     inputs, _ = mixer.slow_inputs(x, mixer.conv.init_state(2))
     grown = jax.tree.map(lambda w: jnp.broadcast_to(1e6 * w, (2, *w.shape)), mixer.initial_weights())
-    eta = mixer.generate(inputs, grown).eta
+    parameters = jax.tree.map(lambda p: jnp.broadcast_to(p, (2, *p.shape)), mixer.coefficient_parameters())
+    eta = mixer.generate(inputs, grown, parameters).eta
     top = jax.nn.softplus(jnp.linalg.norm(mixer.eta_read[...], axis=-1) + mixer.eta_bias[...])
     assert bool(jnp.all(eta <= top[:, None]))
 

@@ -61,6 +61,16 @@ class Inputs(NamedTuple):
     valid: Float[Array, " time"]  # 1 for tokens, 0 for padding
 
 
+class Fixed(NamedTuple):
+    """What stays as it is while a text is read, with the batch's axis.
+
+    Without that axis, gradients would be summed over the batch, and over devices, at every chunk.
+    """
+
+    anchor: Groups | None  # weights that retention pulls toward, None for zero
+    parameters: Any  # what `MemoryMixer.coefficient_parameters` gives
+
+
 class Generated(NamedTuple):
     """What the memories learn from at each token of a chunk."""
 
@@ -68,7 +78,7 @@ class Generated(NamedTuple):
     targets: tuple[Float[Array, "batch heads *stack C head_dim"], ...]  # of each group
     eta: Float[Array, "batch heads C"]
     alpha: Float[Array, "batch heads C"]
-    gates: tuple[Float[Array, "heads stack"] | None, ...]  # of each group: of each memory's forcing
+    gates: tuple[Float[Array, "batch heads stack"] | None, ...]  # of each group: of each memory's forcing
 
 
 class InitialMemories(nnx.Module):
@@ -324,9 +334,8 @@ class MemoryMixer(nnx.Module):
             padded = jax.tree.map(lambda u: place(u, past + pieces * size, offset), inputs)
         starts = state.position - offset + size * jnp.arange(pieces)
         memories = state.change, state.momentum, state.boundary
-        anchor = self.anchor()
-        if anchor is not None:  # an axis of its own for every product, where XLA on CPU else copies to make one
-            anchor = jax.tree.map(lambda w: jnp.broadcast_to(w, (batch, *w.shape)), anchor)
+        fixed = Fixed(self.anchor(), self.coefficient_parameters())
+        fixed = jax.tree.map(lambda w: jnp.broadcast_to(w, (batch, *w.shape)), fixed)
         aligned = (fresh or at_boundary) and len(set(self.chunk_sizes)) == 1  # every piece starts at a boundary
 
         def body(memories, piece):
@@ -337,7 +346,8 @@ class MemoryMixer(nnx.Module):
                 boundary = self._at_boundary(start, change, boundary, due)
             elif self.uses_boundary:
                 boundary = change
-            y, change, momentum = self._learn(inputs, start, origin, anchor, change, momentum, boundary, aligned)
+            memories = change, momentum, boundary
+            y, change, momentum = self._learn(inputs, start, origin, fixed, memories, aligned)
             return (change, momentum, boundary), y
 
         cut = jax.tree.map(lambda u: cut_time(u, pieces, size, past), padded)
@@ -366,7 +376,11 @@ class MemoryMixer(nnx.Module):
 
         return tuple(map(group, self.chunk_sizes, change, boundary))
 
-    def generate(self, inputs: Inputs, weights: Groups) -> Generated:
+    def coefficient_parameters(self) -> Any:
+        """Parameters that ``generate`` uses, which come to it with the batch's axis."""
+        return ()
+
+    def generate(self, inputs: Inputs, weights: Groups, parameters: Any) -> Generated:
         """Keys, values and coefficients of a chunk; ``weights`` are those at the boundary."""
         assert inputs.eta is not None
         assert inputs.alpha is not None
@@ -394,20 +408,23 @@ class MemoryMixer(nnx.Module):
         inputs: Inputs,
         start: Array,
         first: Array,
-        anchor: Groups | None,
-        change: Groups,
-        momentum: Groups,
-        boundary: Groups,
+        fixed: Fixed,
+        memories: tuple[Groups, Groups, Groups],
         at_boundary: bool,
     ) -> tuple[Float[Array, "batch heads C head_dim"], Groups, Groups]:
-        """One piece: generate from the boundary, update in closed form, read. Returns (y, change, momentum)."""
+        """One piece: generate from the boundary, update in closed form, read. Returns (y, change, momentum).
+
+        ``memories`` are (change, momentum, boundary), as in ``MemoryState``.
+        """
+        anchor = fixed.anchor
+        change, momentum, boundary = memories
         past = self.window - 1
         position = start + jnp.arange(len(inputs.valid)) - past
         # tokens of the window were learned before: only their gradients count again
         valid = jnp.where((position >= jnp.maximum(start, first)), inputs.valid, 0.0) if past else inputs.valid
         boundary = boundary if self.uses_boundary else change
         weights = boundary if anchor is None else jax.tree.map(jnp.add, anchor, boundary)
-        generated = self.generate(inputs, weights)
+        generated = self.generate(inputs, weights, fixed.parameters)
         eta = generated.eta * inputs.valid
         alpha = jnp.where(valid > 0, generated.alpha, 1.0)
         mu = None if inputs.mu is None else jnp.where(valid > 0, inputs.mu, 1.0)

@@ -33,6 +33,7 @@ from nl_jax.modules.layers import unit_length
 from nl_jax.modules.memory_mixer import (
     MOMENTUM_BIAS,
     RETENTION_BIAS,
+    Fixed,
     Generated,
     Groups,
     Inputs,
@@ -156,7 +157,12 @@ class SelfModifyingTitans(MemoryMixer):
         answers = part(apply_layer(layers), u)
         return {name: answers[:, :, i] for i, name in enumerate(names)}
 
-    def generate(self, inputs: Inputs, weights: Groups) -> Generated:
+    def coefficient_parameters(self) -> dict[str, Array]:
+        """How η and α are read from answers, and the gates on what the memories learn."""
+        names = ("eta_read", "eta_bias", "alpha_read", "alpha_bias", "memory_gates")
+        return {name: getattr(self, name)[...] for name in names if getattr(self, name, None) is not None}
+
+    def generate(self, inputs: Inputs, weights: Groups, parameters: dict[str, Array]) -> Generated:
         """Keys, values, targets and coefficients of a chunk, from the weights at the boundary."""
         answers = self._answers(weights, inputs.key, READ_KEY)
         answers |= self._answers(weights, inputs.value, ("value",))
@@ -166,9 +172,10 @@ class SelfModifyingTitans(MemoryMixer):
         )
         eta, alpha = inputs.eta, inputs.alpha
         if eta is None:
-            eta = jax.nn.softplus(_read_out(answers["eta"], self.eta_read[...], self.eta_bias[...]))
+            eta = jax.nn.softplus(_read_out(answers["eta"], parameters["eta_read"], parameters["eta_bias"]))
         if alpha is None:
-            alpha = jax.nn.sigmoid(_read_out(answers["alpha"], self.alpha_read[...], self.alpha_bias[...]))
+            read = _read_out(answers["alpha"], parameters["alpha_read"], parameters["alpha_bias"])
+            alpha = jax.nn.sigmoid(read)
         if self.self_targets:
             targets = tuple(
                 unit_length(architecture(apply_layer(layers), value))
@@ -178,8 +185,8 @@ class SelfModifyingTitans(MemoryMixer):
             targets = tuple(jnp.repeat(value[:, :, None], a.stack, axis=2) for a in self.architectures)
         gates: tuple[Array | None, ...] = (None,) * len(self.architectures)
         if self.memory_gates is not None:
-            of_all = jax.nn.sigmoid(self.memory_gates[...])
-            gates = (of_all[:, :-1], of_all[:, -1:])[-len(self.architectures) :]
+            of_all = jax.nn.sigmoid(parameters["memory_gates"])
+            gates = (of_all[..., :-1], of_all[..., -1:])[-len(self.architectures) :]
         return Generated(key, targets, 0.0 * eta if self.frozen else eta, alpha, gates)
 
     def make_queries(self, queries: Float[Array, "batch heads C head_dim"], weights: Groups) -> Array:
@@ -193,23 +200,22 @@ class SelfModifyingTitans(MemoryMixer):
         inputs: Inputs,
         start: Array,
         first: Array,
-        anchor: Groups | None,
-        change: Groups,
-        momentum: Groups,
-        boundary: Groups,
+        fixed: Fixed,
+        memories: tuple[Groups, Groups, Groups],
         at_boundary: bool,
     ) -> tuple[Float[Array, "batch heads C head_dim"], Groups, Groups]:
         """One piece, as every mixer's; what never learns, and has nothing to forget, need not go through the engine."""
+        anchor = fixed.anchor
         if self.frozen and anchor is not None:
             y = self.query_memory(None, anchor, anchor, inputs.query)
-            return y[:, :, self.window - 1 :], change, momentum
-        return super()._learn(inputs, start, first, anchor, change, momentum, boundary, at_boundary)
+            return y[:, :, self.window - 1 :], memories[0], memories[1]
+        return super()._learn(inputs, start, first, fixed, memories, at_boundary)
 
 
 def _read_out(
     answer: Float[Array, "batch heads C head_dim"],
-    direction: Float[Array, "heads head_dim"],
-    bias: Float[Array, " heads"],
+    direction: Float[Array, "batch heads head_dim"],
+    bias: Float[Array, "batch heads"],
 ) -> Float[Array, "batch heads C"]:
     """At most the direction's length beside the bias, whatever the answer."""
-    return jnp.sum(unit_length(answer) * direction[:, None], axis=-1) + bias[:, None]
+    return jnp.sum(unit_length(answer) * direction[..., None, :], axis=-1) + bias[..., None]
