@@ -170,10 +170,11 @@ def learn_chunk(
             rate, reflect = (2.0 * rate, 1.0) if rule.form == "printed" else (rate, 2.0)
         else:
             reflect = 1.0
+        side_by_side = layer == 0 and last > 0  # first layers of memories, whose steps differ
         if rule.form == "printed":
             beta = delta * rate
             gradient = objective.gradient(jnp.zeros_like(values), values) if found is None else found.gradients[layer]
-            forcing = -rate[..., None] * gradient
+            step = rate[..., None, :] if side_by_side else rate
         elif folds:
             strength = (objective.linear or 0.0) + delta
             step = reflect * rate / (1.0 + strength * rate * _square(x))
@@ -181,24 +182,22 @@ def learn_chunk(
             answer = jnp.zeros_like(values) if rest is None else rest
             if architecture.residual:
                 answer = answer + (keys if last == 0 else keys[..., None, :, :])
-            forcing = -(damp * step)[..., None] * objective.gradient(answer, values)
+            step, gradient = damp * step, objective.gradient(answer, values)
         else:
             assert found is not None
             assert slope is not None
             gradient, square = found.gradients[layer], delta * _square(x)
             beta = delta * rate / (1.0 + rate * square)
-            if layer == 0 and last > 0:  # memories side by side, whose slopes, and so their steps, differ
+            if side_by_side:
                 rate, damp, square = (u[..., None, :] for u in (rate, damp, square))
             step = damp * rate / (1.0 + rate * since_boundary * (square + slope))
-            if layer == 0 and last > 0:
-                forcing = -jnp.swapaxes(step, -1, -2)[..., None] * _by_memory(architecture, gradient)
-                forcing = forcing.reshape(gradient.shape)
-            else:
-                forcing = -step[..., None] * gradient
-        if gates is not None and layer == 0:
-            forcing = (gates[..., None, :, None] * _by_memory(architecture, forcing)).reshape(forcing.shape)
-        elif gates is not None:
-            forcing = gates[..., None, None] * forcing
+        if gates is not None:
+            step = gates[..., None] * step
+        if side_by_side:
+            forcing = -jnp.swapaxes(step, -1, -2)[..., None] * _by_memory(architecture, gradient)
+            forcing = forcing.reshape(gradient.shape)
+        else:
+            forcing = -step[..., None] * gradient
         if rule.delta_after_retention:
             beta = retention * beta
         chunks.append(
