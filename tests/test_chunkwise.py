@@ -1,5 +1,7 @@
 """The closed form of a chunk against its token-by-token definition, in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from nl_jax import memory
 from nl_jax.memory import chunk_decay, end_of_chunk, read_chunk, solve_chunk
 from nl_jax.memory.chunkwise import decay_products
+from nl_jax.memory.products import inner_products, outer_products
 from nl_jax.memory.triangular import solve_unit_lower
 
 chunk_update = jax.jit(memory.chunk_update)
@@ -228,3 +231,17 @@ def test_shapes_that_do_not_fit(update, name, shape):
     case = problem(0, 6, 4, 3) | {name: np.zeros(shape)}
     with pytest.raises(ValueError, match=f"^{name} has"):
         update(**case)
+
+
+@pytest.mark.parametrize("leading", [((), ()), ((2, 1, 3), (2, 1, 3)), ((1, 1), (1, 1)), ((2, 1), (3,))])
+@pytest.mark.parametrize(
+    ("product", "plain"), [(inner_products, "...ci,...di->...cd"), (outer_products, "...ic,...id->...cd")]
+)
+def test_products_with_a_transpose(product, plain, leading):
+    rng = np.random.default_rng(0)
+    shapes = [(4, 5), (6, 5)] if product is inner_products else [(5, 4), (5, 6)]
+    x, y = (jnp.asarray(rng.standard_normal((*axes, *shape))) for axes, shape in zip(leading, shapes, strict=True))
+    weights = rng.standard_normal((*np.broadcast_shapes(*leading), 4, 6))
+    reference = functools.partial(jnp.einsum, plain)
+    assert_close(product(x, y), reference(x, y))
+    assert_close(*(jax.grad(lambda x, y, f=f: jnp.sum(weights * f(x, y)), (0, 1))(x, y) for f in (product, reference)))

@@ -58,14 +58,15 @@ def test_parts_are_what_they_say():
         "feed_forward": 2 * layers * tokens * 3 * width * hidden,
         "projections": 2 * layers * tokens * 4 * width**2,
         "unembedding": 2 * tokens * width * 257,
+        "decay": 2 * layers * (tokens // chunk) * (width // head_dim) * 2**2 * 8**3,  # 2 × 2 blocks, times ones
         "writes": 2 * layers * tokens * width * head_dim,
         "reads": 2 * layers * tokens * width * (head_dim + 2 * chunk),
     }
     solved = forward_flops(named_config("delta_net", "tiny", **SIZES), 2, 96)
     assert solved["gram"] == 2 * layers * tokens * width * chunk
-    # two 8 × 8 blocks of four products each, two products more to merge them; right side, answers and solution
+    # two 8 × 8 blocks of four products each, two products more to merge them; answers and solution
     inverse = (2 * 4 + 2) * 8**3 / (chunk * head_dim)  # per token and channel
-    assert solved["solve"] == 2 * layers * tokens * width * (inverse + 2 * chunk + head_dim)
+    assert solved["solve"] == 2 * layers * tokens * width * (inverse + chunk + head_dim)
 
 
 @pytest.mark.parametrize("window", [None, 40])

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nl_jax.modules import MIXERS, mixer
+from nl_jax.modules.memory_mixer import Fixed
 
 WIDTH, HEADS, D = 8, 2, 4
 apply = jax.jit(lambda module, x, state=None: module(x, state))
@@ -122,7 +123,8 @@ def test_negative_eigenvalues_reach_minus_one():
     key = jnp.zeros((1, HEADS, 1, D)).at[..., 0].set(1.0)
     W = jnp.broadcast_to(jnp.eye(D), (1, HEADS, D, D))
     inputs = module.slow_inputs(tokens(1, batch=1), module.conv.init_state(1))[0]._replace(key=key, value=0.0 * key)
-    _, change, _ = module._learn(inputs, jnp.zeros((), int), jnp.zeros((), int), None, ((W,),), (), (), True)
+    start = jnp.zeros((), int)
+    _, change, _ = module._learn(inputs, start, start, Fixed(None, ()), (((W,),), (), ()), True)
     np.testing.assert_allclose(change[0][0][0, 0], np.diag([-1.0, 1.0, 1.0, 1.0]), atol=1e-6)
 
 

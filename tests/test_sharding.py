@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from nl_jax.data import ByteTokenizer, Document, evaluation_batches, pack, train_iterator
 from nl_jax.models import MODEL_NAMES, LanguageModel, named_config
+from nl_jax.modules import mixer
 from nl_jax.training import (
     fit,
     init_state,
@@ -142,5 +144,29 @@ def test_eight_devices_give_the_run_of_one(name):
         assert 1 / parts <= shares["optimizer"] < 1.02 / parts
 
 
+def count_collectives():
+    """Compiles the gradient of a mixer over a batch on two devices; prints all-reduces in its loops, and in all."""
+    mesh = parse_mesh("data:2")
+    module = mixer("self_modifying_titans", width=16, num_heads=2, chunk_size=8, rngs=nnx.Rngs(0))
+    whole, split = (jax.sharding.NamedSharding(mesh, spec) for spec in (P(), P("data")))
+    x = jax.ShapeDtypeStruct((2, 32, 16), np.float32, sharding=split)
+    gradient = jax.jit(nnx.grad(lambda module, x: module(x)[0].sum()), in_shardings=(whole, split), out_shardings=whole)
+    text = gradient.lower(module, x).compile().as_text()
+    computations = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) [^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
+    loops = [computations[name] for name in re.findall(r"body=%?([\w.-]+)", text)]
+    print(json.dumps([" all-reduce(" in body for body in loops] + [" all-reduce(" in text]))
+
+
+def test_devices_do_not_meet_at_every_chunk():
+    """A parameter without the batch's axis inside the loop over chunks costs an all-reduce in each."""
+    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, __file__, "collectives"]
+    *loops, anywhere = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+    assert len(loops) == 2
+    assert not any(loops)
+    assert anywhere
+
+
 if __name__ == "__main__":
-    compare(sys.argv[1])
+    count_collectives() if sys.argv[1] == "collectives" else compare(sys.argv[1])

@@ -15,6 +15,7 @@ from nl_jax.modules.memory_mixer import Gate, MemoryMixer
 from nl_jax.modules.self_modifying_titans import SelfModifyingTitans
 
 _TILE = 128  # queries, and keys, of a tile of attention (`blockwise_attention`)
+_DECAY_BLOCK = 8  # rows whose decay products are taken one after the other (`memory/chunkwise.py`)
 _DIAGONAL = 8  # rows of the blocks that the triangular inverse starts from (`memory/triangular.py`)
 
 
@@ -103,7 +104,7 @@ def _piece(mixer: MemoryMixer, c: int) -> Counter[str]:
             return Counter(reads=c * _answer(groups[-1]), generation=adapt_queries * _generation(mixer, groups, c))
         parts["generation"] = len(mixer.projections) * _generation(mixer, groups, c)
         parts["generation"] += mixer.self_targets * c * sum(map(_answer, groups))
-    parts["decay"] = (momentum + window) * c**3 + momentum * c**2
+    parts["decay"] = (1 + momentum) * _decay(c) + (momentum + window) * c**3 + momentum * c**2
     for group in groups:
         at_boundary = len(group) > 1 or not (folded or linear == 0.0)  # gradients are taken there
         if at_boundary:
@@ -117,7 +118,10 @@ def _piece(mixer: MemoryMixer, c: int) -> Counter[str]:
             parts["anchor"] += anchored * (mixer.steps if folds else delta * known) * c * layer.weights
             parts["writes"] += mixer.steps * (1 + momentum) * c * layer.weights
             if delta:
-                inverse_and_products = layer.inputs * (_inverse(c) + 2 * c**2 * layer.size_out)
+                products = (
+                    2 if momentum or window else 1
+                )  # of the right side too, where forcings and answers decay unlike
+                inverse_and_products = layer.inputs * (_inverse(c) + products * c**2 * layer.size_out)
                 parts["gram"] += mixer.steps * layer.inputs * c**2 * layer.size_in
                 parts["solve"] += mixer.steps * (inverse_and_products + (1 + momentum) * c * layer.weights)
                 parts["solve"] -= known * c * layer.weights
@@ -135,6 +139,12 @@ def _piece(mixer: MemoryMixer, c: int) -> Counter[str]:
 def _generation(mixer: SelfModifyingTitans, groups: list[Group], c: int) -> int:
     """Multiply-adds of what one of the memories that project generates."""
     return c * _answer(groups[0]) // max(1, len(mixer.projections))
+
+
+def _decay(n: int) -> int:
+    """Multiply-adds of the decay products of n tokens, each of which goes through a product with ones."""
+    blocks = -(-n // _DECAY_BLOCK)
+    return 0 if blocks == 1 else blocks**2 * _DECAY_BLOCK**3 + _decay(blocks)
 
 
 def _inverse(n: int) -> int:

@@ -46,19 +46,15 @@ def _decay_products(rate):
     start = rate[..., :1] * inside[..., :, 0]  # from a block's start to t
     # from a block's end, the one before the last, ..., to another's start
     between = decay_products(start[..., -1])
-    between = _pad_first(between[..., :-1, :], -2)  # zero for a later block
-    # The product of matrices [block of t, t, blocks + s] and [block of t, blocks + s, s], where sums of two terms would
-    # do: what XLA can fuse it computes anew in every use, for each element of arrays that are far larger
-    leading = rate.shape[:-2]
-    left = jnp.concatenate([start[..., None] * between[..., None, :], inside], axis=-1)
-    to_end = inside[..., -1, :].reshape(*leading, 1, -1)
-    across = jnp.repeat(jnp.eye(blocks, dtype=rate.dtype), _BLOCK, axis=-1) * to_end
-    same = jnp.eye(blocks * _BLOCK, dtype=rate.dtype).reshape(blocks, _BLOCK, -1)
-    shape = (*leading, blocks, _BLOCK, blocks * _BLOCK)
-    across = jnp.broadcast_to(across[..., None, :, :], (*leading, blocks, *across.shape[-2:]))
-    right = jnp.concatenate([across, jnp.broadcast_to(same, shape)], axis=-2)
-    products = jnp.matmul(left, right, precision="highest")
-    return products.reshape(*leading, blocks * _BLOCK, blocks * _BLOCK)[..., :size, :size]
+    between = _pad_first(between[..., :-1, :], -2)
+    # [block of t, block of s, t, s], zero for a later block
+    across = start[..., :, None, :, None] * between[..., None, None] * inside[..., None, :, -1:, :]
+    same = jnp.eye(blocks, dtype=bool)[:, :, None, None]
+    products = jnp.where(same, inside[..., :, None, :, :], across)
+    products = jnp.moveaxis(products, -2, -3)
+    # what XLA on CPU can fuse it computes anew for every element of every use, so a product with ones comes last
+    products = jnp.matmul(products, jnp.eye(_BLOCK, dtype=rate.dtype), precision="highest")
+    return products.reshape(*rate.shape[:-2], blocks * _BLOCK, blocks * _BLOCK)[..., :size, :size]
 
 
 def _products(rate):

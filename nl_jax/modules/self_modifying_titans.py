@@ -155,7 +155,9 @@ class SelfModifyingTitans(MemoryMixer):
             weights[0][1][..., first : first + len(names), :, :],
         )
         answers = part(apply_layer(layers), u)
-        return {name: answer[:, :, 0] for name, answer in zip(names, jnp.split(answers, len(names), axis=2), strict=True)}
+        return {
+            name: answer[:, :, 0] for name, answer in zip(names, jnp.split(answers, len(names), axis=2), strict=True)
+        }
 
     def coefficient_parameters(self) -> dict[str, Array]:
         """How η and α are read from answers, and the gates on what the memories learn."""
