@@ -48,6 +48,7 @@ from experiments.programs import Program, Sizes, Timing, Training, interleave, m
 from nl_jax import InputError
 from nl_jax.data import Packed, evaluation_batches, load_text_data
 from nl_jax.models import MODEL_NAMES, LanguageModel, LanguageModelConfig, count_parameters, named_config
+from nl_jax.training import use_cpu_cores
 from nl_jax.training.step import mean_loss
 
 NAME = "benchmark"
@@ -128,6 +129,7 @@ class Run:
         launcher.check_names("competitors", values.competitors, COMPETITORS)
         self.lengths = _parse_lengths(values.lengths or LENGTHS[subject])
         self.depths = _parse_depths(values.depths)
+        use_cpu_cores()
         self.memory_limit = _device_memory() * 0.75 if values.memory_gib is None else values.memory_gib * 2**30
 
         configs = {name: self.config(name, max(self.lengths)[0], values.num_layers) for name in values.models}

@@ -28,7 +28,16 @@ from nl_jax import InputError
 from nl_jax.data import EvaluationSet, TextData, evaluation_batches, load_text_data, train_iterator
 from nl_jax.evaluation import bigram_bits_per_byte, gzip_bits_per_byte
 from nl_jax.models import MODEL_NAMES, PRESETS, LanguageModel, LanguageModelConfig
-from nl_jax.training import Progress, TrainState, evaluate, fit, make_optimizer, parse_mesh, plot_validation
+from nl_jax.training import (
+    Progress,
+    TrainState,
+    evaluate,
+    fit,
+    make_optimizer,
+    parse_mesh,
+    plot_validation,
+    use_cpu_cores,
+)
 from nl_jax.training.metrics import FIGURE, METRICS
 from nl_jax.training.sharding import named_leaves
 
@@ -60,7 +69,12 @@ def define_flags() -> flags.FlagValues:
     define(flags.DEFINE_integer, "seed", 0, "Decides initial parameters and the order of the data.")
     define(flags.DEFINE_integer, "eval_every", 100, "Steps between evaluations.")
     define(flags.DEFINE_integer, "checkpoint_every", 100, "Steps between checkpoints.")
-    define(flags.DEFINE_string, "mesh", None, "Devices, as data:2,fsdp:4,tensor:1; without it all split the batch.")
+    define(
+        flags.DEFINE_string,
+        "mesh",
+        None,
+        "Devices, as data:2,fsdp:4,tensor:1; without it all split the batch, on CPU as many cores as divide it.",
+    )
     return values
 
 
@@ -203,6 +217,8 @@ def check(values: flags.FlagValues) -> jax.sharding.Mesh:
     launcher.check_range(values, "learning_rate", 1e-12, 1e3)
     if "models" in values:
         launcher.check_models(values)
+    if values.mesh is None:
+        use_cpu_cores(values.batch_size)
     mesh = parse_mesh(values.mesh)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if values.batch_size % parts:

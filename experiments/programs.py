@@ -15,7 +15,15 @@ from tqdm import tqdm
 
 from nl_jax.evaluation import Flops, count_flops
 from nl_jax.models import LanguageModel, LanguageModelConfig
-from nl_jax.training import batch_sharding, compile_step, init_state, make_optimizer, parse_mesh, train_step
+from nl_jax.training import (
+    batch_sharding,
+    compile_step,
+    init_state,
+    make_optimizer,
+    parameter_shardings,
+    parse_mesh,
+    train_step,
+)
 from nl_jax.training.step import peak_memory_bytes, token_losses
 
 Key = TypeVar("Key", bound=Hashable)
@@ -57,8 +65,16 @@ class Program(NamedTuple):
     state_bytes: int | None = None
 
 
+def whole_device(batch_size: int, num_heads: int) -> jax.sharding.Mesh:
+    """One accelerator, or a CPU with all cores that JAX has as devices: they split the batch, and then the heads."""
+    devices = jax.devices() if jax.default_backend() == "cpu" else jax.devices()[:1]
+    data = math.gcd(len(devices), batch_size)
+    tensor = math.gcd(len(devices) // data, num_heads)
+    return parse_mesh(f"data:{data},tensor:{tensor}", devices[: data * tensor])
+
+
 class Training:
-    """Training of a model of ours on one batch of random tokens on one device: compiled, but not started.
+    """Training of a model of ours on one batch of random tokens on `whole_device`: compiled, but not started.
 
     Args:
         config: of the model.
@@ -74,7 +90,7 @@ class Training:
         length: int,
         init_model: Callable[[], LanguageModel] | None = None,
     ):
-        mesh = parse_mesh(devices=jax.devices()[:1])
+        mesh = self._mesh = whole_device(batch_size, config.num_heads)
         optimizer = make_optimizer(learning_rate=1e-3, steps=1000, cms_periods=config.optimizer_periods)
         init_model = init_model or (lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
         self._make = functools.partial(init_state, init_model, optimizer)
@@ -87,7 +103,8 @@ class Training:
 
     def start(self) -> None:
         """Makes the model and the optimizer's state."""
-        self._state = jax.block_until_ready(jax.jit(self._make)())
+        make = jax.jit(self._make, out_shardings=parameter_shardings(self._mesh, self._shapes))
+        self._state = jax.block_until_ready(make())
 
     def step(self) -> float:
         """One training step; the loss before it."""
@@ -96,7 +113,8 @@ class Training:
 
     def compile_forward(self) -> Callable[[], float]:
         """The forward pass alone, as a call that returns the loss."""
-        loss = jax.jit(lambda model, batch: token_losses(model, batch).mean())
+        shardings = parameter_shardings(self._mesh, self._shapes.model), batch_sharding(self._mesh)
+        loss = jax.jit(lambda model, batch: token_losses(model, batch).mean(), in_shardings=shardings)
         compiled = loss.lower(self._shapes.model, self._batch).compile()
         return lambda: float(compiled(self._state.model, self._batch))
 
@@ -109,7 +127,7 @@ class Training:
 
     def check_memory(self, limit: float) -> int:
         """Bytes that a step needs; ``MemoryError`` where that is more than ``limit``."""
-        need = peak_memory_bytes(self._compiled)
+        need = peak_memory_bytes(self._compiled) * self._mesh.size
         if need > limit:
             raise MemoryError(f"a step needs {need / 2**20:,.0f} MiB, the limit is {limit / 2**20:,.0f} MiB")
         return need

@@ -1,4 +1,8 @@
-"""Meshes from text."""
+"""Meshes from text, and the cores of a CPU as devices."""
+
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -36,3 +40,30 @@ def test_bad_text_is_named(text, problem):
     with pytest.raises(InputError, match=problem) as error:
         parse_mesh(text, jax.devices()[:1])
     assert text in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "flags", "before", "count"),
+    [
+        (8, "", "", 4),
+        (9, "", "", 3),
+        (7, "", "", 1),
+        (None, "", "", 6),
+        (8, "--xla_force_host_platform_device_count=2", "", 2),
+        (8, "", "jax.config.update('jax_num_cpu_devices', 3)", 3),
+        (8, "", "jax.devices()", 1),
+    ],
+)
+def test_cores_as_devices(batch_size, flags, before, count):
+    """In a process of its own, since the number of devices is fixed when jax starts. Of six cores."""
+    lines = [
+        "import os, jax",
+        "from nl_jax.training import use_cpu_cores",
+        "os.sched_getaffinity = lambda process: range(6)",
+        before,
+        f"use_cpu_cores({batch_size})",
+        "print(len(jax.devices()))",
+    ]
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", "\n".join(lines)]
+    assert int(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout) == count

@@ -7,7 +7,7 @@ answers, `restore_newest` for a model.
 
 from nl_jax.training.checkpoint import Checkpoint, CheckpointWriter, restore_newest
 from nl_jax.training.loop import Progress, TrainingDiverged, TrainingInterrupted, finite_outputs, fit, progress_bar
-from nl_jax.training.mesh import parse_mesh
+from nl_jax.training.mesh import parse_mesh, use_cpu_cores
 from nl_jax.training.metrics import MetricsWriter, plot_accuracy, plot_validation, read_metrics
 from nl_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
 from nl_jax.training.sharding import batch_sharding, logical_axes, named_leaves, parameter_shardings, state_shardings
@@ -57,4 +57,5 @@ __all__ = [
     "restore_newest",
     "state_shardings",
     "train_step",
+    "use_cpu_cores",
 ]
