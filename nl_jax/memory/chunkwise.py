@@ -11,6 +11,10 @@ one unit lower-triangular system, and everything else is linear in them and in t
 
     (I + (A' ∘ X Xᵀ) diag β) P = a' ∘ X Wᵀ + c' ∘ X Sᵀ + (D' ∘ X Xᵀ) F
 
+Without momentum D is A, and one system gives what each token writes in all, u_t = f_t - β_t p_t:
+
+    (I + diag β (A' ∘ X Xᵀ)) U = F - β a' ∘ X Wᵀ
+
 All ratios are products of numbers in [0, 1], taken without logarithms, so α = 0 and μ = 0 are exact.
 
 ``chunk_update`` and ``sequential_update`` take W as [..., out, in], as the equations do. All others take weights as

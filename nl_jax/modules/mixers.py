@@ -82,8 +82,12 @@ def ttt_mlp(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
 
 
 def titans(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
-    """Titans' long-term memory: MLP, L2, momentum and retention, all gated by the input (Behrouz et al., 2024)."""
-    return _mlp(width, num_heads, **{"delta": False, "mu": ("sigmoid", MOMENTUM_BIAS), **parts})
+    """Titans' long-term memory: MLP, L2, momentum and retention, all gated by the input (Behrouz et al., 2024).
+
+    Of four times the head's size.
+    """
+    hidden = 4 * head_size(width, num_heads)
+    return _mlp(width, num_heads, **{"hidden": hidden, "delta": False, "mu": ("sigmoid", MOMENTUM_BIAS), **parts})
 
 
 def atlas(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
