@@ -199,8 +199,9 @@ def interleave(
     """Times calls in turn, round by round, so that what else the machine does meets all of them alike.
 
     Args:
-        calls: by name; each runs once to warm up, then ``rounds`` times. One that raises is not run again, one that
-            returns what is not finite is: either is its problem, and the others go on.
+        calls: by name; each runs once to warm up, then twice a round, of which the second counts: after another
+            program the first waits for memory from the system. One that raises is not run again, one that returns what
+            is not finite is: either is its problem, and the others go on.
         rounds: at least 1.
         max_seconds: a call that takes longer to warm up is not run again: that time counts.
 
@@ -214,8 +215,10 @@ def interleave(
             if key in done:
                 continue
             seconds, problem = timings[key]
-            start = time.perf_counter()
             try:
+                if number > 0:
+                    call()
+                start = time.perf_counter()
                 value = call()
             except Exception as error:
                 done.add(key)
