@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nl_jax.memory.products import over_leading
+
 _BLOCK = 8  # larger blocks lose digits: for equal keys the powers of L hold binomials, 35 at 8 rows, 6435 at 16
 
 
@@ -55,9 +57,7 @@ def solve_unit_lower(
     Entries on and above the diagonal of L must be zero. The inverse costs about n³/3 multiply-adds, all in matrix
     products: 8 × 8 blocks on the diagonal first, then pairs of neighbours. The backward pass is two products.
     """
-    leading = jnp.broadcast_shapes(lower.shape[:-2], right.shape[:-2])
-    lower, right = (jnp.broadcast_to(u, leading + u.shape[-2:]) for u in (lower, right))
-    return _solve(lower, right)
+    return over_leading(_solve, lower, right)
 
 
 @jax.custom_vjp
