@@ -124,16 +124,20 @@ def compare(name):
         print(json.dumps({"one": read_metrics(one), "eight": read_metrics(eight), "shares": shares}))
 
 
+def printed_by(argument, devices):
+    """JSON that this file prints, in a process of its own, since the number of devices is fixed when jax starts."""
+    # Compiled quickly rather than for speed: it is the compiler that takes the time here.
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, __file__, argument]
+    return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name == "hope" else name for name in MESHES]
 )
 def test_eight_devices_give_the_run_of_one(name):
-    """In a process of its own, since the number of devices is fixed when jax starts."""
-    # Compiled quickly rather than for speed: it is the compiler that takes the time here.
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, __file__, name]
-    report = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+    report = printed_by(name, devices=8)
     for expected, row in zip(report["one"], report["eight"], strict=True):
         assert {key: row[key] for key in row if key in EXACT} == {key: expected[key] for key in row if key in EXACT}
         for key in set(expected) - EXACT - {"tokens_per_second"}:
@@ -159,10 +163,7 @@ def count_collectives():
 
 def test_devices_do_not_meet_at_every_chunk():
     """A parameter without the batch's axis inside the loop over chunks costs an all-reduce in each."""
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, __file__, "collectives"]
-    *loops, anywhere = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+    *loops, anywhere = printed_by("collectives", devices=2)
     assert len(loops) == 2
     assert not any(loops)
     assert anywhere
