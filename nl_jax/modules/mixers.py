@@ -29,8 +29,9 @@ def _matrix(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
 
 
 def _mlp(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
+    """A residual MLP of depth 2, with four times the head's size hidden."""
     size = head_size(width, num_heads)
-    shape = {"hidden": size, "depth": 2} | {k: parts.pop(k) for k in ("hidden", "depth", "gated") if k in parts}
+    shape = {"hidden": 4 * size, "depth": 2} | {k: parts.pop(k) for k in ("hidden", "depth", "gated") if k in parts}
     architecture = Architecture(size, size, residual=True, **shape)
     return MemoryMixer(width, num_heads, architecture=architecture, **parts)
 
@@ -77,17 +78,12 @@ def ttt_linear(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
 
 def ttt_mlp(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
     """The same with a residual two-layer MLP of four times the head's size (Sun et al., 2024)."""
-    hidden = 4 * head_size(width, num_heads)
-    return _mlp(width, num_heads, **MINI_BATCH | {"hidden": hidden, "alpha": 1.0} | parts)
+    return _mlp(width, num_heads, **MINI_BATCH | {"alpha": 1.0} | parts)
 
 
 def titans(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
-    """Titans' long-term memory: MLP, L2, momentum and retention, all gated by the input (Behrouz et al., 2024).
-
-    Of four times the head's size.
-    """
-    hidden = 4 * head_size(width, num_heads)
-    return _mlp(width, num_heads, **{"hidden": hidden, "delta": False, "mu": ("sigmoid", MOMENTUM_BIAS), **parts})
+    """Titans' long-term memory: MLP, L2, momentum and retention, all gated by the input (Behrouz et al., 2024)."""
+    return _mlp(width, num_heads, **{"delta": False, "mu": ("sigmoid", MOMENTUM_BIAS), **parts})
 
 
 def atlas(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
@@ -95,7 +91,8 @@ def atlas(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
 
     Without Atlas' polynomial features and its Newton-Schulz step.
     """
-    return _mlp(width, num_heads, **MINI_BATCH | {"mu": ("sigmoid", 1.0), "window": 4} | parts)
+    hidden = head_size(width, num_heads)
+    return _mlp(width, num_heads, **MINI_BATCH | {"hidden": hidden, "mu": ("sigmoid", 1.0), "window": 4} | parts)
 
 
 def attention(
