@@ -141,8 +141,9 @@ class MemoryMixer(nnx.Module):
       rule: how gradients change it: "folded", "normalized" or "printed" (``memory/learning.py``).
       delta: Delta Gradient Descent; without it gradient descent.
       delta_after_retention: the delta term acts on what retention has left (Gated DeltaNet).
-      negative_eigenvalues: the last layer's delta strength reaches 2 / ‖x‖² (eigenvalue -1), still non-expansive; with
-        "folded" as η grows, so an MLP that tracks a state over long texts starts best at eta=("softplus", 20.0).
+      negative_eigenvalues: in the memory that answers, the last layer's delta strength reaches 2 / ‖x‖² (eigenvalue
+        -1), still non-expansive; with "folded" as η grows, so an MLP that tracks a state over long texts starts best
+        at eta=("softplus", 20.0).
       read: "token" (each token reads the memory updated up to itself) or "boundary" (Eq. 90: up to the last boundary).
       initial: "learned" or "zero" weights at the start of a text.
       retention: "initial" (retention and delta term forget toward the initial weights) or "zero" (the printed form).
@@ -433,13 +434,16 @@ class MemoryMixer(nnx.Module):
         if self.transposed:
             key, targets = targets[0], (key,)
         taken_at = weights  # at which gradients are taken
+        # an eigenvalue of -1 keeps a state in what answers; where keys and rates are made, gradients would explode
+        projecting = self.rule._replace(negative_eigenvalues=False)
+        rules = (*(projecting for _ in self.architectures[1:]), self.rule)
         for step in range(self.steps):
             changes, momenta = [], []
             for group, architecture in enumerate(self.architectures):
                 chunks = learn_chunk(
                     architecture,
                     self.objective,
-                    self.rule,
+                    rules[group],
                     anchor=None if anchor is None else anchor[group],
                     change=change[group],
                     momentum=momentum[group] if momentum else None,
