@@ -216,7 +216,7 @@ def check(values: flags.FlagValues) -> jax.sharding.Mesh:
         launcher.check_range(values, "seed", 0, 2**31 - 1)
     launcher.check_range(values, "learning_rate", 1e-12, 1e3)
     if "models" in values:
-        launcher.check_models(values)
+        launcher.check_names("models", values.models, MODEL_NAMES, required=True)
     if values.mesh is None:
         use_cpu_cores(values.batch_size)
     mesh = parse_mesh(values.mesh)

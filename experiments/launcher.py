@@ -17,7 +17,6 @@ import jax
 from absl import flags
 
 from nl_jax import InputError
-from nl_jax.models import MODEL_NAMES
 from nl_jax.training import TrainingDiverged, TrainingInterrupted
 from nl_jax.training.metrics import METRICS, write_atomically
 
@@ -99,12 +98,6 @@ def check_names(flag: str, names: Sequence[str], known: Iterable[str], required:
         raise InputError(f"--{flag}: none given; expected some of {', '.join(known)}")
     if len(set(names)) < len(names) or not set(names) <= set(known):
         raise InputError(f"--{flag}={','.join(names)}: expected some of {', '.join(known)}, none twice")
-
-
-def check_models(values: flags.FlagValues) -> None:
-    """Raises `InputError` unless ``--models`` names something, and nothing twice."""
-    if not values.models or len(set(values.models)) < len(values.models):
-        raise InputError(f"--models={','.join(values.models)}: expected some of {', '.join(MODEL_NAMES)}, none twice")
 
 
 def workdir_of(values: flags.FlagValues) -> Path:

@@ -58,10 +58,10 @@ class Task(NamedTuple):
 
 def vision_task(values: flags.FlagValues) -> Task:
     """Classes of scikit-learn's digits, or of ``--images``; 16 patches an image."""
+    if values.image_size < 1 or values.image_size % 4:
+        raise InputError(f"--image_size={values.image_size}: expected a multiple of 4, the patches on each side")
     data = load_digits() if values.images is None else load_image_folder(values.images, values.image_size)
     _, size, _, channels = data.train.images.shape
-    if size % 4:
-        raise InputError(f"--image_size={size}: expected a multiple of 4, the patches on each side")
     sizes = {"image_size": size, "patch_size": size // 4, "channels": channels, "num_classes": len(data.classes)}
     sizes |= VISION
 

@@ -208,7 +208,7 @@ def check(task: Task, values: flags.FlagValues) -> dict[str, LanguageModelConfig
     for name in ("width", "num_heads", "num_layers", "chunk_size", "batch_size", "steps", "eval_every", "seeds"):
         launcher.check_range(values, name, 1)
     launcher.check_range(values, "learning_rate", 1e-12, 1e3)
-    launcher.check_models(values)
+    launcher.check_names("models", values.models, MODEL_NAMES, required=True)
     sizes = {name: values[name].value for name in ("width", "num_heads", "num_layers", "chunk_size")}
     sizes |= {"mlp_hidden": 2 * values.width, **task.sizes(values)}
     return {name: configuration(values, name, "tiny", **sizes) for name in values.models}

@@ -62,7 +62,7 @@ def test_folder_that_is_none(tmp_path):
     write_images(tmp_path, classes=("only",))
     with pytest.raises(InputError, match="10 images in 1 classes"):
         load_image_folder(str(tmp_path), 4)
-    with pytest.raises(InputError, match="--image_size=0"):
+    with pytest.raises(InputError, match="size=0: expected at least 1"):
         load_image_folder(str(tmp_path), 0)
     (tmp_path / "only" / "3.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"3\.png: cannot be read as an image"):

@@ -48,7 +48,7 @@ BAD_FLAGS = [
     (["--learning_rate=nan"], "--learning_rate=nan: expected"),
     (["--learning_rate=0"], "--learning_rate=0.0: expected"),
     (["--learning_rate=-1"], "--learning_rate=-1.0: expected"),
-    (["--models="], "--models=: expected some of"),
+    (["--models="], "--models: none given; expected some of"),
     (["--models=hope,hope"], "--models=hope,hope: expected some of"),
     (["--models=hope,hopeless"], "hopeless"),
     (["--preset=enormous"], "enormous"),

@@ -49,6 +49,7 @@ def call(*arguments):
         (["training", "--steps=50"], "--eval_every=20: expected a divisor of the 50 steps"),
         (["training", "--points=1"], "--points=1: expected at least 2"),
         (["training", "--weight_decay=nan"], "--weight_decay=nan: expected at least 0"),
+        (["training", "--image_size=6"], "--image_size=6: expected a multiple of 4"),
         (["training", "--images=/absent"], "image path '/absent': no such directory"),
         (["training", "--task=lm", "--data=/absent"], "data path '/absent'"),
     ],

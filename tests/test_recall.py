@@ -137,7 +137,7 @@ BAD_FLAGS = [
     (["--width=10", "--num_heads=3"], "num_heads=3 must divide width=10"),
     (["--models=transformer", "--width=6"], "--models=transformer: num_heads=2 must divide width=6"),
     (["--models=hope,hopeless"], "'hopeless'"),
-    (["--models="], "--models=: expected some of"),
+    (["--models="], "--models: none given; expected some of"),
     (["--models=hope,hope"], "--models=hope,hope: expected some of"),
     (["--learning_rate=nan"], "--learning_rate=nan: expected"),
     (["--other_text=5,many"], "--other_text=5,many: expected numbers from 1"),

@@ -67,7 +67,7 @@ def load_image_folder(path: str, size: int) -> ImageData:
             read, or a size below 1.
     """
     if size < 1:
-        raise InputError(f"--image_size={size}: expected at least 1")
+        raise InputError(f"size={size}: expected at least 1")
     root = Path(path).expanduser()
     if not root.is_dir():
         raise InputError(f"image path {path!r}: no such directory; expected one with a sub-directory for each class")
