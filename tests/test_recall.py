@@ -136,7 +136,7 @@ BAD_FLAGS = [
     (["--vocab_size=5"], "--vocab_size=5: expected at least 6 for --pairs=2"),
     (["--width=10", "--num_heads=3"], "num_heads=3 must divide width=10"),
     (["--models=transformer", "--width=6"], "--models=transformer: num_heads=2 must divide width=6"),
-    (["--models=hope,hopeless"], "'hopeless'"),
+    (["--models=hope,hopeless"], "--models=hope,hopeless: expected some of"),
     (["--models="], "--models: none given; expected some of"),
     (["--models=hope,hope"], "--models=hope,hope: expected some of"),
     (["--learning_rate=nan"], "--learning_rate=nan: expected"),
