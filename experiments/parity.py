@@ -3,7 +3,7 @@
     python -m experiments.parity --workdir=runs/parity
     python -m experiments.parity --workdir=runs/negative --mixer_option=negative_eigenvalues=True
     python -m experiments.parity --workdir=runs/hope --models=hope --mixer_option=negative_eigenvalues=True \
-        --mixer_option=delta=True '--mixer_option=eta=("softplus",20.0)'
+        --mixer_option=delta=True
 
 After each symbol of a string of 0s and 1s the model says whether the number of 1s so far is even. It trains on fresh
 strings of 2 to 50 symbols and is measured on 500 different ones of that length and on 500 of 51 to 100. A string counts
@@ -12,10 +12,9 @@ anew for every seed, which decides initial parameters and batches, until every s
 row, or to the last step. All models have the same width, depth and feed-forward size.
 
 A delta rule's memory, multiplied by I - beta k k' at every symbol, can turn its sign at every 1 only where beta is
-above 1 and the eigenvalue negative; the second command allows this to all models of its run. Memories of self-modifying
-Titans, and so Hope, also need two options to keep the bit on longer strings (the third command): a large learning rate
-eta, since what is left of the bit at every 1 is 1 - 2 / (1 + 3 eta |x|^2), and Delta Gradient Descent, without which
-their inner layers go on moving.
+above 1 and the eigenvalue negative; the second command allows this to all models of its run. Self-modifying Titans, and
+so Hope, also need Delta Gradient Descent to keep the bit on longer strings (the third command): without it the inner
+layers of their memories go on moving.
 
 The best figures are of the evaluation with most strings right in both sets, so they are chosen on what they measure, as
 in Irie et al., 2023. Training meets the shortest of the strings of 2 to 50 symbols too: there are few.

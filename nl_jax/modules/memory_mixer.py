@@ -142,8 +142,7 @@ class MemoryMixer(nnx.Module):
       delta: Delta Gradient Descent; without it gradient descent.
       delta_after_retention: the delta term acts on what retention has left (Gated DeltaNet).
       negative_eigenvalues: in the memory that answers, the last layer's delta strength reaches 2 / ‖x‖² (eigenvalue
-        -1), still non-expansive; with "folded" as η grows, so an MLP that tracks a state over long texts starts best
-        at eta=("softplus", 20.0).
+        -1), still non-expansive; with "folded" as η grows. An MLP needs delta=True besides to keep a state for long.
       read: "token" (each token reads the memory updated up to itself) or "boundary" (Eq. 90: up to the last boundary).
       initial: "learned" or "zero" weights at the start of a text.
       retention: "initial" (retention and delta term forget toward the initial weights) or "zero" (the printed form).
