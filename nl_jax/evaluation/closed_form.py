@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
+from nl_jax.memory.attention import BLOCK_SIZE as TILE_SIZE
+from nl_jax.memory.chunkwise import DECAY_BLOCK_SIZE
+from nl_jax.memory.triangular import BLOCK_SIZE as DIAGONAL_SIZE
 from nl_jax.models import LanguageModel, LanguageModelConfig
 from nl_jax.modules.attention import Attention
 from nl_jax.modules.memory_mixer import Gate, MemoryMixer
 from nl_jax.modules.self_modifying_titans import SelfModifyingTitans
-
-_TILE = 128  # queries, and keys, of a tile of attention (`blockwise_attention`)
-_DECAY_BLOCK = 8  # rows whose decay products are taken one after the other (`memory/chunkwise.py`)
-_DIAGONAL = 8  # rows of the blocks that the triangular inverse starts from (`memory/triangular.py`)
 
 
 def forward_flops(config: LanguageModelConfig, batch_size: int, length: int) -> dict[str, int]:
@@ -61,8 +60,8 @@ def _pairs_in_tiles(length: int, window: int) -> int:
     def even(limit: int) -> int:
         return -(-length // -(-length // limit))
 
-    queries = even(_TILE)
-    keys = even(_TILE**2 // queries)
+    queries = even(TILE_SIZE)
+    keys = even(TILE_SIZE**2 // queries)
     tiles = 0
     for first in range(0, length, queries):
         last = min(first + queries, length) - 1
@@ -143,14 +142,14 @@ def _generation(mixer: SelfModifyingTitans, groups: list[Group], c: int) -> int:
 
 def _decay(n: int) -> int:
     """Multiply-adds of the decay products of n tokens, each of which goes through a product with ones."""
-    blocks = -(-n // _DECAY_BLOCK)
-    return 0 if blocks == 1 else blocks**2 * _DECAY_BLOCK**3 + _decay(blocks)
+    blocks = -(-n // DECAY_BLOCK_SIZE)
+    return 0 if blocks == 1 else blocks**2 * DECAY_BLOCK_SIZE**3 + _decay(blocks)
 
 
 def _inverse(n: int) -> int:
     """Multiply-adds of a unit lower-triangular inverse: products of powers in blocks, then merging of neighbours."""
-    if n <= _DIAGONAL:
+    if n <= DIAGONAL_SIZE:
         return 2 * n**3 * max(0, (n - 1).bit_length() - 1)
-    size = _DIAGONAL << (-(-n // _DIAGONAL) - 1).bit_length()
+    size = DIAGONAL_SIZE << (-(-n // DIAGONAL_SIZE) - 1).bit_length()
     # merging: Σ over block sizes b = 8, 16, ..., size / 2 of size / (2 b) pairs · 2 b³
-    return size // _DIAGONAL * _inverse(_DIAGONAL) + size * (size**2 - _DIAGONAL**2) // 3
+    return size // DIAGONAL_SIZE * _inverse(DIAGONAL_SIZE) + size * (size**2 - DIAGONAL_SIZE**2) // 3

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+BLOCK_SIZE = 128  # queries, and keys, of a tile
+
 
 def blockwise_attention(
     query: Float[Array, "batch time heads head_dim"],
@@ -22,7 +24,7 @@ def blockwise_attention(
     *,
     window: int | None = None,
     empty: Int[Array, ""] | None = None,
-    block_size: int = 128,
+    block_size: int = BLOCK_SIZE,
 ) -> Float[Array, "batch time heads head_dim"]:
     """Softmax attention of each token to itself and the tokens before it, scores scaled by ``head_dim ** -0.5``.
 

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float
 from nl_jax.memory.products import inner_products, outer_products
 from nl_jax.memory.triangular import solve_unit_lower
 
-_BLOCK = 8  # rows whose decay products are taken one after the other
+DECAY_BLOCK_SIZE = 8  # rows whose decay products are taken one after the other
 
 
 @jax.custom_vjp
@@ -41,11 +41,11 @@ def decay_products(rate: Float[Array, "... C"]) -> Float[Array, "... C C"]:
 
 def _decay_products(rate):
     size = rate.shape[-1]
-    if size <= _BLOCK:
+    if size <= DECAY_BLOCK_SIZE:
         return _products(rate)
-    blocks = -(-size // _BLOCK)
-    rate = jnp.pad(rate, [(0, 0)] * (rate.ndim - 1) + [(0, blocks * _BLOCK - size)])
-    rate = rate.reshape(*rate.shape[:-1], blocks, _BLOCK)
+    blocks = -(-size // DECAY_BLOCK_SIZE)
+    rate = jnp.pad(rate, [(0, 0)] * (rate.ndim - 1) + [(0, blocks * DECAY_BLOCK_SIZE - size)])
+    rate = rate.reshape(*rate.shape[:-1], blocks, DECAY_BLOCK_SIZE)
     inside = _products(rate)
     start = rate[..., :1] * inside[..., :, 0]  # from a block's start to t
     # from a block's end, the one before the last, ..., to another's start
@@ -57,8 +57,8 @@ def _decay_products(rate):
     products = jnp.where(same, inside[..., :, None, :, :], across)
     products = jnp.moveaxis(products, -2, -3)
     # what XLA on CPU can fuse it computes anew for every element of every use, so a product with ones comes last
-    products = jnp.matmul(products, jnp.eye(_BLOCK, dtype=rate.dtype), precision="highest")
-    return products.reshape(*rate.shape[:-2], blocks * _BLOCK, blocks * _BLOCK)[..., :size, :size]
+    products = jnp.matmul(products, jnp.eye(DECAY_BLOCK_SIZE, dtype=rate.dtype), precision="highest")
+    return products.reshape(*rate.shape[:-2], blocks * DECAY_BLOCK_SIZE, blocks * DECAY_BLOCK_SIZE)[..., :size, :size]
 
 
 def _products(rate):

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from nl_jax.memory.products import over_leading
 
-_BLOCK = 8  # larger blocks lose digits: for equal keys the powers of L hold binomials, 35 at 8 rows, 6435 at 16
+BLOCK_SIZE = 8  # larger blocks lose digits: for equal keys the powers of L hold binomials, 35 at 8 rows, 6435 at 16
 
 
 def _inverse_of_block(lower: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
@@ -22,13 +22,13 @@ def _inverse_of_block(lower: Float[Array, "... n n"]) -> Float[Array, "... n n"]
 
 def _inverse(lower: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
     n = lower.shape[-1]
-    if n <= _BLOCK:
+    if n <= BLOCK_SIZE:
         return _inverse_of_block(lower)
-    blocks = -(-n // _BLOCK)
-    size = _BLOCK * (1 << (blocks - 1).bit_length())
+    blocks = -(-n // BLOCK_SIZE)
+    size = BLOCK_SIZE * (1 << (blocks - 1).bit_length())
     pad = size - n
     padded = jnp.pad(lower, [(0, 0)] * (lower.ndim - 2) + [(0, pad), (0, pad)])
-    count, b = size // _BLOCK, _BLOCK
+    count, b = size // BLOCK_SIZE, BLOCK_SIZE
     tiles = padded.reshape(*lower.shape[:-2], count, b, count, b)
     diagonal = jnp.stack([tiles[..., i, :, i, :] for i in range(count)], axis=-3)
     inverse = _inverse_of_block(diagonal)  # [..., blocks, b, b]
