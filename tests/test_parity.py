@@ -168,7 +168,7 @@ BAD_FLAGS = [
     (["--validation_sequences=0"], "--validation_sequences=0: expected at least 1"),
     (["--validation_sequences=255"], "255 distinct strings of even parity, 2 to 8 symbols long: expected at most 254"),
     (["--steps=0"], "--steps=0: expected at least 1"),
-    (["--models=delta_net,hopeless"], "'hopeless'"),
+    (["--models=delta_net,hopeless"], "--models=delta_net,hopeless: expected some of"),
     (["--workdir="], "--workdir: missing"),
     (["--mixer_option=window"], "--mixer_option=window: expected name=value"),
     (["--mixer_option==3"], "--mixer_option==3: expected name=value"),
