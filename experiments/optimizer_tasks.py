@@ -58,7 +58,7 @@ class Task(NamedTuple):
 
 def vision_task(values: flags.FlagValues) -> Task:
     """Classes of scikit-learn's digits, or of ``--images``; 16 patches an image."""
-    if values.image_size < 1 or values.image_size % 4:
+    if values.image_size % 4:
         raise InputError(f"--image_size={values.image_size}: expected a multiple of 4, the patches on each side")
     data = load_digits() if values.images is None else load_image_folder(values.images, values.image_size)
     _, size, _, channels = data.train.images.shape
