@@ -8,6 +8,8 @@ import pytest
 from flax import nnx
 
 from nl_jax.modules import PAPER_FORM, SelfModifyingTitans
+from nl_jax.modules.memory_mixer import Fixed
+from nl_jax.modules.self_modifying_titans import UP_BIAS_SCALE
 
 WIDTH, HEADS = 8, 2
 apply = jax.jit(lambda mixer, x, state: mixer(x, state))
@@ -15,6 +17,8 @@ apply = jax.jit(lambda mixer, x, state: mixer(x, state))
 
 def make(float64=False, **options):
     mixer = SelfModifyingTitans(WIDTH, HEADS, rngs=nnx.Rngs(0), **{"chunk_size": 4, **options})
+    if mixer.up_bias is not None:
+        mixer.up_bias[...] += 0.01 * jnp.arange(HEADS)  # heads differ
     if mixer.eta is None:
         mixer.eta_bias[...] = jnp.full((HEADS,), 0.5)  # learn fast, so that mistakes show
     return jax.tree.map(lambda p: p.astype(jnp.float64), mixer) if float64 else mixer
@@ -65,17 +69,21 @@ def reference(mixer, x):
         chunk = dict.fromkeys(stack, p.chunk_sizes[0]) | {"memory": p.chunk_sizes[-1]}
         keep = 1.0 if p.retention == "initial" else 0.0
 
-        def features(pre):
+        def features(pre, c):
             """Of the last layer, and their derivative by the first layer's outputs, [hidden, outputs]."""
             gated = p.architectures[0].gated
             hidden = len(pre) // 2 if gated else len(pre)
-            gate, up = pre[:hidden], pre[hidden:] if gated else np.ones(hidden)
+            gate, up = pre[:hidden], pre[hidden:] + c if gated else np.ones(hidden)
             silu, slope = gate * sigmoid(gate), sigmoid(gate) * (1 + gate * (1 - sigmoid(gate)))
             derivative = np.diag(slope * up)
             return silu * up, np.hstack([derivative, np.diag(silu)]) if gated else derivative
 
-        def answer(pair, u):
-            return u + pair[1] @ features(pair[0] @ u)[0]
+        def answer(pair, u, c=0.0):
+            return u + pair[1] @ features(pair[0] @ u, c)[0]
+
+        up_bias = dict.fromkeys(stack, 0.0)
+        if p.up_bias is not None:
+            up_bias["memory"] = UP_BIAS_SCALE * p.up_bias[...][h]
 
         for t in range(time):
             for name in stack:
@@ -100,8 +108,8 @@ def reference(mixer, x):
                 reflect = 2.0 if p.rule.negative_eigenvalues and name == "memory" else 1.0
                 gate = 1.0 if p.memory_gates is None else sigmoid(p.memory_gates[...][h, i])
                 inner, outer = boundary[name]
-                z, derivative = features(inner @ k)
-                target = unit(answer(boundary[name], v)) if p.self_targets else v
+                z, derivative = features(inner @ k, up_bias[name])
+                target = unit(answer(boundary[name], v, up_bias[name])) if p.self_targets else v
                 e = 2 * (k + outer @ z - target) if c else -target
                 g = derivative.T @ (outer.T @ e)
                 (w2, w1), (s2, s1), (i2, i1) = weights[name], momentum[name], initial[name]
@@ -121,7 +129,7 @@ def reference(mixer, x):
                     w1 = i1 + alpha * (w1 - i1) - (c + delta) * rate * np.outer((w1 - i1) @ z, z) + s1
                 new[name], momentum[name] = (w2, w1), (s2, s1)
             weights = new
-            y[t, h] = answer(weights["memory"] if p.read == "token" else boundary["memory"], q)
+            y[t, h] = answer((weights if p.read == "token" else boundary)["memory"], q, up_bias["memory"])
     y = y / np.sqrt(np.mean(y * y, axis=-1, keepdims=True) + 1e-6) * p.output_norm.scale[...]
     return y.reshape(time, -1) @ p.output.kernel[...]
 
@@ -165,6 +173,7 @@ SWITCHES = [
     {"objective": "dot_product"},
     {"retention": "zero"},
     {"gated": False},
+    {"up_bias": 0.0},
     {"memory_gates": False},
     {"negative_eigenvalues": True},
 ]
@@ -268,7 +277,7 @@ def test_a_memory_that_makes_its_own_rate_cannot_run_away():
     inputs, _ = mixer.slow_inputs(x, mixer.conv.init_state(2))
     grown = jax.tree.map(lambda w: jnp.broadcast_to(1e6 * w, (2, *w.shape)), mixer.initial_weights())
     parameters = jax.tree.map(lambda p: jnp.broadcast_to(p, (2, *p.shape)), mixer.coefficient_parameters())
-    eta = mixer.generate(inputs, grown, parameters).eta
+    eta = mixer.generate(inputs, grown, Fixed(None, parameters)).eta
     top = jax.nn.softplus(jnp.linalg.norm(mixer.eta_read[...], axis=-1) + mixer.eta_bias[...])
     assert bool(jnp.all(eta <= top[:, None]))
 

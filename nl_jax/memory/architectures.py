@@ -68,15 +68,20 @@ class Architecture:
         """Outputs of an MLP's first layer, memory by memory."""
         return jnp.moveaxis(outputs.reshape(*outputs.shape[:-1], self.stack, -1), -2, -3)
 
-    def __call__(self, linear: Linear, x: Float[Array, "... C in"]) -> Float[Array, "... C out"]:
-        """The answer to x, [..., C, out] from a matrix and [..., stack, C, out] from MLPs."""
+    def __call__(
+        self, linear: Linear, x: Float[Array, "... C in"], up_bias: Float[Array, "..."] | None = None
+    ) -> Float[Array, "... C out"]:
+        """The answer to x, [..., C, out] from a matrix and [..., stack, C, out] from MLPs.
+
+        ``up_bias`` is the bias c of a gated memory's ``silu(A x) * (B x + c)``; None for zero.
+        """
         h = x
         for layer in range(self.depth - 1):
             h = linear(layer, h)
             h = self.split(h) if layer == 0 else h
             if self.gated:
                 gate, up = jnp.split(h, 2, axis=-1)
-                h = jax.nn.silu(gate) * up
+                h = jax.nn.silu(gate) * (up if up_bias is None else up + up_bias[..., None, None, None])
             else:
                 h = jax.nn.silu(h)
         answer = linear(self.depth - 1, h)

@@ -71,7 +71,14 @@ class _Gradients(NamedTuple):
     at_answer: Array  # ∂L/∂answer
 
 
-def _gradients(architecture: Architecture, objective: Objective, weights: Layers, keys: Array, values: Array):
+def _gradients(
+    architecture: Architecture,
+    objective: Objective,
+    weights: Layers,
+    keys: Array,
+    values: Array,
+    up_bias: Array | None,
+):
     apply = apply_layer(weights)
 
     def forward(probes):
@@ -82,7 +89,7 @@ def _gradients(architecture: Architecture, objective: Objective, weights: Layers
             outputs.append(apply(layer, x))
             return outputs[-1] if probes is None else outputs[-1] + probes[layer]
 
-        return architecture(linear, keys), (inputs, outputs)
+        return architecture(linear, keys, up_bias), (inputs, outputs)
 
     shapes = jax.eval_shape(lambda: forward(None)[1][1])
     answer, pull, (inputs, outputs) = jax.vjp(forward, [jnp.zeros(o.shape, o.dtype) for o in shapes], has_aux=True)
@@ -128,6 +135,7 @@ def learn_chunk(
     since_boundary: Float[Array, "*stack C"],
     at_boundary: bool = False,
     gates: Float[Array, "... stack"] | None = None,
+    up_bias: Float[Array, "..."] | None = None,
 ) -> tuple[Chunk, ...]:
     """One chunk, solved for every layer.
 
@@ -144,6 +152,7 @@ def learn_chunk(
       since_boundary: n_t, tokens since the boundary, t included.
       at_boundary: whether the chunk starts at the boundary, so that ``boundary`` is ``anchor + change``.
       gates: of each memory of an MLP stack, in [0, 1]: its forcing is multiplied by it; None for 1.
+      up_bias: of gated memories, as ``Architecture`` takes it.
     """
     last = architecture.depth - 1
     fold = rule.form == "folded" and objective.linear is not None
@@ -151,7 +160,7 @@ def learn_chunk(
     if last == 0 and (fold or objective.linear == 0.0):
         found = None
     else:
-        found = _gradients(architecture, objective, boundary, keys, values)
+        found = _gradients(architecture, objective, boundary, keys, values, up_bias)
         slope = _slope(architecture, objective, found) if rule.form != "printed" else None
     delta = 1.0 if rule.delta else 0.0
     chunks = []
@@ -215,7 +224,11 @@ def learn_chunk(
 
 
 def read_memory(
-    architecture: Architecture, chunks: tuple[Chunk, ...], anchor: Layers | None, queries: Float[Array, "... C in"]
+    architecture: Architecture,
+    chunks: tuple[Chunk, ...],
+    anchor: Layers | None,
+    queries: Float[Array, "... C in"],
+    up_bias: Float[Array, "..."] | None = None,
 ) -> Float[Array, "... C out"]:
     """Every query answered by the weights updated up to its own token."""
 
@@ -223,4 +236,4 @@ def read_memory(
         own = None if anchor is None else x @ anchor[layer]
         return read_chunk(chunks[layer], x, own)
 
-    return architecture(linear, queries)
+    return architecture(linear, queries, up_bias)

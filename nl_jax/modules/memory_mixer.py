@@ -69,6 +69,7 @@ class Fixed(NamedTuple):
 
     anchor: Groups | None  # weights that retention pulls toward, None for zero
     parameters: Any  # what `MemoryMixer.coefficient_parameters` gives
+    up_bias: Float[Array, "batch heads"] | None = None  # of the memory that answers; None for zero
 
 
 class Generated(NamedTuple):
@@ -334,7 +335,7 @@ class MemoryMixer(nnx.Module):
             padded = jax.tree.map(lambda u: place(u, past + pieces * size, offset), inputs)
         starts = state.position - offset + size * jnp.arange(pieces)
         memories = state.change, state.momentum, state.boundary
-        fixed = Fixed(self.anchor(), self.coefficient_parameters())
+        fixed = Fixed(self.anchor(), self.coefficient_parameters(), self.answering_bias())
         fixed = jax.tree.map(lambda w: jnp.broadcast_to(w, (batch, *w.shape)), fixed)
         aligned = (fresh or at_boundary) and len(set(self.chunk_sizes)) == 1  # every piece starts at a boundary
 
@@ -380,7 +381,11 @@ class MemoryMixer(nnx.Module):
         """Parameters that ``generate`` uses, which come to it with the batch's axis."""
         return ()
 
-    def generate(self, inputs: Inputs, weights: Groups, parameters: Any) -> Generated:
+    def answering_bias(self) -> Float[Array, " heads"] | None:
+        """Up bias of the memory that answers, where it is gated and has one."""
+        return None
+
+    def generate(self, inputs: Inputs, weights: Groups, fixed: Fixed) -> Generated:
         """Keys, values and coefficients of a chunk; ``weights`` are those at the boundary."""
         assert inputs.eta is not None
         assert inputs.alpha is not None
@@ -392,15 +397,16 @@ class MemoryMixer(nnx.Module):
         return queries
 
     def query_memory(
-        self, chunks: tuple[Chunk, ...] | None, weights: Groups, anchor: Groups | None, queries: Array
+        self, chunks: tuple[Chunk, ...] | None, weights: Groups, fixed: Fixed, queries: Array
     ) -> Float[Array, "batch heads C head_dim"]:
         """Answers of the last group: of its weights updated up to each token, or (chunks None) of the boundary's."""
         architecture = self.architectures[-1]
         queries = self.make_queries(queries, weights)
         if chunks is None:
-            answer = architecture(apply_layer(weights[-1]), queries)
+            answer = architecture(apply_layer(weights[-1]), queries, fixed.up_bias)
         else:
-            answer = read_memory(architecture, chunks, None if anchor is None else anchor[-1], queries)
+            anchor = None if fixed.anchor is None else fixed.anchor[-1]
+            answer = read_memory(architecture, chunks, anchor, queries, fixed.up_bias)
         return answer if architecture.depth == 1 else answer[:, :, 0]
 
     def _learn(
@@ -424,7 +430,7 @@ class MemoryMixer(nnx.Module):
         valid = jnp.where((position >= jnp.maximum(start, first)), inputs.valid, 0.0) if past else inputs.valid
         boundary = boundary if self.uses_boundary else change
         weights = boundary if anchor is None else jax.tree.map(jnp.add, anchor, boundary)
-        generated = self.generate(inputs, weights, fixed.parameters)
+        generated = self.generate(inputs, weights, fixed)
         eta = generated.eta * inputs.valid
         alpha = jnp.where(valid > 0, generated.alpha, 1.0)
         mu = None if inputs.mu is None else jnp.where(valid > 0, inputs.mu, 1.0)
@@ -436,6 +442,7 @@ class MemoryMixer(nnx.Module):
         # an eigenvalue of -1 keeps a state in what answers; where keys and rates are made, gradients would explode
         projecting = self.rule._replace(negative_eigenvalues=False)
         rules = (*(projecting for _ in self.architectures[1:]), self.rule)
+        biases = (*(None for _ in self.architectures[1:]), fixed.up_bias)
         for step in range(self.steps):
             changes, momenta = [], []
             for group, architecture in enumerate(self.architectures):
@@ -456,6 +463,7 @@ class MemoryMixer(nnx.Module):
                     since_boundary=((1 + position % self.chunk_sizes[group]) * self.window).astype(valid.dtype),
                     at_boundary=at_boundary and step == 0,
                     gates=generated.gates[group],
+                    up_bias=biases[group],
                 )
                 ends = [end_of_chunk(chunk) for chunk in chunks]
                 changes.append(tuple(end[0] for end in ends))
@@ -465,7 +473,7 @@ class MemoryMixer(nnx.Module):
         if self.transposed:
             y = read_chunk_transposed(chunks[0], inputs.query)
         else:
-            y = self.query_memory(None if self.read == "boundary" else chunks, weights, anchor, inputs.query)
+            y = self.query_memory(None if self.read == "boundary" else chunks, weights, fixed, inputs.query)
         return y[:, :, past:], change, momentum
 
 

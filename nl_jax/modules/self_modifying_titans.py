@@ -15,9 +15,11 @@ Departures from the paper's form, each for a measured reason (BUILD_NOTES.md): k
 projections of their own; retention pulls toward the meta-learned initial weights; the learning rule is the folded one
 (``memory/learning.py``); all memories learn v, where the paper's make targets of their own, ``v̂_□ = M_□(v)``; there is
 neither momentum nor Delta Gradient Descent (the folded rule has the delta term of the loss itself); hidden layers are
-gated, ``M_□(x) = x + W1 (silu(A x) * (B x))``, since features of second order tell keys apart; and every memory has a
-gate on what it learns, nearly shut at the start but for the one that answers: with η for all alike, keys turn into
-values over a long text, since M_key, too, learns v from k. ``PAPER_FORM`` are the options of the paper's.
+gated, ``M_□(x) = x + W1 (silu(A x) * (B x))``, since features of second order tell keys apart; the memory that answers
+has ``B x + c`` there, c a slow weight of each head: with features of first order beside the others training finds out
+sooner what to recall, and then can do without; and every memory has a gate on what it learns, nearly shut at the start
+but for the one that answers: with η for all alike, keys turn into values over a long text, since M_key, too, learns v
+from k. ``PAPER_FORM`` are the options of the paper's.
 """
 
 import dataclasses
@@ -45,6 +47,7 @@ from nl_jax.modules.memory_mixer import (
 READ_KEY = ("key", "eta", "alpha")
 PROJECTIONS = (*READ_KEY, "value", "query")
 ADAPTIVE = ("key", "value", "eta", "alpha")
+UP_BIAS_SCALE = 8.0  # how far a step moves c, beside other weights
 PAPER_FORM: dict[str, Any] = {
     "rule": "printed",
     "delta": True,
@@ -67,6 +70,7 @@ class SelfModifyingTitans(MemoryMixer):
       memory_hidden: hidden units of the memory that answers; None for four times the head size.
       projection_hidden: of each of the others; None for a quarter of the head size.
       gated: memories ``x + W1 (silu(A x) * (B x))``; without it ``x + W1 silu(W2 x)``, the paper's.
+      up_bias: where c starts, the bias of B x in the gated memory that answers; 0.42: as large as an element of B x.
       adaptive: which of key, value, query, eta, alpha have a memory (Table 6); the others are slow weights.
       momentum: with momentum, μ a gate of the input.
       weight_decay: with retention; without it α = 1, and no memory makes it.
@@ -92,6 +96,7 @@ class SelfModifyingTitans(MemoryMixer):
         memory_hidden: int | None = None,
         projection_hidden: int | None = None,
         gated: bool = True,
+        up_bias: float = 0.42,
         adaptive: tuple[str, ...] = ADAPTIVE,
         momentum: bool = False,
         weight_decay: bool = True,
@@ -136,6 +141,7 @@ class SelfModifyingTitans(MemoryMixer):
             memory_gates = self.rule.form != "printed"
         shut = jnp.full((num_heads, count + 1), -2.0)  # sigmoid: 0.12; and 0.98 for the memory that answers
         self.memory_gates = nnx.Param(shut.at[:, -1].set(4.0)) if memory_gates else None
+        self.up_bias = nnx.Param(jnp.full((num_heads,), up_bias / UP_BIAS_SCALE)) if gated else None
         if self.eta is None:
             self.eta_read = nnx.Param(jax.random.normal(rngs.params(), (num_heads, head_dim)))
             self.eta_bias = nnx.Param(jnp.full((num_heads,), eta_bias))
@@ -164,8 +170,13 @@ class SelfModifyingTitans(MemoryMixer):
         names = ("eta_read", "eta_bias", "alpha_read", "alpha_bias", "memory_gates")
         return {name: getattr(self, name)[...] for name in names if getattr(self, name, None) is not None}
 
-    def generate(self, inputs: Inputs, weights: Groups, parameters: dict[str, Array]) -> Generated:
+    def answering_bias(self) -> Float[Array, " heads"] | None:
+        """c of ``silu(A x) * (B x + c)``, of each head."""
+        return None if self.up_bias is None else UP_BIAS_SCALE * self.up_bias[...]
+
+    def generate(self, inputs: Inputs, weights: Groups, fixed: Fixed) -> Generated:
         """Keys, values, targets and coefficients of a chunk, from the weights at the boundary."""
+        parameters: dict[str, Array] = fixed.parameters
         answers = self._answers(weights, inputs.key, READ_KEY)
         answers |= self._answers(weights, inputs.value, ("value",))
         key, value = (
@@ -179,9 +190,10 @@ class SelfModifyingTitans(MemoryMixer):
             read = _read_out(answers["alpha"], parameters["alpha_read"], parameters["alpha_bias"])
             alpha = jax.nn.sigmoid(read)
         if self.self_targets:
+            biases = (None, fixed.up_bias)[-len(self.architectures) :]
             targets = tuple(
-                unit_length(architecture(apply_layer(layers), value))
-                for architecture, layers in zip(self.architectures, weights, strict=True)
+                unit_length(architecture(apply_layer(layers), value, bias))
+                for architecture, layers, bias in zip(self.architectures, weights, biases, strict=True)
             )
         else:
             targets = tuple(jnp.repeat(value[:, :, None], a.stack, axis=2) for a in self.architectures)
@@ -209,7 +221,7 @@ class SelfModifyingTitans(MemoryMixer):
         """One piece, as every mixer's; what never learns, and has nothing to forget, need not go through the engine."""
         anchor = fixed.anchor
         if self.frozen and anchor is not None:
-            y = self.query_memory(None, anchor, anchor, inputs.query)
+            y = self.query_memory(None, anchor, fixed, inputs.query)
             return y[:, :, self.window - 1 :], memories[0], memories[1]
         return super()._learn(inputs, start, first, fixed, memories, at_boundary)
 
