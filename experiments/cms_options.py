@@ -61,5 +61,5 @@ def cms_fields(values: flags.FlagValues, model: str, regime: str | None = None) 
         size = values.chunk_size or max(size for size in range(1, CHUNK_SIZE + 1) if shortest % size == 0)
         if shortest % size:
             raise InputError(f"--chunk_size={size}: expected a divisor of {shortest}, the shortest CMS level")
-        fields |= {"cms_regime": regime, "cms_rate": values.cms_rate, "chunk_size": size, "unroll": True}
+        fields |= {"cms_regime": regime, "cms_rate": values.cms_rate, "chunk_size": size}
     return fields

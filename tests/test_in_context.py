@@ -23,7 +23,6 @@ def make(variant="sequential", regime="meta", mixer="delta_net", periods=PERIODS
         "vocab_size": 11,
         "width": 8,
         "num_layers": 2,
-        "unroll": True,
         "num_heads": 1,
         "mlp_hidden": 6,
         "chunk_size": 2,

@@ -9,6 +9,7 @@ from flax import nnx
 
 from nl_jax import InputError
 from nl_jax.models import MODEL_NAMES, PRESETS, LanguageModel, LanguageModelConfig, count_parameters, named_config
+from nl_jax.models.language_model import UNROLLED_LAYERS
 from nl_jax.training import TrainingDiverged, finite_outputs, init_state, train_step
 
 apply = jax.jit(lambda model, tokens, state=None: model(tokens, state))
@@ -63,7 +64,23 @@ def test_program_does_not_grow_with_depth(name):
         loss = jax.grad(lambda model, tokens: jnp.sum(model(tokens)[0]))
         return jax.jit(loss).lower(model, jax.ShapeDtypeStruct((1, 8), jnp.int32)).as_text().count("\n")
 
-    assert program(12) < 1.02 * program(2)
+    assert program(12) < 1.02 * program(UNROLLED_LAYERS + 1)
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_layers_written_out_are_those_of_a_scan(name):
+    tokens = jax.random.randint(jax.random.key(0), (2, 8), 0, 257)
+    found = []
+    for unroll in (False, True):
+        model = LanguageModel(small(name, unroll=unroll), rngs=nnx.Rngs(0))
+
+        def loss(model):
+            logits, state = model(tokens)
+            return jnp.sum(jnp.sin(logits)), state
+
+        found.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(model))
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("batch", "time"), [(1, 32), pytest.param(2, 80, marks=pytest.mark.slow)])

@@ -28,7 +28,7 @@ def model():
 
 def make(mixer="delta_net", **fields):
     sizes = {"vocab_size": 11, "width": 8, "num_layers": 2, "num_heads": 1, "mlp_hidden": 6, "chunk_size": 2}
-    options = {"cms_periods": (4, 8), "cms_regime": "online", "cms_rate": 0.5, "unroll": True}
+    options = {"cms_periods": (4, 8), "cms_regime": "online", "cms_rate": 0.5}
     return LanguageModel(LanguageModelConfig(mixer, **sizes | options | fields), rngs=nnx.Rngs(0))
 
 

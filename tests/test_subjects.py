@@ -78,7 +78,7 @@ def test_streams_have_every_byte_once_and_go_on_where_a_text_was():
 @pytest.mark.parametrize("learns", [0, 16, 64])
 def test_reading_in_calls_is_one_pass(learns):
     sizes = {"vocab_size": 257, "width": 8, "num_layers": 1, "num_heads": 1, "mlp_hidden": 6, "chunk_size": 2}
-    levels = {"cms_periods": (4, 16), "cms_regime": "meta", "cms_rate": 0.5, "unroll": True}
+    levels = {"cms_periods": (4, 16), "cms_regime": "meta", "cms_rate": 0.5}
     model = LanguageModel(LanguageModelConfig("delta_net", **sizes, **levels), rngs=nnx.Rngs(0))
     streams = np.random.default_rng(0).integers(0, 256, (2, 64)).astype(np.uint8)
     tokens = jnp.concatenate([jnp.full((2, 1), 256), jnp.asarray(streams[:, :-1], int)], axis=1)

@@ -1,4 +1,4 @@
-"""Language model: embedding, a stack of equal blocks run by one scan, final norm, logits from the tied embedding."""
+"""Language model: embedding, a stack of equal blocks, final norm, logits from the tied embedding."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,8 @@ from nl_jax.errors import InputError
 from nl_jax.modules import MIXERS, Block, ContinuumMemory, mixer
 
 REGIMES = ("outer", "online", "meta")
+
+UNROLLED_LAYERS = 4  # take 20 s to compile, a scan 15; a step is a tenth faster (BUILD_NOTES.md)
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,9 @@ class LanguageModelConfig:
       cms_rate: learning rate of blocks that learn in context, at the start of pre-training, which learns it ("meta").
       chunk_size: tokens between two boundaries of the memories; attention has none.
       context_length: tokens that attention sees from each, itself included.
-      unroll: write the layers one after the other into the program, which then grows with depth, instead of a scan:
-        half the time where blocks learn in context, since the first layer's mixer is then left out of their gradient.
+      unroll: write the layers one after the other into the program, which then grows with depth, instead of a scan,
+        which copies what the backward pass keeps. None: up to 4 layers, and where blocks learn in context: their
+        gradient then leaves the first layer's mixer out.
       remat: recompute each block in the backward pass instead of keeping its activations.
     """
 
@@ -50,7 +53,7 @@ class LanguageModelConfig:
     cms_rate: float = 0.1
     chunk_size: int = 64
     context_length: int = 1024
-    unroll: bool = False
+    unroll: bool | None = None
     remat: bool = False
     mixer_options: tuple[tuple[str, Any], ...] = ()
 
@@ -90,8 +93,8 @@ def _block(config: LanguageModelConfig, rngs: nnx.Rngs) -> Block:
 class LanguageModel(nnx.Module):
     """Predicts the next token: ``logits, state = model(tokens, state)``.
 
-    The blocks' parameters are stacked on a leading axis and run by one ``jax.lax.scan``, so compile time does not grow
-    with depth. The module is a pytree of parameters and is never changed by a call.
+    The blocks' parameters are stacked on a leading axis, and many run by one ``jax.lax.scan``, so compile time does
+    not grow with depth. The module is a pytree of parameters and is never changed by a call.
     """
 
     def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
@@ -133,7 +136,10 @@ class LanguageModel(nnx.Module):
             return block(x, state, at_boundary=at_boundary)
 
         body = jax.checkpoint(body) if self.config.remat else body
-        if self.config.unroll:
+        unroll = self.config.unroll
+        if unroll is None:
+            unroll = self.learns_in_context or self.config.num_layers <= UNROLLED_LAYERS
+        if unroll:
             states = []
             for layer in range(self.config.num_layers):
                 x, last = body(x, jax.tree.map(lambda leaf, layer=layer: leaf[layer], (self.blocks, state)))

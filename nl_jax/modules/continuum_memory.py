@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from nl_jax.modules.layers import linear
+from nl_jax.modules.layers import keep_products, linear
 
 VARIANTS = ("sequential", "nested", "independent")
 
@@ -26,13 +26,18 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
         """One residual step."""
-        assert self.norm.scale is not None
-        scale = self.norm.scale[...]
-        if scale.ndim == 2:  # of each sequence
-            scale = scale[:, None]
-        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        n = x * jax.lax.rsqrt(mean_square + self.norm.epsilon) * scale
-        return x + self.down(jax.nn.silu(self.gate(n)) * self.up(n))
+
+        @keep_products
+        def residual(x):
+            assert self.norm.scale is not None
+            scale = self.norm.scale[...]
+            if scale.ndim == 2:  # of each sequence
+                scale = scale[:, None]
+            mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+            n = x * jax.lax.rsqrt(mean_square + self.norm.epsilon) * scale
+            return self.down(jax.nn.silu(self.gate(n)) * self.up(n))
+
+        return x + residual(x)
 
 
 class ContinuumMemory(nnx.Module):

@@ -1,5 +1,6 @@
 """Small layers that several modules share."""
 
+import functools
 from typing import Any
 
 import jax
@@ -32,6 +33,10 @@ def linear(size_in: int, size_out: int, *, rngs: nnx.Rngs, scale: float = 1.0, b
     if bias is None:
         return Linear(size_in, size_out, use_bias=False, kernel_init=initial, rngs=rngs)
     return Linear(size_in, size_out, kernel_init=initial, bias_init=nnx.initializers.constant(bias), rngs=rngs)
+
+
+# for the backward pass, products only: what is between them is quicker to compute again than to keep
+keep_products = functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
 
 
 def unit_length(x: Float[Array, "... width"]) -> Float[Array, "... width"]:

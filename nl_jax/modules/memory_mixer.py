@@ -27,7 +27,7 @@ from nl_jax.memory import (
     read_memory,
 )
 from nl_jax.memory.learning import Layers
-from nl_jax.modules.layers import CausalConv, linear, start_as_induction, unit_length
+from nl_jax.modules.layers import CausalConv, keep_products, linear, start_as_induction, unit_length
 
 RETENTION_BIAS = 8.0  # sigmoid: 0.9997, so that a memory's start keeps some 3,000 tokens
 MOMENTUM_BIAS = -1.0  # sigmoid: 0.27; more brings a forcing to bear when the delta term has long answered it
@@ -320,7 +320,7 @@ class MemoryMixer(nnx.Module):
         if state is None:
             state = self.init_state(batch)
         origin = state.position
-        inputs, conv = self.slow_inputs(x, state.conv)
+        inputs, conv = keep_products(self.slow_inputs)(x, state.conv)
         past = self.window - 1
         if past:
             inputs = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=time_axis(b)), state.past, inputs)
