@@ -219,6 +219,9 @@ class MemoryMixer(nnx.Module):
             objective = OBJECTIVES[objective]
         self.architectures, self.chunk_sizes, self.objective = architectures, sizes, objective
         self.rule = Rule(rule, delta, delta_after_retention, negative_eigenvalues)
+        # an eigenvalue of -1 keeps a state in what answers; where keys and rates are made, gradients would explode
+        projecting = self.rule._replace(negative_eigenvalues=False)
+        self.rules = (*(projecting for _ in architectures[1:]), self.rule)
         self.read, self.initial, self.retention = read, initial, retention
         self.steps, self.window, self.transposed = steps, window, transposed
         self.piece = min(sizes)
@@ -439,17 +442,13 @@ class MemoryMixer(nnx.Module):
         if self.transposed:
             key, targets = targets[0], (key,)
         taken_at = weights  # at which gradients are taken
-        # an eigenvalue of -1 keeps a state in what answers; where keys and rates are made, gradients would explode
-        projecting = self.rule._replace(negative_eigenvalues=False)
-        rules = (*(projecting for _ in self.architectures[1:]), self.rule)
-        biases = (*(None for _ in self.architectures[1:]), fixed.up_bias)
         for step in range(self.steps):
             changes, momenta = [], []
             for group, architecture in enumerate(self.architectures):
                 chunks = learn_chunk(
                     architecture,
                     self.objective,
-                    rules[group],
+                    self.rules[group],
                     anchor=None if anchor is None else anchor[group],
                     change=change[group],
                     momentum=momentum[group] if momentum else None,
@@ -463,7 +462,7 @@ class MemoryMixer(nnx.Module):
                     since_boundary=((1 + position % self.chunk_sizes[group]) * self.window).astype(valid.dtype),
                     at_boundary=at_boundary and step == 0,
                     gates=generated.gates[group],
-                    up_bias=biases[group],
+                    up_bias=fixed.up_bias if group == len(self.architectures) - 1 else None,
                 )
                 ends = [end_of_chunk(chunk) for chunk in chunks]
                 changes.append(tuple(end[0] for end in ends))
