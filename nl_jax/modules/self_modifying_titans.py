@@ -23,6 +23,7 @@ from k. ``PAPER_FORM`` are the options of the paper's.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -83,7 +84,7 @@ class SelfModifyingTitans(MemoryMixer):
 
     Raises:
       ValueError: for a head count that does not divide width, a chunk size below 1, chunk sizes of which neither
-        divides the other, or unknown names.
+        divides the other, biases that are not finite, or unknown names.
     """
 
     def __init__(
@@ -111,6 +112,9 @@ class SelfModifyingTitans(MemoryMixer):
         head_dim = head_size(width, num_heads)
         if not set(adaptive) <= set(PROJECTIONS) or len(set(adaptive)) < len(adaptive):
             raise ValueError(f"adaptive={adaptive} must be some of {', '.join(PROJECTIONS)}, none twice")
+        for name, bias in (("up_bias", up_bias), ("eta_bias", eta_bias), ("alpha_bias", alpha_bias)):
+            if not math.isfinite(bias):
+                raise ValueError(f"{name}={bias} must be a finite number")
         if not weight_decay:
             options = {"alpha": 1.0, **options}
         adaptive = tuple(name for name in adaptive if name not in options)
