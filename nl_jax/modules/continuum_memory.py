@@ -26,18 +26,16 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
         """One residual step."""
+        return x + keep_products(self._residual)(x)
 
-        @keep_products
-        def residual(x):
-            assert self.norm.scale is not None
-            scale = self.norm.scale[...]
-            if scale.ndim == 2:  # of each sequence
-                scale = scale[:, None]
-            mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-            n = x * jax.lax.rsqrt(mean_square + self.norm.epsilon) * scale
-            return self.down(jax.nn.silu(self.gate(n)) * self.up(n))
-
-        return x + residual(x)
+    def _residual(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
+        assert self.norm.scale is not None
+        scale = self.norm.scale[...]
+        if scale.ndim == 2:  # of each sequence
+            scale = scale[:, None]
+        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        n = x * jax.lax.rsqrt(mean_square + self.norm.epsilon) * scale
+        return self.down(jax.nn.silu(self.gate(n)) * self.up(n))
 
 
 class ContinuumMemory(nnx.Module):
