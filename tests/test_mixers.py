@@ -216,6 +216,8 @@ def test_default_rule_is_bounded_over_65536_tokens(chunk, alpha):
         ("titans", {"alpha": float("nan")}, "alpha=nan must be"),
         ("titans", {"alpha": (0.5, 0.5, 0.5)}, "alpha=(0.5, 0.5, 0.5) must be"),
         ("titans", {"mu": ("tanh", 0.0)}, "mu=('tanh', 0.0): the activation"),
+        ("titans", {"eta": ("softplus", float("nan"))}, "eta=('softplus', nan): the activation must be followed by"),
+        ("gated_delta_net", {"alpha": ("sigmoid",)}, "alpha=('sigmoid',): the activation must be followed by"),
         ("titans", {"depth": 0}, "depth=0"),
         ("titans", {"depth": 3, "gated": True}, "depth=3: a gated memory has depth 2"),
         ("delta_net", {"window": 2}, "window=2 must be at least 1, and 1 with a delta term"),

@@ -245,8 +245,11 @@ class MemoryMixer(nnx.Module):
         if given is None:
             return None
         if isinstance(given, tuple) and isinstance(given[0], str):
-            if given[0] not in ("softplus", "sigmoid"):
+            activation, *bias = given
+            if activation not in ("softplus", "sigmoid"):
                 raise ValueError(f"{name}={given!r}: the activation must be 'softplus' or 'sigmoid'")
+            if len(bias) != 1 or not isinstance(bias[0], int | float) or not math.isfinite(bias[0]):
+                raise ValueError(f"{name}={given!r}: the activation must be followed by one bias, a finite number")
             return Gate(width, self.num_heads, *given, rngs=rngs)
         constants = given if isinstance(given, tuple) else (given,) * self.num_heads
         top = math.inf if name == "eta" else 1.0
