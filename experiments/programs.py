@@ -175,12 +175,17 @@ def our_program(
 
 
 def matrix_product(size: int) -> Callable[[], float]:
-    """A product of two float32 matrices [size, size], 2·size³ operations, as a call that returns after it."""
-    matrix = jnp.full((size, size), 0.5)
-    product = jax.jit(jnp.matmul).lower(matrix, matrix).compile()
+    """A product of two float32 matrices [size, size], 2·size³ operations, as a call that returns after it.
+
+    The devices of `whole_device` share the rows of the first.
+    """
+    mesh = whole_device(size, 1)
+    rows = jax.device_put(jnp.full((size, size), 0.5), batch_sharding(mesh))
+    matrix = jax.device_put(rows, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    product = jax.jit(jnp.matmul).lower(rows, matrix).compile()
 
     def call() -> float:
-        jax.block_until_ready(product(matrix, matrix))
+        jax.block_until_ready(product(rows, matrix))
         return 0.0
 
     return call

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from nl_jax import InputError
-from nl_jax.training import parse_mesh
+from nl_jax.training import parse_mesh, use_cpu_cores
 
 
 def test_default_puts_all_devices_on_data():
@@ -67,3 +67,20 @@ def test_cores_as_devices(batch_size, flags, before, count):
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", "\n".join(lines)]
     assert int(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout) == count
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "given", "expected"),
+    [
+        (6, "", ["--xla_cpu_multi_thread_eigen=false", "--xla_disable_hlo_passes=cpu-parallel-task-assigner"]),
+        (6, "--xla_cpu_multi_thread_eigen=true", ["--xla_disable_hlo_passes=cpu-parallel-task-assigner"]),
+        (6, "--xla_disable_hlo_passes=dce", ["--xla_cpu_multi_thread_eigen=false"]),
+        (3, "", []),  # two cores for each device
+    ],
+)
+def test_flags_where_every_core_is_a_device(monkeypatch, batch_size, given, expected):
+    monkeypatch.setenv("XLA_FLAGS", given)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(6), raising=False)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    use_cpu_cores(batch_size)
+    assert os.environ["XLA_FLAGS"].split() == [*given.split(), *expected]

@@ -16,18 +16,26 @@ from nl_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
 
+# XLA would split every operation over all cores, though each has a device of its own to work for
+_ONE_CORE_A_DEVICE = {
+    "xla_cpu_multi_thread_eigen": "false",
+    "xla_disable_hlo_passes": "cpu-parallel-task-assigner",
+}
+
 
 def use_cpu_cores(batch_size: int | None = None) -> None:
     """Makes the cores of the CPU as many devices of JAX, which else sees one: a mesh can then split a batch over them.
 
     The small products of memories leave cores idle within one device; side by side on two, training is a quarter faster
-    (BUILD_NOTES.md). Does nothing where JAX has started, or where its user has set the number of CPU devices.
+    (BUILD_NOTES.md). Where every core is a device, no device uses another one's. Does nothing where JAX has started, or
+    where its user has set the number of CPU devices; flags that are in ``XLA_FLAGS`` stay as they are.
 
     Args:
         batch_size: makes as many devices as divide it, at most one a core; None for one a core.
     """
     config: Any = jax.config
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or config.jax_num_cpu_devices != -1:
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" in flags or config.jax_num_cpu_devices != -1:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = max(n for n in range(1, cores + 1) if batch_size is None or batch_size % n == 0)
@@ -35,6 +43,9 @@ def use_cpu_cores(batch_size: int | None = None) -> None:
         config.update("jax_num_cpu_devices", count)
     except RuntimeError:  # JAX has started
         return
+    if count == cores:
+        more = [f"--{name}={value}" for name, value in _ONE_CORE_A_DEVICE.items() if name not in flags]
+        os.environ["XLA_FLAGS"] = " ".join([flags, *more]).strip()
 
 
 def parse_mesh(text: str | None = None, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
