@@ -206,7 +206,9 @@ def test_compile_by_depth(tmp_path, capsys):
     assert "compile s" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", competitors.COMPETITORS)
+@pytest.mark.parametrize(  # jax_attention trains in the next test, too
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "jax_attention" else n for n in competitors.COMPETITORS]
+)
 def test_competitors_train(name, tmp_path):
     if name != "jax_attention":
         pytest.importorskip("torch" if name == "torch_transformer" else name)

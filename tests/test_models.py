@@ -41,7 +41,9 @@ def test_count_is_that_of_the_model():
     assert count_parameters(config) == sum(leaf.size for leaf in jax.tree.leaves(model))
 
 
-@pytest.mark.parametrize("name", DIFFERENT)
+@pytest.mark.parametrize(  # Hope's block alone is a fast test
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "hope" else name for name in DIFFERENT]
+)
 def test_causal_and_in_parts(name):
     model = LanguageModel(small(name), rngs=nnx.Rngs(0))
     tokens = jax.random.randint(jax.random.key(0), (2, 13), 0, 257)

@@ -215,7 +215,15 @@ def test_frozen_is_what_a_rate_of_zero_gives(options):
             np.testing.assert_allclose(u, v, atol=1e-5)
 
 
-@pytest.mark.parametrize(("chunk", "projections"), [(1, 1), (4, 4), (4, 8), (8, 4)])
+@pytest.mark.parametrize(
+    ("chunk", "projections"),
+    [
+        pytest.param(1, 1, marks=pytest.mark.slow),
+        pytest.param(4, 4, marks=pytest.mark.slow),
+        (4, 8),
+        (8, 4),
+    ],
+)
 @pytest.mark.parametrize(
     "split",
     [
@@ -238,7 +246,7 @@ def test_any_split_gives_the_same(chunk, projections, split):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk", [1, 4])
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_gradients_are_exact_through_the_inner_updates(chunk):
     with jax.enable_x64(True):
         mixer, x = make(float64=True, chunk_size=chunk), tokens(9, batch=1, dtype=jnp.float64)
