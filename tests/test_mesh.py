@@ -1,5 +1,6 @@
 """Meshes from text, and the cores of a CPU as devices."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import jax
 import pytest
 
 from nl_jax import InputError
-from nl_jax.training import parse_mesh, use_cpu_cores
+from nl_jax.training import parse_mesh
 
 
 def test_default_puts_all_devices_on_data():
@@ -42,45 +43,37 @@ def test_bad_text_is_named(text, problem):
     assert text in str(error.value)
 
 
+FORCE = "--xla_force_host_platform_device_count=2"
+OWN_CORE = ["--xla_cpu_multi_thread_eigen=false", "--xla_disable_hlo_passes=cpu-parallel-task-assigner"]
+
+
 @pytest.mark.parametrize(
-    ("batch_size", "flags", "before", "count"),
+    ("batch_size", "flags", "before", "count", "added"),
     [
-        (8, "", "", 4),
-        (9, "", "", 3),
-        (7, "", "", 1),
-        (None, "", "", 6),
-        (8, "--xla_force_host_platform_device_count=2", "", 2),
-        (8, "", "jax.config.update('jax_num_cpu_devices', 3)", 3),
-        (8, "", "jax.devices()", 1),
+        (8, "", "", 4, []),  # fewer devices than cores
+        (9, "", "", 3, []),
+        (7, "", "", 1, []),
+        (None, "", "", 6, OWN_CORE),
+        (6, "--xla_cpu_multi_thread_eigen=true", "", 6, OWN_CORE[1:]),
+        (6, "--xla_disable_hlo_passes=dce", "", 6, OWN_CORE[:1]),
+        (8, FORCE, "", 2, []),
+        (6, "", "jax.config.update('jax_num_cpu_devices', 6)", 6, []),
+        (6, "", "jax.devices()", 1, []),
     ],
 )
-def test_cores_as_devices(batch_size, flags, before, count):
+def test_cores_as_devices(batch_size, flags, before, count, added):
     """In a process of its own, since the number of devices is fixed when jax starts. Of six cores."""
     lines = [
-        "import os, jax",
+        "import json, os, jax",
         "from nl_jax.training import use_cpu_cores",
         "os.sched_getaffinity = lambda process: range(6)",
+        "given = os.environ['XLA_FLAGS'].split()",
         before,
         f"use_cpu_cores({batch_size})",
-        "print(len(jax.devices()))",
+        "added = [flag for flag in os.environ['XLA_FLAGS'].split() if flag not in given]",
+        "print(json.dumps([len(jax.devices()), added]))",
     ]
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", "\n".join(lines)]
-    assert int(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout) == count
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "given", "expected"),
-    [
-        (6, "", ["--xla_cpu_multi_thread_eigen=false", "--xla_disable_hlo_passes=cpu-parallel-task-assigner"]),
-        (6, "--xla_cpu_multi_thread_eigen=true", ["--xla_disable_hlo_passes=cpu-parallel-task-assigner"]),
-        (6, "--xla_disable_hlo_passes=dce", ["--xla_cpu_multi_thread_eigen=false"]),
-        (3, "", []),  # two cores for each device
-    ],
-)
-def test_flags_where_every_core_is_a_device(monkeypatch, batch_size, given, expected):
-    monkeypatch.setenv("XLA_FLAGS", given)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(6), raising=False)
-    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
-    use_cpu_cores(batch_size)
-    assert os.environ["XLA_FLAGS"].split() == [*given.split(), *expected]
+    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout
+    assert json.loads(output) == [count, added]
