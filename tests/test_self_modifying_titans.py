@@ -264,6 +264,7 @@ def test_gradients_are_exact_through_the_inner_updates(chunk):
             assert float(jnp.min(jnp.max(jnp.abs(group.layers[1][...]), axis=(2, 3)))) > 1e-8
 
 
+@pytest.mark.slow
 def test_gradients_stay_small_where_eigenvalues_reach_minus_one():
     """With such eigenvalues in the memories that make keys and rates, too, it was 1e10 (parity at chunk size 1)."""
     options = {"negative_eigenvalues": True, "delta": True, "eta": ("softplus", 20.0)}

@@ -161,6 +161,7 @@ def count_collectives():
     print(json.dumps([" all-reduce(" in body for body in loops] + [" all-reduce(" in text]))
 
 
+@pytest.mark.slow
 def test_devices_do_not_meet_at_every_chunk():
     """A parameter without the batch's axis inside the loop over chunks costs an all-reduce in each."""
     *loops, anywhere = printed_by("collectives", devices=2)
