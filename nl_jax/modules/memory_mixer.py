@@ -5,6 +5,7 @@ and makes them with memories.
 """
 
 import math
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -248,7 +249,7 @@ class MemoryMixer(nnx.Module):
             activation, *bias = given
             if activation not in ("softplus", "sigmoid"):
                 raise ValueError(f"{name}={given!r}: the activation must be 'softplus' or 'sigmoid'")
-            if len(bias) != 1 or not isinstance(bias[0], int | float) or not math.isfinite(bias[0]):
+            if len(bias) != 1 or not isinstance(bias[0], numbers.Real) or not math.isfinite(bias[0]):
                 raise ValueError(f"{name}={given!r}: the activation must be followed by one bias, a finite number")
             return Gate(width, self.num_heads, *given, rngs=rngs)
         constants = given if isinstance(given, tuple) else (given,) * self.num_heads
