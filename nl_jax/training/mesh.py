@@ -12,15 +12,10 @@ from typing import Any
 
 import jax
 
+from nl_jax._xla import set_default_flag
 from nl_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
-
-# XLA would split every operation over all cores, though each has a device of its own to work for
-_ONE_CORE_A_DEVICE = {
-    "xla_cpu_multi_thread_eigen": "false",
-    "xla_disable_hlo_passes": "cpu-parallel-task-assigner",
-}
 
 
 def use_cpu_cores(batch_size: int | None = None) -> None:
@@ -34,8 +29,7 @@ def use_cpu_cores(batch_size: int | None = None) -> None:
         batch_size: makes as many devices as divide it, at most one a core; None for one a core.
     """
     config: Any = jax.config
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_force_host_platform_device_count" in flags or config.jax_num_cpu_devices != -1:
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or config.jax_num_cpu_devices != -1:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = max(n for n in range(1, cores + 1) if batch_size is None or batch_size % n == 0)
@@ -43,9 +37,9 @@ def use_cpu_cores(batch_size: int | None = None) -> None:
         config.update("jax_num_cpu_devices", count)
     except RuntimeError:  # JAX has started
         return
-    if count == cores:
-        more = [f"--{name}={value}" for name, value in _ONE_CORE_A_DEVICE.items() if name not in flags]
-        os.environ["XLA_FLAGS"] = " ".join([flags, *more]).strip()
+    if count == cores:  # else XLA splits every operation over all cores, though each has a device to work for
+        set_default_flag("xla_cpu_multi_thread_eigen", "false")
+        set_default_flag("xla_disable_hlo_passes", "cpu-parallel-task-assigner")
 
 
 def parse_mesh(text: str | None = None, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
