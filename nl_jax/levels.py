@@ -356,7 +356,7 @@ def from_memory(
             alpha=retention,
             damping=one,
             decay=chunk_decay(retention, None),
-            since_boundary=1.0 + jnp.arange(period, dtype=key.dtype),
+            chunk_size=period,
             at_boundary=True,
         )
         ends = (end_of_chunk(chunk)[0] for chunk in chunks)

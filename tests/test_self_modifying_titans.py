@@ -120,7 +120,7 @@ def reference(mixer, x):
                     w1 = i1 + alpha * (w1 - i1) - delta * eta * np.outer((w1 - i1) @ z, z) + s1
                 else:
                     curvature = max(c, 1) * (g @ g * (k @ k) + e @ e * (z @ z)) / (e @ e + 1e-6)
-                    step = eta / (1 + eta * (t % chunk[name] + 1) * (delta * k @ k + curvature))
+                    step = eta / (1 + eta * chunk[name] * (delta * k @ k + curvature))
                     s2 = mu * s2 - gate * damp * step * np.outer(g, k)
                     rate = delta * eta / (1 + delta * eta * k @ k)
                     w2 = i2 + alpha * (w2 - i2) - rate * np.outer((w2 - i2) @ k, k) + s2

@@ -13,10 +13,13 @@ from nl_jax.memory.chunkwise import (
     sequential_update,
     solve_chunk,
 )
+from nl_jax.memory.guards import LARGEST_RATE, LARGEST_STATE, limit_cotangent, limit_norm
 from nl_jax.memory.learning import RULES, Rule, apply_layer, learn_chunk, read_memory
 from nl_jax.memory.objectives import OBJECTIVES, Objective, dot_product, huber, l2, lp
 
 __all__ = [
+    "LARGEST_RATE",
+    "LARGEST_STATE",
     "OBJECTIVES",
     "RULES",
     "Architecture",
@@ -33,6 +36,8 @@ __all__ = [
     "huber",
     "l2",
     "learn_chunk",
+    "limit_cotangent",
+    "limit_norm",
     "lp",
     "read_chunk",
     "read_chunk_transposed",

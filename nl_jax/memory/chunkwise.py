@@ -176,8 +176,8 @@ def solve_chunk(
       change: W - W₀ at the chunk's start, where W₀ is what the memory forgets toward (W itself if that is zero).
       momentum: S at the chunk's start, or None.
       keys, forcings: x and f = -η g.
-      beta: strength of the delta term; β‖x‖² ≤ 2 keeps the recurrence non-expansive. None for no delta term, and then
-        nothing is left to solve.
+      beta: strength of the delta term; β‖x‖² ≤ 1 + α keeps the recurrence non-expansive. None for no delta term, and
+        then nothing is left to solve.
       decay: of this chunk's α and μ.
       answers: of ``change`` to the keys, where the caller has them already.
     """
@@ -299,7 +299,7 @@ def chunk_update(
       eta: learning rate of each token.
       alpha: retention of each token, in [0, 1].
       mu: momentum of each token, in [0, 1].
-      beta: delta strength of each token; β‖x‖² ≤ 2 keeps the update non-expansive.
+      beta: delta strength of each token; β‖x‖² ≤ 1 + α keeps the update non-expansive.
       anchor: the weights that retention and the delta term pull toward; None for zero, the form printed in the paper.
 
     Returns:

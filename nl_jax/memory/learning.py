@@ -3,20 +3,27 @@
 Every layer i with input x_i and gradient g_i at its output follows the recurrence of ``chunkwise.py``, for its change
 D = W - W₀ where it has weights W₀ to forget toward; a rule says what its delta strength β and its forcing f are. All
 gradients are taken at the weights of the last chunk boundary. Let c be the slope of an objective that is linear in the
-answer (2 for L2), δ = 1 with Delta Gradient Descent (Eq. 54-57) and 0 without, n_t the tokens since the boundary, t
-included; 1 - μ damps, since momentum sums to 1 / (1 - μ) of its forcing:
+answer (2 for L2), δ = 1 with Delta Gradient Descent (Eq. 54-57) and 0 without, N the number of gradients that are taken
+at one boundary (tokens of a chunk, times the window); 1 - μ damps, since momentum sums to 1 / (1 - μ) of its forcing:
 
 ``printed`` (Eq. 83-90):    β = δ η,  f = -η g_i, not damped
 ``folded``, last layer:     β = (c + δ) η',  η' = η / (1 + (c + δ) η ‖x‖²),  f = -(1 - μ) η' (g at the answer that this
                             layer gives with D = 0): exact at every token, a contraction for every η
-``folded``, inner layers:   β = δ η / (1 + δ η ‖x‖²),  f = -(1 - μ) η g_i / (1 + η n_t (δ ‖x‖² + Λ))
+``folded``, inner layers:   β = δ η / (1 + δ η ‖x‖²),  f = -(1 - μ) η g_i / (1 + η N (δ ‖x‖² + Λ))
 ``normalized``:             every layer as an inner one
 
 with Λ = curvature · Σ_i ‖g_i‖²‖x_i‖² / ‖∂L/∂answer‖², the slope of the loss along the gradient of all weights: for L2 a
-step with 1 / (δ‖x‖² + Λ) is at most twice Polyak's. Dividing by n_t answers for staleness: in the worst case all keys
-since the boundary are equal, and then their steps add up to one (TTT scales its steps by 1 / n_t, too).
+step with 1 / (δ‖x‖² + Λ) is at most twice Polyak's. Dividing by N answers for staleness: in the worst case all keys of
+a chunk are equal, and then their steps add up to at most one. With N replaced by the number of tokens since the
+boundary, as in TTT, they would add up to 1 + 1/2 + ... + 1/N: from N = 4 on that overshoots by more than the error
+itself, which made normalized memories diverge on repeated text, and gradients through inner layers explode.
 
-**Bound.** With unit-length keys and values, T tokens, any η, μ, α in [0, 1] and any chunk size the folded L2 rule keeps
+**Bound of the recurrence.** αI - βxxᵀ has the eigenvalue α - β‖x‖² along x, so it expands nothing while
+β‖x‖² ≤ 1 + α. The folded and normalized steps keep β‖x‖² below 1. Negative eigenvalues double β, and the printed β is η
+itself: where these would pass 1 + α, β is cut to it.
+
+**Bound of the state.** With unit-length keys and values, T tokens, any η, μ, α in [0, 1] and any chunk size the folded
+L2 rule keeps
 
     ‖W1 - W1₀‖ ≤ T (‖W1₀‖ + √(2η)),    ‖W2 - W2₀‖ ≤ T max(1, √(2η)) (1 + ½ max ‖W1‖)
 
@@ -24,7 +31,10 @@ since the boundary are equal, and then their steps add up to one (TTT scales its
 the last layer's input, its forcing is at most c η' ‖z‖ (‖W1₀‖‖z‖ + 2), and η'‖z‖² ≤ 1 / c. With e = ∂L/∂answer, at most
 2 (2 + ‖W1‖‖z‖) long, and g the gradient at the first layer's output, that layer's forcing is at most
 η‖g‖ / (1 + c η (‖g‖²/‖e‖² + ‖z‖²)): for ‖z‖ ≥ 1 no more than ‖e‖ / (2 c ‖z‖), else than ½ √(η/c) ‖e‖, whatever g is.
-Momentum is an average of forcings, so it obeys the same bound. With α < 1 the factor T becomes 1 / (1 - α).
+Momentum is an average of forcings, so it obeys the same bound. With α < 1 the factor T becomes 1 / (1 - α). A chunk of
+the normalized L2 rule maps a matrix D to D (aI - K) plus what the values write, with 0 ≤ K ≤ I: no longer than D.
+
+The printed rule has no such bound, so its forcings and its state have limits (``guards.py``).
 """
 
 from typing import NamedTuple
@@ -35,6 +45,7 @@ from jaxtyping import Array, Float
 
 from nl_jax.memory.architectures import Architecture
 from nl_jax.memory.chunkwise import Chunk, Decay, read_chunk, solve_chunk
+from nl_jax.memory.guards import LARGEST_FORCING, limit_norm
 from nl_jax.memory.objectives import Objective
 
 RULES = ("folded", "normalized", "printed")
@@ -48,7 +59,7 @@ class Rule(NamedTuple):
       form: "folded", "normalized" or "printed", see above.
       delta: Delta Gradient Descent; without it gradient descent.
       delta_after_retention: the delta term acts on what retention has left, β ← α β (Gated DeltaNet).
-      negative_eigenvalues: twice the last layer's step: β reaches 2 / ‖x‖² (eigenvalue -1), still non-expansive.
+      negative_eigenvalues: twice the last layer's β, up to (1 + α) / ‖x‖², where its eigenvalue is -1.
     """
 
     form: str = "folded"
@@ -132,7 +143,7 @@ def learn_chunk(
     alpha: Float[Array, "... C"],
     damping: Float[Array, "... C"],
     decay: Decay,
-    since_boundary: Float[Array, "*stack C"],
+    chunk_size: int,
     at_boundary: bool = False,
     gates: Float[Array, "... stack"] | None = None,
     up_bias: Float[Array, "..."] | None = None,
@@ -149,7 +160,7 @@ def learn_chunk(
       eta, alpha: learning rate and retention of each token; η = 0, α = 1 for padding.
       damping: what momentum's forcing is scaled by, 1 - μ; ones without momentum.
       decay: of alpha and mu.
-      since_boundary: n_t, tokens since the boundary, t included.
+      chunk_size: N, gradients that are taken at one boundary: tokens from one to the next, times the window.
       at_boundary: whether the chunk starts at the boundary, so that ``boundary`` is ``anchor + change``.
       gates: of each memory of an MLP stack, in [0, 1]: its forcing is multiplied by it; None for 1.
       up_bias: of gated memories, as ``Architecture`` takes it.
@@ -157,12 +168,11 @@ def learn_chunk(
     last = architecture.depth - 1
     fold = rule.form == "folded" and objective.linear is not None
     # a matrix whose gradient folds, or does not depend on its answer, needs none at the boundary
-    if last == 0 and (fold or objective.linear == 0.0):
+    if last == 0 and rule.form != "normalized" and (fold or objective.linear == 0.0):
         found = None
     else:
         found = _gradients(architecture, objective, boundary, keys, values, up_bias)
         slope = _slope(architecture, objective, found) if rule.form != "printed" else None
-    delta = 1.0 if rule.delta else 0.0
     chunks = []
     for layer in range(architecture.depth):
         x = keys if found is None else found.inputs[layer]
@@ -175,31 +185,27 @@ def learn_chunk(
             changes = found.outputs[layer] if rest is None else found.outputs[layer] - rest
         # coefficients, with the axis that the stack has behind the first layer
         rate, damp, retention = ((u if layer == 0 else u[..., None, :]) for u in (eta, damping, alpha))
-        if layer == last and rule.negative_eigenvalues:
-            rate, reflect = (2.0 * rate, 1.0) if rule.form == "printed" else (rate, 2.0)
-        else:
-            reflect = 1.0
         side_by_side = layer == 0 and last > 0  # first layers of memories, whose steps differ
-        if rule.form == "printed":
-            beta = delta * rate
-            gradient = objective.gradient(jnp.zeros_like(values), values) if found is None else found.gradients[layer]
-            step = rate[..., None, :] if side_by_side else rate
-        elif folds:
-            strength = (objective.linear or 0.0) + delta
-            step = reflect * rate / (1.0 + strength * rate * _square(x))
-            beta = strength * step
+        mirror = 2.0 if layer == last and rule.negative_eigenvalues else 1.0
+        square = _square(x)
+        if folds:
+            beta, step = _folded_step(rate, square, objective.linear or 0.0, rule.delta, mirror)
             answer = jnp.zeros_like(values) if rest is None else rest
             if architecture.residual:
                 answer = answer + (keys if last == 0 else keys[..., None, :, :])
             step, gradient = damp * step, objective.gradient(answer, values)
+        elif rule.form == "printed":
+            beta = step = mirror * rate
+            gradient = objective.gradient(jnp.zeros_like(values), values) if found is None else found.gradients[layer]
+            step = step[..., None, :] if side_by_side else step
         else:
             assert found is not None
             assert slope is not None
-            gradient, square = found.gradients[layer], delta * _square(x)
-            beta = delta * rate / (1.0 + rate * square)
+            gradient, delta = found.gradients[layer], float(rule.delta)
+            beta = mirror * rate / (1.0 + rate * square)
             if side_by_side:
                 rate, damp, square = (u[..., None, :] for u in (rate, damp, square))
-            step = damp * rate / (1.0 + rate * since_boundary * (square + slope))
+            step = damp * rate / (1.0 + rate * chunk_size * (delta * square + slope))
         if gates is not None:
             step = gates[..., None] * step
         if side_by_side:
@@ -207,20 +213,38 @@ def learn_chunk(
             forcing = forcing.reshape(gradient.shape)
         else:
             forcing = -step[..., None] * gradient
-        if rule.delta_after_retention:
-            beta = retention * beta
+        if rule.form == "printed" and found is not None:  # its gradient grows with the state, without a bound
+            forcing = limit_norm(forcing, LARGEST_FORCING, -1)
         chunks.append(
             solve_chunk(
                 change[layer],
                 None if momentum is None else momentum[layer],
                 x,
                 forcing,
-                beta if has_delta else None,
+                _non_expansive(beta, _square(x), retention, rule) if has_delta else None,
                 decay if layer == 0 else jax.tree.map(lambda d: jnp.expand_dims(d, 2), decay),
                 changes,
             )
         )
     return tuple(chunks)
+
+
+def _folded_step(rate: Array, square: Array, linear: float, delta: bool, mirror: float) -> tuple[Array, Array]:
+    """``(c + δ) η'`` and η' of a last layer, from η and ‖x‖²; ``mirror`` times as large with negative eigenvalues."""
+    strength = linear + float(delta)
+    step = mirror * rate / (1.0 + strength * rate * square)
+    return strength * step, step
+
+
+def _non_expansive(
+    beta: Float[Array, "... C"], square: Float[Array, "... C"], alpha: Float[Array, "... C"], rule: Rule
+) -> Float[Array, "... C"]:
+    """β, where need be cut so that no eigenvalue of ``α I - β x xᵀ`` is below -1: β‖x‖² ≤ 1 + α."""
+    if rule.delta_after_retention:
+        beta = alpha * beta
+    if rule.form != "printed" and not rule.negative_eigenvalues:
+        return beta  # at most 1 / ‖x‖² by construction
+    return beta * jnp.minimum(1.0, (1.0 + alpha) / jnp.maximum(beta * square, 1.0))
 
 
 def read_memory(

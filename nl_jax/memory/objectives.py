@@ -40,12 +40,15 @@ def lp(p: float) -> Objective:
     if not 1.0 < p <= 2.0:
         raise ValueError(f"p={p} must be in (1, 2]")
 
+    smoothing = 1e-4
+
     def gradient(answer: Vectors, value: Vectors) -> Vectors:
         # |e|^(p-1) has an infinite slope at 0: smoothed there, so that meta-gradients stay finite
         error = answer - value
-        return p * error * (jnp.square(error) + 1e-4) ** (p / 2 - 1)
+        return p * error * (jnp.square(error) + smoothing) ** (p / 2 - 1)
 
-    return Objective(gradient, linear=2.0 if p == 2.0 else None, curvature=2.0)
+    steepest = p * smoothing ** (p / 2 - 1)  # the gradient's slope at 0
+    return Objective(gradient, linear=2.0 if p == 2.0 else None, curvature=steepest)
 
 
 def huber(threshold: float) -> Objective:

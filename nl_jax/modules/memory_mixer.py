@@ -14,6 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from nl_jax.memory import (
+    LARGEST_RATE,
+    LARGEST_STATE,
     OBJECTIVES,
     RULES,
     Architecture,
@@ -24,6 +26,8 @@ from nl_jax.memory import (
     chunk_decay,
     end_of_chunk,
     learn_chunk,
+    limit_cotangent,
+    limit_norm,
     read_chunk_transposed,
     read_memory,
 )
@@ -143,8 +147,8 @@ class MemoryMixer(nnx.Module):
       rule: how gradients change it: "folded", "normalized" or "printed" (``memory/learning.py``).
       delta: Delta Gradient Descent; without it gradient descent.
       delta_after_retention: the delta term acts on what retention has left (Gated DeltaNet).
-      negative_eigenvalues: in the memory that answers, the last layer's delta strength reaches 2 / ‖x‖² (eigenvalue
-        -1), still non-expansive; with "folded" as η grows. An MLP needs delta=True besides to keep a state for long.
+      negative_eigenvalues: in the memory that answers, the last layer's delta strength reaches (1 + α) / ‖x‖², where
+        the eigenvalue along x is -1; with "folded" as η grows. An MLP needs delta=True besides to keep a state long.
       read: "token" (each token reads the memory updated up to itself) or "boundary" (Eq. 90: up to the last boundary).
       initial: "learned" or "zero" weights at the start of a text.
       retention: "initial" (retention and delta term forget toward the initial weights) or "zero" (the printed form).
@@ -348,6 +352,8 @@ class MemoryMixer(nnx.Module):
 
         def body(memories, piece):
             inputs, start = piece
+            if self.uses_boundary:  # else the memory is linear in its state and does not expand it
+                memories = limit_cotangent(memories)
             change, momentum, boundary = memories
             if self.uses_boundary and not aligned:
                 due = (start > origin) & (start <= origin + time)
@@ -438,7 +444,7 @@ class MemoryMixer(nnx.Module):
         boundary = boundary if self.uses_boundary else change
         weights = boundary if anchor is None else jax.tree.map(jnp.add, anchor, boundary)
         generated = self.generate(inputs, weights, fixed)
-        eta = generated.eta * inputs.valid
+        eta = jnp.minimum(generated.eta, LARGEST_RATE) * inputs.valid
         alpha = jnp.where(valid > 0, generated.alpha, 1.0)
         mu = None if inputs.mu is None else jnp.where(valid > 0, inputs.mu, 1.0)
         decay = chunk_decay(alpha, mu, valid, self.window)
@@ -463,12 +469,14 @@ class MemoryMixer(nnx.Module):
                     alpha=alpha,
                     damping=jnp.ones_like(eta) if inputs.mu is None else 1.0 - inputs.mu,
                     decay=decay,
-                    since_boundary=((1 + position % self.chunk_sizes[group]) * self.window).astype(valid.dtype),
+                    chunk_size=self.chunk_sizes[group] * self.window,
                     at_boundary=at_boundary and step == 0,
                     gates=generated.gates[group],
                     up_bias=fixed.up_bias if group == len(self.architectures) - 1 else None,
                 )
                 ends = [end_of_chunk(chunk) for chunk in chunks]
+                if self.uses_boundary and self.rule.form == "printed":  # the one rule that is not bounded by itself
+                    ends = jax.tree.map(lambda w: limit_norm(w, LARGEST_STATE, (-2, -1)), ends)
                 changes.append(tuple(end[0] for end in ends))
                 momenta.append(tuple(end[1] for end in ends))
             change, momentum = tuple(changes), tuple(momenta) if momentum else ()
