@@ -14,6 +14,7 @@ from nl_jax.data.tokenizer import (
     continuation,
     decode_stream,
     load_tokenizer,
+    whole_characters,
 )
 
 __all__ = [
@@ -48,5 +49,6 @@ __all__ = [
     "recall_batch",
     "split_documents",
     "train_iterator",
+    "whole_characters",
     "windows",
 ]

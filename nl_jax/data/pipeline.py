@@ -27,7 +27,7 @@ class TextData:
         train, validation, test: their tokens.
         fingerprint: what identifies them: ``documents``, ``bytes`` and ``sha256`` of all texts, and ``tokenizer``, its
             digest; for ``results.json``.
-        summary: what was read, and what was skipped.
+        summary: what was read, and what was skipped; ``None`` for text that was not read from files.
         lost_share: share of the bytes that the tokens do not give back, from 0 to 1.
     """
 
@@ -37,7 +37,7 @@ class TextData:
     validation: Packed
     test: Packed
     fingerprint: dict[str, int | str]
-    summary: ReadSummary
+    summary: ReadSummary | None = None
     lost_share: float = 0.0
 
     @property
@@ -78,19 +78,27 @@ def load_text_data(
     tokenizer = load_tokenizer(tokenizer_path)  # first, since its errors are quick to find
     documents, summary = read_documents(path, text_key, exclude=exclude, skip_bad=skip_bad)
     splits = split_documents(documents)
-    parts = (splits.train, splits.validation, splits.test)
-    packed = [pack(part, tokenizer) for part in parts]
-    lost = np.concatenate([lost_bytes(part, p, tokenizer) for part, p in zip(parts, packed, strict=True)])
-    share = float(lost.sum()) / sum(len(document.text) for part in parts for document in part)
-    if share > LOST_AT_MOST:
-        worst = [document for part in parts for document in part][int(np.argmax(lost))]
-        raise InputError(
-            f"tokenizer {tokenizer_path!r}: loses {share:.1%} of the text's bytes, such as "
-            f"{_lost_character(worst, tokenizer)!r} in {worst.name}, which bits per byte would count as read for "
-            f"nothing; expected one that gives back {1 - LOST_AT_MOST:.0%} or more, as byte-level ones do"
-        )
+    train, validation, test = (pack(part, tokenizer) for part in (splits.train, splits.validation, splits.test))
+    lost = [
+        lost_bytes(part, packed, tokenizer)
+        for part, packed in ((splits.train, train), (splits.validation, validation), (splits.test, test))
+    ]
+    share = _checked_share(np.concatenate(lost), [*splits.train, *splits.validation, *splits.test], tokenizer)
     identity = {**fingerprint(documents), "tokenizer": tokenizer.digest}
-    return TextData(tokenizer, splits, *packed, fingerprint=identity, summary=summary, lost_share=share)
+    return TextData(tokenizer, splits, train, validation, test, identity, summary, share)
+
+
+def _checked_share(lost: Int[np.ndarray, "D"], documents: Sequence[Document], tokenizer: Tokenizer) -> float:
+    """Share of the documents' bytes that are lost, ``lost`` of each; `InputError` where it is too large."""
+    share = float(lost.sum()) / sum(len(document.text) for document in documents)
+    if share > LOST_AT_MOST:
+        worst = documents[int(np.argmax(lost))]
+        raise InputError(
+            f"{tokenizer}: loses {share:.1%} of the text's bytes, such as {_lost_character(worst, tokenizer)!r} in "
+            f"{worst.name}, which bits per byte would count as read for nothing; expected one that gives back "
+            f"{1 - LOST_AT_MOST:.0%} or more, as byte-level ones do"
+        )
+    return share
 
 
 def _lost_character(document: Document, tokenizer: Tokenizer) -> str:

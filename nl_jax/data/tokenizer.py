@@ -86,7 +86,7 @@ class HuggingFaceTokenizer:
         except Exception as error:  # the package raises plain Exception
             raise InputError(f"tokenizer {path!r}: expected a Hugging Face tokenizer.json, but {error}") from error
         self.digest = hashlib.sha256(content).hexdigest()
-        self._path = path
+        self._name = f"tokenizer {path!r}"
         # Files are saved with what they were trained with; a corpus needs every token and no padding.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -95,6 +95,9 @@ class HuggingFaceTokenizer:
         size = max(vocabulary.values(), default=-1) + 1  # ids may have gaps, so not the number of entries
         self.separator_id = next((vocabulary[name] for name in _SEPARATORS if name in vocabulary), size)
         self.vocab_size = max(size, self.separator_id + 1)
+
+    def __str__(self) -> str:
+        return self._name
 
     def encode(self, text: bytes) -> tuple[Int32[np.ndarray, "N"], Int32[np.ndarray, "N"]]:
         """Ids of UTF-8 ``text`` and the bytes each covers, as in :class:`Tokenizer`.
@@ -111,7 +114,7 @@ class HuggingFaceTokenizer:
         except Exception as error:  # the package raises plain Exception
             unknown = next((word for word in characters.split() if not self._knows(word)), characters)[:_SHOWN]
             raise InputError(
-                f"tokenizer {self._path!r}: cannot encode {unknown!r} ({error}); expected one that knows every "
+                f"{self}: cannot encode {unknown!r} ({error}); expected one that knows every "
                 "character, as byte-level ones do"
             ) from error
         ids = np.array(encoding.ids, np.int32)
@@ -143,6 +146,15 @@ def load_tokenizer(path: str | None = None) -> Tokenizer:
     return ByteTokenizer() if path is None else HuggingFaceTokenizer(path)
 
 
+def whole_characters(text: bytes) -> int:
+    """How many bytes of a text's beginning are whole characters: all but a UTF-8 character that the end cuts."""
+    for back in range(1, min(len(text), 3) + 1):
+        byte = text[-back]
+        if byte & 0xC0 != 0x80:  # the first byte of a character, which says how many there are
+            return len(text) - back if byte >= 0xC0 and back < 2 + (byte >= 0xE0) + (byte >= 0xF0) else len(text)
+    return len(text)
+
+
 def continuation(tokenizer: Tokenizer, context: Sequence[int], ids: Sequence[int]) -> str:
     """The text that ``ids`` add to that of ``context``, the ids before them.
 
@@ -152,7 +164,7 @@ def continuation(tokenizer: Tokenizer, context: Sequence[int], ids: Sequence[int
     """
     before = tokenizer.decode(np.asarray(context, int))
     text = tokenizer.decode(np.asarray([*context, *ids], int))
-    return text[len(os.path.commonprefix([before, text])) :]
+    return text[len(os.path.commonprefix([before, text])) :]  # noqa: RUF071 (characters are what is meant)
 
 
 def decode_stream(tokenizer: Tokenizer, ids: Iterable[int], context: Sequence[int] = ()) -> Iterator[str]:
