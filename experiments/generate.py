@@ -91,8 +91,9 @@ def chosen_model(values: flags.FlagValues) -> tuple[Path, dict[str, Any], Tokeni
 
 def tokenizer_of(values: flags.FlagValues, workdir: Path, config: dict[str, Any]) -> Tokenizer:
     """The tokenizer that a run was trained with; `InputError` where the file has another content by now."""
-    path = values.tokenizer or config["inputs"]["tokenizer"]
-    tokenizer, trained_with = load_tokenizer(path), config["data"]["tokenizer"]
+    path = values.tokenizer or config.get("inputs", config["flags"])["tokenizer"]
+    tokenizer = load_tokenizer(path)
+    trained_with = config["data"].get("tokenizer", tokenizer.digest)  # runs of earlier versions do not say
     if tokenizer.digest != trained_with:
         raise InputError(
             f"tokenizer {path!r}: of SHA-256 {tokenizer.digest:.12}..., but the run in {workdir} was trained with "
