@@ -141,7 +141,7 @@ def starts_of(
             raise InputError(
                 f"{flag}: expected a run of this launcher that has finished {values.seeds} seeds of {name}"
             )
-        if source["data"].get("tokenizer") != tokenizer:
+        if source["data"].get("tokenizer", tokenizer) != tokenizer:  # runs of earlier versions do not say
             raise InputError(f"{flag}: trained with another tokenizer than --tokenizer={values.tokenizer} names")
         shapes = [named_leaves(shapes_of(c)) for c in (config, config_of(source["models"][name]))]
         for path in shapes[0].keys() & shapes[1].keys():

@@ -24,7 +24,6 @@ REGIME/seed_N/checkpoints and tensorboard.
 """
 
 import dataclasses
-import functools
 import math
 import statistics
 import sys
@@ -44,18 +43,13 @@ from experiments.cms_options import cms_fields
 from experiments.language_model import FREE_FLAGS, batches_of, check, define_flags, fit_model
 from experiments.launcher import RESULTS
 from experiments.mixer_options import configuration
-from experiments.subject_texts import cut_streams, default_texts, held_out_texts
+from experiments.subject_texts import cut_streams, texts_of
 from nl_jax import InputError
 from nl_jax.data import (
     ByteTokenizer,
     Document,
-    ReadSummary,
-    TextData,
     evaluation_batches,
     fingerprint,
-    pack,
-    read_documents,
-    split_documents,
 )
 from nl_jax.models import LanguageModel, LanguageModelConfig
 from nl_jax.models.in_context import initial_state, read_and_learn, with_learned
@@ -180,42 +174,6 @@ def configurations(values: flags.FlagValues) -> dict[str, LanguageModelConfig]:
         )
         for regime in regimes
     }
-
-
-def texts_of(values: flags.FlagValues, workdir: Path) -> tuple[TextData, dict[str, bytes], dict[str, ReadSummary]]:
-    """What to train on, by name what the streams are made of, without anything that is trained on, and what was read.
-
-    Directories of runs are no text.
-    """
-    texts: dict[str, bytes] = {}
-    summaries: dict[str, ReadSummary] = {}
-    how = {"exclude": functools.partial(launcher.holds_run, workdir), "skip_bad": values.skip_bad}
-
-    def read(name: str, path: str) -> list[Document]:
-        documents, summaries[name] = read_documents(path, values.text_key, **how)
-        return documents
-
-    if values.data is None or values.texts is None:
-        splits, texts = default_texts()
-    if values.data is not None:
-        splits = split_documents(read("training", values.data))
-    if values.texts is not None:
-        if len(values.texts) < 2 or len(set(values.texts)) < len(values.texts):
-            raise InputError(f"--texts={','.join(values.texts)}: expected two or more, none twice")
-        for path in values.texts:
-            try:
-                texts[path] = b"\n\n".join(document.text for document in read(path, path))
-            except InputError as error:
-                raise InputError(f"--texts={path}: {error}") from error
-    held_out = held_out_texts(texts, splits.train)
-    for name, text in held_out.items():
-        if len(text) < len(texts[name]):
-            left_out = len(texts[name]) - len(text)
-            print(f"{name}: {left_out:,} bytes left out, which are in training or came before", file=sys.stderr)
-    tokenizer = ByteTokenizer()
-    train, validation, test = (pack(part, tokenizer) for part in (splits.train, splits.validation, splits.test))
-    data = TextData(tokenizer, splits, train, validation, test, fingerprint(splits.train), summaries.get("training"))
-    return data, held_out, summaries
 
 
 def readers_of(regime: str, part: int, parts: int) -> dict[str, int]:
