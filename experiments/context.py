@@ -19,6 +19,7 @@ results.json (final figures of each seed), and MODEL/seed_N/checkpoints and tens
 """
 
 import dataclasses
+import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,10 +32,19 @@ from matplotlib.figure import Figure
 
 from experiments import launcher
 from experiments.generate import config_of, restore, shapes_of
-from experiments.language_model import FREE_FLAGS, batches_of, check, configurations, define_flags, fit_model
+from experiments.language_model import (
+    FREE_FLAGS,
+    batches_of,
+    check,
+    configurations,
+    define_flags,
+    fit_model,
+    inputs_of,
+    summary_of,
+    text_of,
+)
 from experiments.launcher import RESULTS
 from nl_jax import InputError
-from nl_jax.data import load_text_data
 from nl_jax.models import LanguageModelConfig
 from nl_jax.training import bits_by_position
 from nl_jax.training.loop import CHECKPOINTS
@@ -75,7 +85,7 @@ def train(values: flags.FlagValues) -> None:
     workdir = launcher.workdir_of(values)
     launcher.check_range(values, "seeds", 1)
     mesh = check(values)
-    data = load_text_data(values.data, values.tokenizer, values.text_key)
+    data = text_of(values, workdir)
     configs = configurations(values, data)
     config: dict[str, Any] = {
         "launcher": NAME,
@@ -84,8 +94,13 @@ def train(values: flags.FlagValues) -> None:
         "models": {name: dataclasses.asdict(config) for name, config in configs.items()},
     }
     batches = [batches_of(values, data, seed) for seed in range(values.seeds)]  # raises where the text is too short
-    starts = starts_of(values, configs)
-    results = launcher.claim_workdir(workdir, config, {"models": {name: {} for name in values.models}})
+    starts = starts_of(values, configs, data.tokenizer.digest)
+    if values.start_from is not None:
+        config["data"] = {**data.fingerprint, "start_from": digest_of(starts, values)}
+    config["inputs"] = inputs_of(values, data)
+    about = {"models": {name: {} for name in values.models}, "inputs": config["inputs"]}
+    results = launcher.claim_workdir(workdir, config, about)
+    print(summary_of(values, data), file=sys.stderr)
 
     for seed in range(values.seeds):  # seed by seed, so that a run that is stopped early compares all models
         for name in values.models:
@@ -112,7 +127,9 @@ def train(values: flags.FlagValues) -> None:
     report(workdir, results)
 
 
-def starts_of(values: flags.FlagValues, configs: dict[str, LanguageModelConfig]) -> Callable[[str, int], Any]:
+def starts_of(
+    values: flags.FlagValues, configs: dict[str, LanguageModelConfig], tokenizer: str
+) -> Callable[[str, int], Any]:
     """By name and seed: the model that --start_from gives, or None; `InputError` where it has none that fits."""
     if values.start_from is None:
         return lambda name, seed: None
@@ -124,6 +141,8 @@ def starts_of(values: flags.FlagValues, configs: dict[str, LanguageModelConfig])
             raise InputError(
                 f"{flag}: expected a run of this launcher that has finished {values.seeds} seeds of {name}"
             )
+        if source["data"].get("tokenizer", tokenizer) != tokenizer:  # runs of earlier versions do not say
+            raise InputError(f"{flag}: trained with another tokenizer than --tokenizer={values.tokenizer} names")
         shapes = [named_leaves(shapes_of(c)) for c in (config, config_of(source["models"][name]))]
         for path in shapes[0].keys() & shapes[1].keys():
             here, there = (leaves[path].shape for leaves in shapes)
@@ -135,6 +154,17 @@ def starts_of(values: flags.FlagValues, configs: dict[str, LanguageModelConfig])
         return restore(directory / name / f"seed_{seed}" / CHECKPOINTS, source["models"][name])
 
     return start
+
+
+def digest_of(starts: Callable[[str, int], Any], values: flags.FlagValues) -> str:
+    """SHA-256 of all parameters that runs start from."""
+    digest = hashlib.sha256()
+    for name in values.models:
+        for seed in range(values.seeds):
+            for path, leaf in named_leaves(starts(name, seed)).items():
+                digest.update(f"{name} {seed} {path} {leaf.shape} {leaf.dtype}".encode())
+                digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _octaves(bits: np.ndarray) -> list[tuple[int, float]]:

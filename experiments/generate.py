@@ -8,7 +8,7 @@ is carried from token to token as state.
 
 import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from jaxtyping import Int
 
 from experiments import language_model, launcher
 from nl_jax import InputError
-from nl_jax.data import Tokenizer, load_tokenizer
+from nl_jax.data import Tokenizer, decode_stream, load_tokenizer
 from nl_jax.models import LanguageModel, LanguageModelConfig
 from nl_jax.models.sampling import next_token
 from nl_jax.training import restore_newest
@@ -36,12 +36,19 @@ def define_flags() -> flags.FlagValues:
     )
     flags.DEFINE_string("prompt", "", "Text to continue; empty begins a document.", flag_values=values)
     flags.DEFINE_string("model", None, "One of the run's models; without it the first.", flag_values=values)
+    define_tokenizer_flag(values)
     flags.DEFINE_integer("num_tokens", 400, "Tokens to add, unless the document ends before.", flag_values=values)
     flags.DEFINE_float(
         "temperature", 0.8, "Below 1 sharpens the distribution; 0 takes the likeliest.", flag_values=values
     )
     flags.DEFINE_integer("seed", 0, "Decides the sample.", flag_values=values)
     return values
+
+
+def define_tokenizer_flag(values: flags.FlagValues) -> None:
+    """For launchers that read a run's tokenizer."""
+    text = "The run's tokenizer.json, where it is no longer where the run found it."
+    flags.DEFINE_string("tokenizer", None, text, flag_values=values)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,10 +67,12 @@ def generate(values: flags.FlagValues) -> None:
     directory, config, tokenizer = chosen_model(values)
     model = restore(directory / CHECKPOINTS, config)
 
-    ids, _ = tokenizer.encode(prompt)
-    tokens = sample(model, np.append(tokenizer.separator_id, ids), values.num_tokens, values.temperature, values.seed)
+    ids = tokenizer.encode(prompt)[0].tolist()
+    read = np.array([tokenizer.separator_id, *ids])
+    tokens = sample(model, read, values.num_tokens, values.temperature, values.seed)
     print(values.prompt, end="", flush=True)
-    for text in decode_stream(tokenizer, itertools.takewhile(lambda token: token != tokenizer.separator_id, tokens)):
+    document = itertools.takewhile(lambda token: token != tokenizer.separator_id, tokens)
+    for text in decode_stream(tokenizer, document, context=ids):
         print(text, end="", flush=True)
     print()
 
@@ -77,7 +86,20 @@ def chosen_model(values: flags.FlagValues) -> tuple[Path, dict[str, Any], Tokeni
     name = values.model or next(iter(config["models"]))
     if name not in config["models"]:
         raise InputError(f"--model={name}: not in this run; expected one of {', '.join(config['models'])}")
-    return workdir / name, config["models"][name], load_tokenizer(config["flags"]["tokenizer"])
+    return workdir / name, config["models"][name], tokenizer_of(values, workdir, config)
+
+
+def tokenizer_of(values: flags.FlagValues, workdir: Path, config: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that a run was trained with; `InputError` where the file has another content by now."""
+    path = values.tokenizer or config.get("inputs", config["flags"])["tokenizer"]
+    tokenizer = load_tokenizer(path)
+    trained_with = config["data"].get("tokenizer", tokenizer.digest)  # runs of earlier versions do not say
+    if tokenizer.digest != trained_with:
+        raise InputError(
+            f"tokenizer {path!r}: of SHA-256 {tokenizer.digest:.12}..., but the run in {workdir} was trained with "
+            f"{trained_with:.12}...; expected that file, by --tokenizer where it is elsewhere"
+        )
+    return tokenizer
 
 
 def config_of(fields: dict[str, Any]) -> LanguageModelConfig:
@@ -110,19 +132,6 @@ def sample(
     for key in jax.random.split(jax.random.key(seed), num_tokens):
         tokens, state = next_token(model, tokens, state, key, jnp.float32(temperature))
         yield int(tokens[0, 0])
-
-
-def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """Text of ids as they come, held back while a character is not complete."""
-    read: list[int] = []
-    start, end = 0, 0  # ids[start:end] are printed and kept, as how a token is spelled may depend on the one before
-    for token in ids:
-        read.append(token)
-        before, text = tokenizer.decode(np.array(read[start:end], int)), tokenizer.decode(np.array(read[start:]))
-        if not text.endswith("\ufffd"):
-            yield text[len(before) :]
-            start, end = end, len(read)
-    yield tokenizer.decode(np.array(read[start:], int))[len(tokenizer.decode(np.array(read[start:end], int))) :]
 
 
 if __name__ == "__main__":

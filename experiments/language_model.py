@@ -25,7 +25,15 @@ from experiments.cms_options import cms_fields, define_cms_flags
 from experiments.launcher import RESULTS
 from experiments.mixer_options import configuration, define_mixer_option
 from nl_jax import InputError
-from nl_jax.data import EvaluationSet, TextData, evaluation_batches, load_text_data, train_iterator
+from nl_jax.data import (
+    BOUNDARIES,
+    EvaluationSet,
+    TextData,
+    evaluation_batches,
+    load_text_data,
+    padding_share,
+    train_iterator,
+)
 from nl_jax.evaluation import bigram_bits_per_byte, gzip_bits_per_byte
 from nl_jax.models import MODEL_NAMES, PRESETS, LanguageModel, LanguageModelConfig
 from nl_jax.training import (
@@ -44,7 +52,7 @@ from nl_jax.training.sharding import named_leaves
 NAME = "language_model"
 VALIDATION_TOKENS = 65_536  # what the evaluations during training look at; the test split is scored whole, once
 # What may change when a run goes on: it does not change the results (another mesh only rounds differently).
-FREE_FLAGS = ("workdir", "mesh", "checkpoint_every")
+FREE_FLAGS = ("workdir", "mesh", "checkpoint_every", *launcher.INPUT_FLAGS)
 
 
 def define_flags() -> flags.FlagValues:
@@ -59,9 +67,7 @@ def define_flags() -> flags.FlagValues:
     define(flags.DEFINE_string, "preset", "tiny", f"Size of the models: {', '.join(PRESETS)}.")
     define_mixer_option(values)
     define_cms_flags(values)
-    define(flags.DEFINE_string, "data", None, "Text file, directory or .jsonl; without it Python's standard library.")
-    define(flags.DEFINE_string, "text_key", "text", "Key of the text in .jsonl lines.")
-    define(flags.DEFINE_string, "tokenizer", None, "Hugging Face tokenizer.json; without it bytes are the tokens.")
+    define_data_flags(values)
     define(flags.DEFINE_integer, "steps", 400, "Optimizer steps for each model.")
     define(flags.DEFINE_integer, "batch_size", 8, "Sequences in a batch, all devices together.")
     define(flags.DEFINE_integer, "seq_len", 256, "Tokens in a sequence.")
@@ -78,6 +84,30 @@ def define_flags() -> flags.FlagValues:
     return values
 
 
+def define_data_flags(values: flags.FlagValues) -> None:
+    """Those that say what text is read, and how."""
+
+    def define(kind: Any, name: str, default: Any, text: str) -> None:
+        kind(name, default, text, flag_values=values)
+
+    kinds = "plain text, .jsonl, .ndjson or .json, each also as .gz or .zst"
+    define(
+        flags.DEFINE_string, "data", None, f"Text file or directory ({kinds}); without it Python's standard library."
+    )
+    define(flags.DEFINE_string, "text_key", "text", "Key of the text in JSON objects.")
+    define(flags.DEFINE_boolean, "skip_bad", False, "Leave out files and records that are no text, and count them.")
+    define(flags.DEFINE_string, "tokenizer", None, "Hugging Face tokenizer.json; without it bytes are the tokens.")
+    flags.DEFINE_enum(
+        "document_boundaries",
+        "carry",
+        BOUNDARIES,
+        "carry: a sequence may hold several documents, and each sees those before it in the sequence, in training and "
+        "in evaluation. reset: each document begins a sequence of its own and sees no other; the rest of its last "
+        "sequence is padding, which the loss leaves out.",
+        flag_values=values,
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     return launcher.run(train, define_flags(), __doc__, argv)
 
@@ -92,19 +122,20 @@ def train(values: flags.FlagValues) -> None:
         launcher.check_same(workdir, "flags", stored["flags"], given)
     results = launcher.read_json(workdir / RESULTS) or {}
     finished = results.setdefault("models", {})
-    if set(finished) == set(values.models):
-        return report(workdir, results)
-
-    data = load_text_data(values.data, values.tokenizer, values.text_key)
+    data = text_of(values, workdir)
     configs = configurations(values, data)
     models = {name: dataclasses.asdict(config) for name, config in configs.items()}
     if stored:
         launcher.check_same(workdir, "data", stored["data"], data.fingerprint)
         launcher.check_same(workdir, "models", stored["models"], models)
+    if set(finished) == set(values.models):
+        return report(workdir, results)
     batches = batches_of(values, data, values.seed)  # raises where the text is too short
+    inputs = inputs_of(values, data)
     if not stored:
-        config = {"launcher": NAME, "flags": given, "data": data.fingerprint, "models": models}
+        config = {"launcher": NAME, "flags": given, "data": data.fingerprint, "models": models, "inputs": inputs}
         launcher.write_json(workdir / launcher.CONFIG, config)
+    print(summary_of(values, data), file=sys.stderr)
 
     results |= {
         "yardsticks": {
@@ -113,6 +144,7 @@ def train(values: flags.FlagValues) -> None:
         },
         "configuration": {"flags": given, "models": models},
         "data": data.fingerprint,
+        "inputs": inputs,
         "seed": values.seed,
         "versions": launcher.versions(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -123,6 +155,28 @@ def train(values: flags.FlagValues) -> None:
             plot_validation(workdir, results["yardsticks"])
             launcher.write_json(workdir / RESULTS, results)
     report(workdir, results)
+
+
+def text_of(values: flags.FlagValues, workdir: Path) -> TextData:
+    """The text that the flags name, without the directories of runs."""
+    exclude = functools.partial(launcher.holds_run, workdir)
+    return load_text_data(values.data, values.tokenizer, values.text_key, exclude=exclude, skip_bad=values.skip_bad)
+
+
+def inputs_of(values: flags.FlagValues, data: TextData) -> dict[str, Any]:
+    """Where the text is, what was read of it and what was skipped, for config.json and results.json."""
+    read = None if data.summary is None else data.summary.as_json()
+    return {**launcher.inputs_of(values), "read": read, "lost_share": data.lost_share}
+
+
+def summary_of(values: flags.FlagValues, data: TextData) -> str:
+    """One line on the text: what was read, and what becomes of it."""
+    parts = [f"text: {data.summary}"]
+    if data.lost_share:
+        parts.append(f"the tokenizer loses {data.lost_share:.2%} of the bytes")
+    if values.document_boundaries == "reset":
+        parts.append(f"{padding_share(data.train, values.seq_len):.1%} of the training positions are padding")
+    return "; ".join(parts)
 
 
 def configurations(values: flags.FlagValues, data: TextData) -> dict[str, LanguageModelConfig]:
@@ -144,7 +198,7 @@ class Batches(NamedTuple):
 
 def batches_of(values: flags.FlagValues, data: TextData, seed: int) -> Batches:
     """Batches by the flags, this process' share of those for training."""
-    sizes = {"batch_size": values.batch_size, "seq_len": values.seq_len}
+    sizes: dict[str, Any] = {name: values[name].value for name in ("batch_size", "seq_len", "document_boundaries")}
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     train = functools.partial(train_iterator, data.train, **sizes, **process, seed=seed)
     train()

@@ -23,6 +23,8 @@ from nl_jax.training.metrics import METRICS, write_atomically
 CONFIG = "config.json"
 RESULTS = "results.json"
 COMPARED = ("flags", "data", "models")  # what must be as it was when a run goes on
+# Flags that say where a run's inputs are. They may change when it goes on, since digests in "data" say what they hold.
+INPUT_FLAGS = ("data", "text_key", "skip_bad", "tokenizer", "texts", "images", "start_from")
 
 
 def run(
@@ -179,6 +181,28 @@ def check_workdir(workdir: Path, config: Mapping[str, Any], written: Iterable[st
         for what in COMPARED:
             check_same(workdir, what, stored[what], config[what])
     return stored is not None
+
+
+def inputs_of(values: flags.FlagValues) -> dict[str, Any]:
+    """Where a run's inputs are, for config.json and results.json: the flags `INPUT_FLAGS` that there are."""
+
+    def absolute(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [absolute(name, item) for item in value]
+        is_path = isinstance(value, str) and name != "text_key"
+        return str(Path(value).expanduser().absolute()) if is_path else value
+
+    return {name: absolute(name, values[name].value) for name in INPUT_FLAGS if name in values}
+
+
+def holds_run(workdir: Path, directory: Path) -> bool:
+    """Whether a directory is ``workdir`` or holds a run of some launcher: what is below is no text to train on."""
+    if directory.resolve() == workdir.resolve():
+        return True
+    try:
+        return "launcher" in (read_json(directory / CONFIG) or {})
+    except (InputError, OSError):
+        return False
 
 
 def _results(workdir: Path, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:

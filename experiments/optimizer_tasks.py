@@ -1,6 +1,7 @@
 """What experiments.optimizers trains: a small vision transformer on images, a small language model on text."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import optax
 from absl import flags
 from flax import nnx
 
+from experiments import launcher
 from nl_jax import InputError
 from nl_jax.data import (
     ImageSet,
@@ -94,7 +96,7 @@ def vision_task(values: flags.FlagValues) -> Task:
 
 def language_task(values: flags.FlagValues) -> Task:
     """The next byte of ``--data``, by default the Python standard library's source."""
-    data = load_text_data(values.data)
+    data = load_text_data(values.data, exclude=functools.partial(launcher.holds_run, launcher.workdir_of(values)))
     length = values.seq_len
     sizes = {**LANGUAGE, "vocab_size": data.tokenizer.vocab_size, "context_length": length}
     config = named_config(values.model, "tiny", **sizes)

@@ -131,7 +131,7 @@ def record_of(
     subject: str, workdir: Path, values: flags.FlagValues, names: Sequence[str], about: Mapping[str, Any] | None = None
 ) -> launcher.Record:
     """The record of a run; ``about`` is what config.json says of data and models."""
-    given = {name: values[name].value for name in FLAGS[subject]}
+    given = {name: values[name].value for name in FLAGS[subject] if name not in launcher.INPUT_FLAGS}
     return launcher.Record(
         workdir,
         {
@@ -141,6 +141,7 @@ def record_of(
             "models": {},
             **(about or {}),
         },
+        {"inputs": launcher.inputs_of(values)},
     )
 
 

@@ -21,6 +21,7 @@ from absl import flags
 
 from experiments import generate, launcher
 from nl_jax import InputError
+from nl_jax.data import Tokenizer, whole_characters
 from nl_jax.streaming import Stream
 from nl_jax.training.loop import CHECKPOINTS
 
@@ -36,6 +37,7 @@ def define_flags() -> flags.FlagValues:
 
     define(flags.DEFINE_string, "workdir", None, "Directory of a run of experiments.language_model. Required.")
     define(flags.DEFINE_string, "model", None, "One of the run's models; without it the first.")
+    generate.define_tokenizer_flag(values)
     define(flags.DEFINE_integer, "every", None, "Tokens to a line; without it those of one chunk.")
     define(flags.DEFINE_list, "freeze", [], "Levels that do not learn, as mixers,cms_0.")
     define(flags.DEFINE_boolean, "fresh", False, "Start anew, whatever was saved before.")
@@ -81,12 +83,15 @@ def run(values: flags.FlagValues) -> None:
     print(f"{stream.position:,} tokens learned, {stream.waiting} wait for their chunk; the learner is in {saved}")
 
 
-def read(stream: Stream, tokenizer: object, every: int) -> None:
+def read(stream: Stream, tokenizer: Tokenizer, every: int) -> None:
     """Standard input to its end, a line to ``every`` tokens."""
-    rest: list[int] = []
+    rest, cut = list[int](), b""
     started, before = time.perf_counter(), stream.position
     while block := os.read(sys.stdin.fileno(), BLOCK):
-        ids, _ = tokenizer.encode(block)  # type: ignore[attr-defined]
+        block = cut + block  # a character may begin in one block and end in the next
+        end = whole_characters(block)
+        cut = block[end:]
+        ids, _ = tokenizer.encode(block[:end])
         rest += [int(i) for i in ids]
         while len(rest) >= every:
             fed = stream.feed(rest[:every])
@@ -100,7 +105,7 @@ def read(stream: Stream, tokenizer: object, every: int) -> None:
                 f"updated {updated}  {speed:,.0f} tokens/s  {mib:,.0f} MiB",
                 flush=True,
             )
-    stream.feed(rest)
+    stream.feed([*rest, *tokenizer.encode(cut)[0].tolist()])
 
 
 def _interrupt(signum: int, frame: object) -> None:

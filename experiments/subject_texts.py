@@ -5,17 +5,71 @@ corpus leaves out), code and docstrings are of the default corpus' test and vali
 """
 
 import ast
+import functools
 import hashlib
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from absl import flags
 from jaxtyping import UInt8
 
+from experiments import launcher
 from nl_jax import InputError
-from nl_jax.data import Document, Splits, load_documents, split_documents
+from nl_jax.data import (
+    ByteTokenizer,
+    Document,
+    ReadSummary,
+    Splits,
+    TextData,
+    fingerprint,
+    load_documents,
+    pack,
+    read_documents,
+    split_documents,
+)
 
 SHORTEST = 64  # bytes: shorter paragraphs (import lines, headings) may be in several texts
+
+
+def texts_of(values: flags.FlagValues, workdir: Path) -> tuple[TextData, dict[str, bytes], dict[str, ReadSummary]]:
+    """What to train on, by name what the streams are made of, without anything that is trained on, and what was read.
+
+    Directories of runs are no text.
+    """
+    texts: dict[str, bytes] = {}
+    summaries: dict[str, ReadSummary] = {}
+    how: dict[str, Any] = {"exclude": functools.partial(launcher.holds_run, workdir), "skip_bad": values.skip_bad}
+
+    def read(name: str, path: str) -> list[Document]:
+        documents, summaries[name] = read_documents(path, values.text_key, **how)
+        return documents
+
+    if values.data is None or values.texts is None:
+        splits, texts = default_texts()
+    if values.data is not None:
+        splits = split_documents(read("training", values.data))
+    if values.texts is not None:
+        if len(values.texts) < 2 or len(set(values.texts)) < len(values.texts):
+            raise InputError(f"--texts={','.join(values.texts)}: expected two or more, none twice")
+        texts = {}
+        for path in values.texts:
+            try:
+                texts[path] = b"\n\n".join(document.text for document in read(path, path))
+            except InputError as error:
+                raise InputError(f"--texts={path}: {error}") from error
+    held_out = held_out_texts(texts, splits.train)
+    for name, text in held_out.items():
+        if len(text) < len(texts[name]):
+            left_out = len(texts[name]) - len(text)
+            print(f"{name}: {left_out:,} bytes left out, which are in training or came before", file=sys.stderr)
+    tokenizer = ByteTokenizer()
+    train, validation, test = (pack(part, tokenizer) for part in (splits.train, splits.validation, splits.test))
+    data = TextData(tokenizer, splits, train, validation, test, fingerprint(splits.train), summaries.get("training"))
+    return data, held_out, summaries
 
 
 def default_texts() -> tuple[Splits, dict[str, bytes]]:

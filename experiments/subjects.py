@@ -43,17 +43,13 @@ from experiments.cms_options import cms_fields
 from experiments.language_model import FREE_FLAGS, batches_of, check, define_flags, fit_model
 from experiments.launcher import RESULTS
 from experiments.mixer_options import configuration
-from experiments.subject_texts import cut_streams, default_texts, held_out_texts
+from experiments.subject_texts import cut_streams, texts_of
 from nl_jax import InputError
 from nl_jax.data import (
     ByteTokenizer,
     Document,
-    TextData,
     evaluation_batches,
     fingerprint,
-    load_documents,
-    pack,
-    split_documents,
 )
 from nl_jax.models import LanguageModel, LanguageModelConfig
 from nl_jax.models.in_context import initial_state, read_and_learn, with_learned
@@ -112,7 +108,7 @@ def train(values: flags.FlagValues) -> None:
     configs = configurations(values)
     if values.part % math.lcm(values.seq_len, RUNNING):
         raise InputError(f"--part={values.part}: expected a multiple of {RUNNING} and of --seq_len={values.seq_len}")
-    data, texts = texts_of(values)
+    data, texts, summaries = texts_of(values, workdir)
     order = [*texts, next(iter(texts))]
     bytes_read = cut_streams(texts, order, values.streams, values.part)
     config: dict[str, Any] = {
@@ -120,20 +116,25 @@ def train(values: flags.FlagValues) -> None:
         "flags": {name: value for name, value in values.flag_values_dict().items() if name not in FREE_FLAGS},
         "data": {
             "training": fingerprint(data.documents.train),
-            "texts": {name: fingerprint([Document(name, text)]) for name, text in texts.items()},
+            "texts": [fingerprint([Document(name, text)]) for name, text in texts.items()],
         },
         "models": {regime: dataclasses.asdict(config) for regime, config in configs.items()},
     }
-    sizes = {"batch_size": values.batch_size, "seq_len": values.seq_len}
+    read = {name: summary.as_json() for name, summary in summaries.items()}
+    config["inputs"] = {**launcher.inputs_of(values), "read": read}
+    sizes: dict[str, Any] = {name: values[name].value for name in ("batch_size", "seq_len", "document_boundaries")}
     validation = evaluation_batches(data.validation, **sizes, max_tokens=VALIDATION_TOKENS)
     batches = [batches_of(values, data, seed)._replace(validation=validation) for seed in range(values.seeds)]
     about = {
+        "inputs": config["inputs"],
         "parts": order,
         "part_bytes": values.part,
         "models": {regime: {} for regime in configs},
         "readers": {reader: [] for regime in configs for reader in readers_of(regime, values.part, len(order))},
     }
     results = launcher.claim_workdir(workdir, config, about)
+    for name, summary in summaries.items():
+        print(f"{name}: {summary}", file=sys.stderr)
 
     for seed in range(values.seeds):  # seed by seed, so that a run that is stopped early compares all models
         for regime, model_config in configs.items():
@@ -173,34 +174,6 @@ def configurations(values: flags.FlagValues) -> dict[str, LanguageModelConfig]:
         )
         for regime in regimes
     }
-
-
-def texts_of(values: flags.FlagValues) -> tuple[TextData, dict[str, bytes]]:
-    """What to train on, and by name what the streams are made of, without anything that is trained on."""
-    texts: dict[str, bytes] = {}
-    if values.data is None or values.texts is None:
-        splits, texts = default_texts()
-    if values.data is not None:
-        splits = split_documents(load_documents(values.data, values.text_key))
-    if values.texts is not None:
-        if len(values.texts) < 2 or len(set(values.texts)) < len(values.texts):
-            raise InputError(f"--texts={','.join(values.texts)}: expected two or more, none twice")
-        texts = {path: _read_text(path, values.text_key) for path in values.texts}
-    held_out = held_out_texts(texts, splits.train)
-    for name, text in held_out.items():
-        if len(text) < len(texts[name]):
-            left_out = len(texts[name]) - len(text)
-            print(f"{name}: {left_out:,} bytes left out, which are in training or came before", file=sys.stderr)
-    tokenizer = ByteTokenizer()
-    train, validation, test = (pack(part, tokenizer) for part in (splits.train, splits.validation, splits.test))
-    return TextData(tokenizer, splits, train, validation, test, fingerprint(splits.train)), held_out
-
-
-def _read_text(path: str, text_key: str) -> bytes:
-    try:
-        return b"\n\n".join(document.text for document in load_documents(path, text_key))
-    except InputError as error:
-        raise InputError(f"--texts={path}: {error}") from error
 
 
 def readers_of(regime: str, part: int, parts: int) -> dict[str, int]:

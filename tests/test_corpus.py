@@ -57,7 +57,7 @@ def test_a_directory_is_read_recursively_sorted_without_hidden_binary_and_empty_
         Document("b.txt", b"bee"),
     ]
     assert len(warnings) == 1
-    assert "skipped 2 binary files" in warnings[0]
+    assert "2 binary (data.bin, picture.png)" in warnings[0]
 
 
 def test_jsonl_takes_the_key_asked_for_and_unescapes(tmp_path):

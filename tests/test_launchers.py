@@ -14,7 +14,7 @@ import pytest
 from launcher_cases import error_line, results_of
 
 from experiments import generate, language_model
-from nl_jax.data import ByteTokenizer
+from nl_jax.data import ByteTokenizer, decode_stream
 
 RUN = ["--steps=6", "--batch_size=2", "--seq_len=16", "--eval_every=2", "--checkpoint_every=2"]
 
@@ -261,7 +261,7 @@ def test_generate_names_what_is_missing(finished, tmp_path, capsys):
 
 def test_decode_stream_holds_back_what_is_not_a_character_yet():
     ids = [*list("aé€😀".encode()), 255, ord("b"), 226]
-    pieces = list(generate.decode_stream(ByteTokenizer(), ids))
+    pieces = list(decode_stream(ByteTokenizer(), ids))
     assert "".join(pieces) == "aé€😀\ufffdb\ufffd"
     assert pieces[:4] == ["a", "é", "€", "😀"]
 

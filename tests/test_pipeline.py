@@ -20,7 +20,7 @@ from nl_jax.errors import InputError
 
 def counting(n):
     """A stream whose token at position i is i, and covers i % 4 bytes."""
-    return Packed(np.arange(n, dtype=np.uint16), (np.arange(n) % 4).astype(np.uint8))
+    return Packed(np.arange(n, dtype=np.uint16), (np.arange(n) % 4).astype(np.uint8), np.array([0, n - 1]))
 
 
 def take(iterator, count):
@@ -222,7 +222,7 @@ def test_load_text_data(tmp_path):
 
 @pytest.mark.parametrize("length", [30, 100, 101])
 def test_batches_of_one(length):
-    packed = Packed(np.arange(length, dtype=np.uint16), np.ones(length, np.uint8))
+    packed = counting(length)
     batches = train_iterator(packed, batch_size=1, seq_len=10, seed=0)
     count = (length - 1) // 10
     starts = [int(next(batches)["inputs"][0, 0]) for _ in range(2 * count)]

@@ -1,13 +1,26 @@
+import hashlib
 import itertools
 
 import numpy as np
 import pytest
+import tokenizer_cases as cases
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from nl_jax.data import ByteTokenizer, Document, HuggingFaceTokenizer, load_tokenizer, pack
+from nl_jax.data import (
+    ByteTokenizer,
+    Document,
+    HuggingFaceTokenizer,
+    continuation,
+    decode_stream,
+    load_text_data,
+    load_tokenizer,
+    lost_bytes,
+    pack,
+    whole_characters,
+)
 from nl_jax.errors import InputError
 
 TEXT = "Hello hello world,  日本語 é 🙂\r\n\tdef f(x): return x </s> <|endoftext|> end "
@@ -175,3 +188,112 @@ def test_packing_takes_the_smallest_type_that_holds_ids_and_counts(tmp_path):
 
 def test_packing_nothing_gives_one_separator():
     assert pack([], ByteTokenizer()).tokens.tolist() == [256]
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("kinds")
+    return {
+        name: load_tokenizer(cases.saved(make(), directory / f"{name}.json")) for name, make in cases.ALL.items()
+    } | {"bytes": ByteTokenizer()}
+
+
+KINDS = [*cases.ALL, "bytes"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "byte_level"])
+def test_a_continuation_keeps_the_space_before_it(kind, kinds):
+    tokenizer = kinds[kind]
+    context, whole = (tokenizer.encode(text)[0].tolist() for text in (b"hello", b"hello return"))
+    assert whole[: len(context)] == context
+    assert continuation(tokenizer, context, whole[len(context) :]) == " return"
+    assert "".join(decode_stream(tokenizer, whole[len(context) :], context)) == " return"
+    assert "".join(decode_stream(tokenizer, whole)) == "hello return"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None)
+@given(ids=st.lists(st.integers(0, 260), max_size=20), cut=st.integers(0, 20))
+def test_a_text_is_the_same_wherever_it_is_cut_and_however_it_comes(kind, kinds, ids, cut):
+    """Any tokens, broken characters, separators and ids outside the vocabulary among them."""
+    tokenizer = kinds[kind]
+    whole = tokenizer.decode(np.array(ids, int))
+    context, rest = ids[:cut], ids[cut:]
+    before, after = tokenizer.decode(np.array(context, int)), continuation(tokenizer, context, rest)
+    assert whole.endswith(after)
+    assert before.startswith(whole[: len(whole) - len(after)])
+    assert "".join(decode_stream(tokenizer, iter(rest), context)) == after
+
+
+def test_a_character_cut_by_the_seam_belongs_to_what_completes_it():
+    ids = list("aé€😀b".encode())
+    for cut in range(len(ids)):
+        pieces = list(decode_stream(ByteTokenizer(), ids[cut:], ids[:cut]))
+        whole = bytes(ids[:cut]).decode(errors="ignore")
+        assert whole + "".join(pieces) == "aé€😀b"
+        assert "\ufffd" not in "".join(pieces)
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=9))
+def test_whole_characters(text):
+    data = text.encode()
+    for end in range(len(data) + 1):
+        assert whole_characters(data[:end]) == len(data[:end].decode(errors="ignore").encode())
+
+
+@pytest.mark.parametrize("kind", ["unigram", "word_piece", "word_level"])
+def test_unknown_text_without_a_token_for_it_is_one_line_that_names_file_and_text(kind, tmp_path):
+    path = cases.saved(cases.ALL[kind](unknown=None), tmp_path / "tokenizer.json")
+    tokenizer = load_tokenizer(path)
+    assert len(tokenizer.encode(b"hello world,")[0])
+    with pytest.raises(InputError, match=r"cannot encode 'Ж+'") as error:
+        tokenizer.encode("hello ЖЖЖ world,".encode())
+    assert path in str(error.value)
+    with pytest.raises(InputError, match=r"book\.txt: tokenizer"):
+        pack([Document("book.txt", "Ж".encode())], tokenizer)
+
+
+def test_the_digest_is_of_the_files_content(bpe, bpe_file, tmp_path):
+    copy = tmp_path / "copy.json"
+    copy.write_bytes(bpe_file.read_bytes())
+    assert load_tokenizer(str(copy)).digest == bpe.digest == hashlib.sha256(bpe_file.read_bytes()).hexdigest()
+    copy.write_bytes(bpe_file.read_bytes() + b"\n")
+    assert load_tokenizer(str(copy)).digest != bpe.digest
+    assert ByteTokenizer().digest == "bytes"
+
+
+@pytest.mark.parametrize(
+    ("kind", "unknown", "text", "lost"),
+    [
+        ("byte_level", None, "Any text:  日本 \t🙂", 0),
+        ("metaspace_bpe", "<unk>", "hello world", 0),
+        ("metaspace_bpe", None, "hello ЖЖЖ", 6),  # dropped
+        ("metaspace_bpe", "<unk>", "hello ЖЖЖ", 6),  # unknown
+        ("unigram", "<unk>", "hello ЖЖЖ", 6),
+        ("word_piece", "<unk>", "hello ЖЖЖ", 6),
+        ("word_piece", "<unk>", "Hello WORLD", 6),  # in small letters
+        ("word_piece", "<unk>", "hello \n\t world", 3),  # one space is given back
+        ("word_level", "<unk>", "hello qqqq", 4),
+    ],
+)
+def test_lost_bytes_are_those_that_decoding_does_not_give_back(kind, unknown, text, lost, tmp_path):
+    make = cases.ALL[kind]
+    path = cases.saved(make() if kind == "byte_level" else make(unknown), tmp_path / "tokenizer.json")
+    tokenizer, documents = load_tokenizer(path), [Document("a", b"hello"), Document("b", text.encode())]
+    assert lost_bytes(documents, pack(documents, tokenizer), tokenizer).tolist() == [0, lost]
+
+
+@pytest.mark.parametrize("kind", ["metaspace_bpe", "unigram", "word_piece", "word_level"])
+def test_a_tokenizer_that_flatters_is_refused_in_one_line(kind, tmp_path):
+    path = cases.saved(cases.ALL[kind](None if kind == "metaspace_bpe" else "<unk>"), tmp_path / "tokenizer.json")
+    data = tmp_path / "data"
+    data.mkdir()
+    for i in range(20):
+        (data / f"{i}.txt").write_text("hello world, hello there! " * 20 + "é " * (i % 3))
+    assert load_text_data(str(data), path).lost_share < 0.01
+    for i in range(20):
+        (data / f"{i}.txt").write_text(f"hello {'Ж' * i}", encoding="utf-8")
+    with pytest.raises(InputError, match=r"loses [6-9]\d\.\d% of the text's bytes, such as 'Ж' in 19\.txt") as error:
+        load_text_data(str(data), path)
+    assert path in str(error.value)
+    assert "\n" not in str(error.value)

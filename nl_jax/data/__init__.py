@@ -1,14 +1,24 @@
 """Text for language models, from documents to batches; labelled images; recall and parity tasks."""
 
-from nl_jax.data.corpus import Document, Splits, fingerprint, load_documents, split_documents
+from nl_jax.data.corpus import Splits, fingerprint, split_documents
 from nl_jax.data.images import ImageData, ImageSet, load_digits, load_image_folder
-from nl_jax.data.packing import Packed, pack, windows
+from nl_jax.data.packing import BOUNDARIES, Packed, lost_bytes, pack, padding_share, windows
 from nl_jax.data.parity import PARITY_VOCABULARY, parity_batch
 from nl_jax.data.pipeline import EvaluationSet, TextData, evaluation_batches, load_text_data, train_iterator
+from nl_jax.data.reading import Document, ReadSummary, Skipped, load_documents, read_documents
 from nl_jax.data.recall import recall_batch
-from nl_jax.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, load_tokenizer
+from nl_jax.data.tokenizer import (
+    ByteTokenizer,
+    HuggingFaceTokenizer,
+    Tokenizer,
+    continuation,
+    decode_stream,
+    load_tokenizer,
+    whole_characters,
+)
 
 __all__ = [
+    "BOUNDARIES",
     "PARITY_VOCABULARY",
     "ByteTokenizer",
     "Document",
@@ -17,9 +27,13 @@ __all__ = [
     "ImageData",
     "ImageSet",
     "Packed",
+    "ReadSummary",
+    "Skipped",
     "Splits",
     "TextData",
     "Tokenizer",
+    "continuation",
+    "decode_stream",
     "evaluation_batches",
     "fingerprint",
     "load_digits",
@@ -27,10 +41,14 @@ __all__ = [
     "load_image_folder",
     "load_text_data",
     "load_tokenizer",
+    "lost_bytes",
     "pack",
+    "padding_share",
     "parity_batch",
+    "read_documents",
     "recall_batch",
     "split_documents",
     "train_iterator",
+    "whole_characters",
     "windows",
 ]

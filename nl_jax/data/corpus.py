@@ -1,29 +1,13 @@
-"""Text from disk as documents, and their fixed split into training, validation and test."""
+"""The fixed split of documents into training, validation and test, and what identifies them."""
 
 import dataclasses
 import hashlib
-import json
-import sysconfig
 from collections.abc import Sequence
-from pathlib import Path
 
-from absl import logging
-
+from nl_jax.data.reading import Document
 from nl_jax.errors import InputError
 
-# Directories of the standard library that are left out of the default corpus: other people's packages, tests, and
-# generated tables (`encodings`, `pydoc_data`) that repeat one pattern for many bytes.
-_SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
-_MACHINE = ("_sysconfigdata", "config-")  # written when Python is built: they hold that machine's paths and flags
 _HELD_OUT = 0.05  # the least share of the bytes in validation, and in test
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """One text: a name for messages (a relative path, or ``file:line`` of a JSONL file) and its UTF-8 bytes."""
-
-    name: str
-    text: bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,39 +17,6 @@ class Splits:
     train: list[Document]
     validation: list[Document]
     test: list[Document]
-
-
-def load_documents(path: str | None = None, text_key: str = "text") -> list[Document]:
-    """Reads text into memory, in a fixed order, bytes as they are (line endings too); empty texts are left out.
-
-    Args:
-        path: a text file (one document), a ``.jsonl`` file (one document a line), or a directory: every file under it,
-            sorted by path, without hidden files and directories and without binary files (those with a NUL byte).
-            Default ``None``: the Python standard library's own source, without tests and generated tables.
-        text_key: the key of the text in each JSONL line.
-
-    Returns:
-        At least one document, each with at least one byte.
-
-    Raises:
-        InputError: nothing at ``path``, no text in it, text that is not UTF-8, or a JSONL line without a string under
-            ``text_key``.
-    """
-    if path is None:
-        return _standard_library()
-    root = Path(path).expanduser()
-    try:
-        if not path or not root.exists():
-            raise InputError(f"data path {path!r}: no such file or directory; expected text files or .jsonl")
-        if root.is_dir():
-            what, documents = "a directory without any text", _read_directory(root, text_key)
-        else:
-            what, documents = "an empty file", _parse(root, root.name, root.read_bytes(), text_key)
-    except OSError as error:
-        raise InputError(f"data path {path!r}: cannot read {error.filename}: {error.strerror}") from error
-    if not documents:
-        raise InputError(f"data path {path!r}: {what}; expected text files or .jsonl")
-    return documents
 
 
 def split_documents(documents: Sequence[Document]) -> Splits:
@@ -109,79 +60,6 @@ def fingerprint(documents: Sequence[Document]) -> dict[str, int | str]:
         digest.update(document.text)
     num_bytes = sum(len(document.text) for document in documents)
     return {"documents": len(documents), "bytes": num_bytes, "sha256": digest.hexdigest()}
-
-
-def _standard_library() -> list[Document]:
-    root = Path(sysconfig.get_path("stdlib"))
-    documents = []
-    for file in sorted(root.rglob("*.py")):
-        relative = file.relative_to(root)
-        if not _SKIPPED.isdisjoint(relative.parts[:-1]) or relative.parts[0].startswith(_MACHINE) or not file.is_file():
-            continue
-        if (text := file.read_bytes()) and _is_utf8(text):
-            documents.append(Document(relative.as_posix(), text))
-    if not documents:
-        raise InputError("this Python comes without the source of its standard library; give --data=PATH, text files")
-    return documents
-
-
-def _read_directory(root: Path, text_key: str) -> list[Document]:
-    documents, binary = [], 0
-    for file in sorted(root.rglob("*")):
-        relative = file.relative_to(root)
-        if not file.is_file() or any(part.startswith(".") for part in relative.parts):
-            continue
-        data = file.read_bytes()
-        if b"\0" in data:
-            binary += 1
-        else:
-            documents += _parse(file, relative.as_posix(), data, text_key)
-    if binary:
-        logging.warning("%s: skipped %d binary files (with NUL bytes)", root, binary)
-    return documents
-
-
-def _parse(file: Path, name: str, data: bytes, text_key: str) -> list[Document]:
-    """The documents in ``data``, the content of ``file``; ``name`` is what they are called."""
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not UTF-8 at byte {error.start}; expected UTF-8 text") from error
-    if file.suffix.lower() == ".jsonl":
-        lines = enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
-        texts = ((f"{name}:{number}", _jsonl_text(line, f"{file}:{number}", text_key)) for number, line in lines)
-        return [Document(where, text) for where, text in texts if text]
-    return [Document(name, data)] if data else []
-
-
-def _jsonl_text(line: bytes, where: str, text_key: str) -> bytes:
-    """The text of one line; empty for a blank line. ``where`` is ``file:line``."""
-    if not line.strip():
-        return b""
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON ({error}); expected one JSON object a line") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{where}: expected a JSON object with the key {text_key!r}, got a {type(record).__name__}")
-    if text_key not in record:
-        raise InputError(f"{where}: no key {text_key!r}; the keys there are {', '.join(map(repr, record)) or 'none'}")
-    if not isinstance(record[text_key], str):
-        kind = type(record[text_key]).__name__
-        keys = ", ".join(map(repr, record))
-        raise InputError(f"{where}: expected a string under {text_key!r}, got a {kind}; the keys there are {keys}")
-    try:
-        return record[text_key].encode("utf-8")
-    except UnicodeEncodeError as error:  # half of a surrogate pair, "\ud800", is valid JSON but no text
-        raise InputError(f"{where}: expected Unicode text under {text_key!r}, got a lone surrogate") from error
-
-
-def _is_utf8(text: bytes) -> bool:
-    try:
-        text.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _cut(documents: Sequence[Document]) -> Splits:

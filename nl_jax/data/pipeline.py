@@ -1,18 +1,20 @@
 """From text to batches: an endless, resumable iterator for training, and fixed batches for evaluation."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import grain
 import numpy as np
 from jaxtyping import Int
 
-from nl_jax.data.corpus import Splits, fingerprint, load_documents, split_documents
-from nl_jax.data.packing import Packed, pack, windows
+from nl_jax.data.corpus import Splits, fingerprint, split_documents
+from nl_jax.data.packing import Batch, Packed, cut, lost_bytes, pack, spans, windows
+from nl_jax.data.reading import Document, ReadSummary, read_documents
 from nl_jax.data.tokenizer import Tokenizer, load_tokenizer
 from nl_jax.errors import InputError
 
-Batch = dict[str, np.ndarray]
+LOST_AT_MOST = 0.01  # share of a text's bytes that a tokenizer may lose: they would count as read for nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +25,10 @@ class TextData:
         tokenizer: what made the tokens.
         documents: the raw texts by split.
         train, validation, test: their tokens.
-        fingerprint: ``documents``, ``bytes`` and ``sha256`` of all texts, for ``results.json``.
+        fingerprint: what identifies them: ``documents``, ``bytes`` and ``sha256`` of all texts, and ``tokenizer``, its
+            digest; for ``results.json``.
+        summary: what was read, and what was skipped; ``None`` for text that was not read from files.
+        lost_share: share of the bytes that the tokens do not give back, from 0 to 1.
     """
 
     tokenizer: Tokenizer
@@ -32,6 +37,8 @@ class TextData:
     validation: Packed
     test: Packed
     fingerprint: dict[str, int | str]
+    summary: ReadSummary | None = None
+    lost_share: float = 0.0
 
     @property
     def train_text(self) -> bytes:
@@ -44,32 +51,71 @@ class TextData:
         return b"".join(document.text for document in self.documents.test)
 
 
-def load_text_data(path: str | None = None, tokenizer_path: str | None = None, text_key: str = "text") -> TextData:
+def load_text_data(
+    path: str | None = None,
+    tokenizer_path: str | None = None,
+    text_key: str = "text",
+    *,
+    exclude: Callable[[Path], bool] = lambda directory: False,
+    skip_bad: bool = False,
+) -> TextData:
     """Reads, splits and packs text; the split depends on the text alone, not on a seed.
 
+    Bits per byte divide by all bytes of the text, so a tokenizer has to encode all of it: one that loses more than
+    1 % of the bytes (it drops what it does not know, or has one token for all of that, or for capitals and small
+    letters, or for any white space) is refused. ``lost_share`` tells what a tokenizer within that bound loses.
+
     Args:
-        path: as for :func:`nl_jax.data.load_documents`; default the standard library's source.
+        path: as for :func:`nl_jax.data.read_documents`; default the standard library's source.
         tokenizer_path: a Hugging Face ``tokenizer.json``; default bytes.
-        text_key: the key of the text in JSONL lines.
+        text_key: the key of the text in JSON objects.
+        exclude, skip_bad: as for :func:`nl_jax.data.read_documents`.
 
     Raises:
-        InputError: as :func:`load_documents`, :func:`split_documents` and :func:`load_tokenizer` say.
+        InputError: as :func:`read_documents`, :func:`split_documents` and :func:`load_tokenizer` say, text that the
+            tokenizer cannot encode, or a tokenizer that loses more than 1 % of it.
     """
     tokenizer = load_tokenizer(tokenizer_path)  # first, since its errors are quick to find
-    documents = load_documents(path, text_key)
+    documents, summary = read_documents(path, text_key, exclude=exclude, skip_bad=skip_bad)
     splits = split_documents(documents)
-    return TextData(
-        tokenizer=tokenizer,
-        documents=splits,
-        train=pack(splits.train, tokenizer),
-        validation=pack(splits.validation, tokenizer),
-        test=pack(splits.test, tokenizer),
-        fingerprint=fingerprint(documents),
-    )
+    train, validation, test = (pack(part, tokenizer) for part in (splits.train, splits.validation, splits.test))
+    lost = [
+        lost_bytes(part, packed, tokenizer)
+        for part, packed in ((splits.train, train), (splits.validation, validation), (splits.test, test))
+    ]
+    share = _checked_share(np.concatenate(lost), [*splits.train, *splits.validation, *splits.test], tokenizer)
+    identity = {**fingerprint(documents), "tokenizer": tokenizer.digest}
+    return TextData(tokenizer, splits, train, validation, test, identity, summary, share)
+
+
+def _checked_share(lost: Int[np.ndarray, "D"], documents: Sequence[Document], tokenizer: Tokenizer) -> float:
+    """Share of the documents' bytes that are lost, ``lost`` of each; `InputError` where it is too large."""
+    share = float(lost.sum()) / sum(len(document.text) for document in documents)
+    if share > LOST_AT_MOST:
+        worst = documents[int(np.argmax(lost))]
+        raise InputError(
+            f"{tokenizer}: loses {share:.1%} of the text's bytes, such as {_lost_character(worst, tokenizer)!r} in "
+            f"{worst.name}, which bits per byte would count as read for nothing; expected one that gives back "
+            f"{1 - LOST_AT_MOST:.0%} or more, as byte-level ones do"
+        )
+    return share
+
+
+def _lost_character(document: Document, tokenizer: Tokenizer) -> str:
+    """The first character that is in the text more often than in what its tokens give back."""
+    text, back = document.text.decode("utf-8"), tokenizer.decode(tokenizer.encode(document.text)[0])
+    return next(character for character in dict.fromkeys(text) if text.count(character) > back.count(character))
 
 
 def train_iterator(
-    packed: Packed, *, batch_size: int, seq_len: int, seed: int, process_index: int = 0, process_count: int = 1
+    packed: Packed,
+    *,
+    batch_size: int,
+    seq_len: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    document_boundaries: str = "carry",
 ) -> grain.DatasetIterator:
     """Endless batches of windows in random order, shuffled anew every epoch; a batch may span two epochs.
 
@@ -81,14 +127,18 @@ def train_iterator(
         process_index: which of the processes this is; it gets rows ``[index, index + 1) * B / process_count`` of each
             global batch, which is the same batch however many processes share it.
         process_count: how many processes share the input.
+        document_boundaries: ``carry``: a window may hold several documents, and what is before a document is read with
+            it; the last ``(N - 1) % T`` tokens of the split are not used. ``reset``: a window holds tokens of one
+            document, so that no other can change what is predicted in it; all tokens are used.
 
     Returns:
-        An iterator of ``{"inputs": int32 [B / process_count, T], "targets": likewise}``, targets one token ahead. Its
-        ``get_state()``, or ``grain.checkpoint.CheckpointSave(iterator)``, is all that resuming needs, the same on every
-        process. The last ``(N - 1) % T`` tokens of the split are not used.
+        An iterator of ``{"inputs": int32 [B / process_count, T], "targets": likewise}``, targets one token ahead; with
+        ``reset`` also ``"mask": float32 [B / process_count, T]``, 0 where the target is padding. Its ``get_state()``,
+        or ``grain.checkpoint.CheckpointSave(iterator)``, is all that resuming needs, the same on every process.
 
     Raises:
         InputError: a size below 1, a sequence longer than the split, ``batch_size`` not divisible by the processes.
+        ValueError: another ``document_boundaries``.
     """
     _check_at_least_one(batch_size=batch_size, process_count=process_count)
     if seed < 0:
@@ -97,16 +147,23 @@ def train_iterator(
         raise InputError(f"--batch_size={batch_size}: expected a multiple of the {process_count} processes")
     if not 0 <= process_index < process_count:
         raise InputError(f"process_index={process_index}: expected 0 to {process_count - 1}")
-    rows = windows(packed.tokens, seq_len)
+    starts, ends = spans(packed, seq_len, document_boundaries)
+    if document_boundaries == "carry":
+        starts = starts[: len(windows(packed.tokens, seq_len))]  # raises where there is not one whole window
+    elif not len(starts):
+        raise InputError("the split to train on has no text; expected at least one document")
     local = batch_size // process_count
 
     def read(indices: Int[np.ndarray, "B"]) -> Batch:
-        sequences = rows[indices[process_index * local : (process_index + 1) * local]].astype(np.int32)
-        return {"inputs": sequences[:, :-1], "targets": sequences[:, 1:]}
+        own = indices[process_index * local : (process_index + 1) * local]
+        batch = cut(packed.tokens, starts[own], ends[own], seq_len)
+        if document_boundaries == "carry":
+            del batch["mask"]  # of ones
+        return batch
 
     # Indices are batched, not sequences, so that a process reads its own rows only.
-    epochs = 2**62 // len(rows)  # as good as endless, whose length in grain overflows in batches of one
-    dataset = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat(epochs).batch(batch_size).map(read)
+    epochs = 2**62 // len(starts)  # as good as endless, whose length in grain overflows in batches of one
+    dataset = grain.MapDataset.range(len(starts)).seed(seed).shuffle().repeat(epochs).batch(batch_size).map(read)
     # Grain's default of 500 batches read ahead is gigabytes; text in memory needs few.
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
 
@@ -128,7 +185,12 @@ class EvaluationSet:
 
 
 def evaluation_batches(
-    packed: Packed, *, batch_size: int, seq_len: int, max_tokens: int | None = None
+    packed: Packed,
+    *,
+    batch_size: int,
+    seq_len: int,
+    max_tokens: int | None = None,
+    document_boundaries: str = "carry",
 ) -> EvaluationSet:
     """The windows of a split in order, each token but the very first a target once; the same on every process.
 
@@ -138,46 +200,43 @@ def evaluation_batches(
         seq_len: tokens in a sequence, T; the last window is padded to it.
         max_tokens: take ``max_tokens / T`` windows (rounded down, at least one) spread evenly over the split. Default
             ``None``: all.
+        document_boundaries: as for :func:`train_iterator`: with ``reset`` no earlier document helps to predict a later
+            one. The targets, and so the bytes of the whole split, are the same.
 
     Raises:
         InputError: a size below 1, or a split without tokens.
+        ValueError: another ``document_boundaries``.
     """
     _check_at_least_one(batch_size=batch_size, seq_len=seq_len)
-    num_targets = len(packed.tokens) - 1
-    if num_targets < 1:
+    starts, ends = spans(packed, seq_len, document_boundaries)
+    if not len(starts):
         raise InputError("the split to evaluate on has no text; expected at least one document")
-    num_windows = -(-num_targets // seq_len)
-    chosen = np.arange(num_windows)
     if max_tokens is not None:
         _check_at_least_one(max_tokens=max_tokens)
-        count = min(num_windows, max(1, max_tokens // seq_len))
-        chosen = (2 * np.arange(count) + 1) * num_windows // (2 * count)  # the middle of each of `count` equal parts
-    batches = _EvaluationBatches(packed.tokens, chosen, batch_size, seq_len)
-    padding = (0, num_windows * seq_len - num_targets)
-    bytes_per_window = np.pad(packed.bytes_per_token[1:], padding).reshape(num_windows, seq_len).sum(1, dtype=np.int64)
-    num_tokens = np.minimum(seq_len, num_targets - chosen * seq_len).sum()
-    return EvaluationSet(batches, int(bytes_per_window[chosen].sum()), int(num_tokens))
+        count = min(len(starts), max(1, max_tokens // seq_len))
+        chosen = (2 * np.arange(count) + 1) * len(starts) // (2 * count)  # the middle of each of `count` equal parts
+        starts, ends = starts[chosen], ends[chosen]
+    bytes_before = np.append(0, np.cumsum(packed.bytes_per_token, dtype=np.int64))
+    num_bytes = (bytes_before[ends + 1] - bytes_before[starts + 1]).sum()
+    batches = _EvaluationBatches(packed.tokens, starts, ends, batch_size, seq_len)
+    return EvaluationSet(batches, int(num_bytes), int((ends - starts).sum()))
 
 
 class _EvaluationBatches(Sequence[Batch]):
-    def __init__(self, tokens: np.ndarray, chosen: np.ndarray, batch_size: int, seq_len: int):
-        self._chosen, self._batch_size, self._seq_len, self._end = chosen, batch_size, seq_len, len(tokens)
-        self._tokens = np.pad(tokens, (0, seq_len + 1))  # so that a window may start anywhere up to the end
+    def __init__(self, tokens: np.ndarray, starts: np.ndarray, ends: np.ndarray, batch_size: int, seq_len: int):
+        self._tokens, self._batch_size, self._seq_len = tokens, batch_size, seq_len
+        padding = (0, -len(starts) % batch_size)  # rows of which all is padding
+        self._starts = np.pad(starts, padding, constant_values=len(tokens))
+        self._ends = np.pad(ends, padding)
 
     def __len__(self) -> int:
-        return -(-len(self._chosen) // self._batch_size)
+        return len(self._starts) // self._batch_size
 
     def __getitem__(self, index):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        first = index % len(self) * self._batch_size
-        chosen = self._chosen[first : first + self._batch_size]
-        starts = np.full(self._batch_size, self._end)  # rows that pad the batch start where all is padding
-        starts[: len(chosen)] = chosen * self._seq_len
-        positions = starts[:, None] + np.arange(self._seq_len + 1)
-        sequences = self._tokens[positions].astype(np.int32)
-        mask = (positions[:, 1:] < self._end).astype(np.float32)
-        return {"inputs": sequences[:, :-1], "targets": sequences[:, 1:], "mask": mask}
+        rows = slice(index % len(self) * self._batch_size, (index % len(self) + 1) * self._batch_size)
+        return cut(self._tokens, self._starts[rows], self._ends[rows], self._seq_len)
 
 
 def _check_at_least_one(**sizes: int) -> None:
