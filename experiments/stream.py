@@ -6,13 +6,13 @@
 The run in the workdir must have a model whose continuum memory learns in context (experiments.language_model with
 --cms_regime=online or meta). A line says how many tokens were learned, their loss in bits each before they were learned
 (so a compressor's cost), how large each level's gradient was, and which levels were updated. At the end, and on Ctrl-C,
-the learner is saved in WORKDIR/MODEL/stream; the same command goes on from there, --fresh starts anew.
+the learner is saved in WORKDIR/MODEL/stream; the same command goes on from there, --fresh starts anew and replaces it
+at the end.
 """
 
 import math
 import os
 import resource
-import shutil
 import signal
 import sys
 import time
@@ -20,8 +20,10 @@ import time
 from absl import flags
 
 from experiments import generate, launcher
+from experiments.path_flags import define_path
 from nl_jax import InputError
 from nl_jax.streaming import Stream
+from nl_jax.streaming.saved import check_replaceable, is_saved
 from nl_jax.training.loop import CHECKPOINTS
 
 BLOCK = 1 << 16  # bytes of one read
@@ -34,7 +36,7 @@ def define_flags() -> flags.FlagValues:
     def define(kind: object, name: str, default: object, text: str) -> None:
         kind(name, default, text, flag_values=values)  # type: ignore[operator]
 
-    define(flags.DEFINE_string, "workdir", None, "Directory of a run of experiments.language_model. Required.")
+    define(define_path, "workdir", None, "Directory of a run of experiments.language_model. Required.")
     define(flags.DEFINE_string, "model", None, "One of the run's models; without it the first.")
     define(flags.DEFINE_integer, "every", None, "Tokens to a line; without it those of one chunk.")
     define(flags.DEFINE_list, "freeze", [], "Levels that do not learn, as mixers,cms_0.")
@@ -55,9 +57,9 @@ def run(values: flags.FlagValues) -> None:
         )
     model = generate.restore(directory / CHECKPOINTS, config)
     saved = directory / "stream"
-    if values.fresh and saved.exists():
-        shutil.rmtree(saved)
-    stream = Stream.load(saved, model) if saved.exists() else Stream(model)
+    launcher.lock(directory / ".stream.lock")
+    check_replaceable(saved)
+    stream = Stream(model) if values.fresh or not is_saved(saved) else Stream.load(saved, model)
     try:
         for level in values.freeze:
             stream.freeze(level)
