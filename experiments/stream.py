@@ -26,6 +26,7 @@ from nl_jax.streaming import Stream
 from nl_jax.streaming.saved import check_replaceable, is_saved
 from nl_jax.training.loop import CHECKPOINTS
 
+LOCK = ".stream.lock"  # beside the saved stream; the run itself may still be training
 BLOCK = 1 << 16  # bytes of one read
 
 
@@ -57,7 +58,7 @@ def run(values: flags.FlagValues) -> None:
         )
     model = generate.restore(directory / CHECKPOINTS, config)
     saved = directory / "stream"
-    launcher.lock(directory / ".stream.lock")
+    launcher.lock(directory / LOCK)
     check_replaceable(saved)
     stream = Stream(model) if values.fresh or not is_saved(saved) else Stream.load(saved, model)
     try:
