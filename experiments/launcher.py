@@ -21,7 +21,7 @@ from absl import flags
 
 from experiments.failures import WithoutTracebacks, fail
 from experiments.schedules import continued
-from nl_jax import InputError
+from nl_jax import InputError, StorageError
 from nl_jax.files import local_path, locked
 from nl_jax.training.metrics import METRICS, write_atomically
 
@@ -50,7 +50,7 @@ def run(
     Returns:
         The exit code, as in the table of ``experiments/failures.py``. Anything but 0 comes with one line on stderr.
     """
-    argv = sys.argv if argv is None else argv
+    command, argv = argv is None, sys.argv if argv is None else argv  # a command of its own ends after this
     _print_anything()
     try:
         with _locks_released(), _without_tracebacks():
@@ -63,6 +63,8 @@ def run(
                 body(values)
             sys.stdout.flush()  # raises here, not when the process ends
     except (Exception, KeyboardInterrupt) as error:
+        if command and isinstance(error, StorageError):
+            sys.unraisablehook = lambda _: None  # Orbax's threads go on failing until then
         return _fail(error)
     return 0
 
@@ -310,12 +312,18 @@ def _locks_released() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_tracebacks() -> Iterator[None]:
-    """Keeps what libraries log with a traceback off stderr: Orbax logs each error of a save several times."""
-    loggers, only = [logging.getLogger(name) for name in ("absl", "asyncio")], WithoutTracebacks()
+    """Keeps what libraries log with a traceback off stderr: Orbax logs each error of a save several times.
+
+    After such an error its threads go on failing, until the process ends, so they are kept quiet until then.
+    """
+    loggers, only, failing = [logging.getLogger(name) for name in ("absl", "asyncio")], WithoutTracebacks(), False
     for logger in loggers:
         logger.addFilter(only)
     try:
         yield
+    except StorageError:
+        failing = True
+        raise
     finally:
-        for logger in loggers:
+        for logger in loggers if not failing else ():
             logger.removeFilter(only)

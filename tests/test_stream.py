@@ -172,7 +172,6 @@ def test_a_full_disk_keeps_the_stream_that_was_saved(model, tmp_path):
     with small_files(300), pytest.raises(StorageError, match=r"the stream could not be saved \(File too large\)"):
         stream.save(tmp_path / "saved")
     assert saved_position(tmp_path / "saved", model) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
 def test_freeze_reset_rollback(model):

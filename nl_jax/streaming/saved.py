@@ -48,7 +48,7 @@ def replace(directory: Path, state: Mapping[str, Any], about: Mapping[str, Any])
         new.rename(path)
         _remove(old)
     except Exception as error:  # Orbax has no common class for what goes wrong
-        with contextlib.suppress(OSError):  # a full disk gets its room back
+        with contextlib.suppress(OSError):  # the next call does where Orbax's threads still write there
             _remove(new)
         raise StorageError(f"{path}: the stream could not be saved ({reason(error)})") from error
 
