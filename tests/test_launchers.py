@@ -207,7 +207,7 @@ def test_options_of_a_mixer_come_back_from_a_checkpoint(data, tmp_path, capsys, 
     assert call(context.main, *sizes, "--seeds=1", f"--workdir={tmp_path / 'first'}") == 0
     start = f"--start_from={tmp_path / 'first'}"
     assert call(context.main, *sizes, "--seeds=1", f"--workdir={tmp_path / 'more'}", start) == 0
-    levels = ["--models=hope", "--cms_levels=16", "--cms_regime=online", '--mixer_option=adaptive=("k","v")']
+    levels = ["--models=hope", "--cms_levels=16", "--cms_regime=online", '--mixer_option=adaptive=("key","value")']
     assert call(language_model.main, *sizes[1:5], *levels, f"--workdir={tmp_path / 'levels'}") == 0
     monkeypatch.setattr(sys, "stdin", data.open())
     assert call(stream.main, f"--workdir={tmp_path / 'levels'}", "--every=4096") == 0
