@@ -24,7 +24,6 @@ Into the workdir go config.json, results.json and a figure. The same command goe
 the tables again when all is done; to measure again, take another workdir.
 """
 
-import dataclasses
 import functools
 import os
 import re
@@ -44,11 +43,14 @@ from matplotlib.figure import Figure
 
 from experiments import launcher
 from experiments.competitors import COMPETITORS
+from experiments.path_flags import define_path
 from experiments.programs import Program, Sizes, Timing, Training, interleave, matrix_product, one_line, our_program
+from experiments.record import Record
 from nl_jax import InputError
 from nl_jax.data import Packed, evaluation_batches, load_text_data
 from nl_jax.models import MODEL_NAMES, LanguageModel, LanguageModelConfig, count_parameters, named_config
 from nl_jax.training import use_cpu_cores
+from nl_jax.training.metrics import save_figure
 from nl_jax.training.step import mean_loss
 
 NAME = "benchmark"
@@ -77,7 +79,7 @@ def define_flags() -> flags.FlagValues:
         kind(name, default, text, flag_values=values)
 
     lengths = "; ".join(f"{subject} {','.join(pairs)}" for subject, pairs in LENGTHS.items())
-    define(flags.DEFINE_string, "workdir", None, "Directory of the run; made if need be. Required.")
+    define(define_path, "workdir", None, "Directory of the run; made if need be. Required.")
     define(flags.DEFINE_list, "models", list(MODEL_NAMES), "Models to measure.")
     define(flags.DEFINE_list, "competitors", list(COMPETITORS), "Others' programs, for mixers.")
     define(flags.DEFINE_list, "lengths", None, f"Sequence lengths and batch sizes. Without it {lengths}.")
@@ -118,7 +120,7 @@ class Run:
 
     def __init__(self, subject: str, values: flags.FlagValues):
         self.values = values
-        self.workdir = launcher.workdir_of(values)
+        self.workdir = launcher.own_workdir(values)
         for name in ("width", "num_heads", "num_layers", "chunk_size", "repeats"):
             launcher.check_range(values, name, 1)
         launcher.check_range(values, "matrix_size", 1, 2**14)
@@ -140,11 +142,12 @@ class Run:
                 raise InputError(f"model {name!r} cannot be built: {error}") from error
         given = {"subject": subject, **values.flag_values_dict()}
         del given["workdir"]
-        about = {"flags": given, "models": {name: dataclasses.asdict(config) for name, config in configs.items()}}
-        self.record = launcher.Record(
+        about = {"flags": given, "models": {name: config.to_json() for name, config in configs.items()}}
+        self.record = Record(
             self.workdir,
             {"launcher": NAME, "data": {"tokens": "random"}, **about},
             {"versions": launcher.versions() | _competitor_versions()},
+            written=(f"{subject}.png",),
         )
         self.figures = self.record.figures
 
@@ -188,7 +191,7 @@ def mixers(run: Run) -> None:
         axes.margins(x=0.15)
         axes.invert_yaxis()
         axes.set(title=title, xlabel="training tokens/s")
-    figure.savefig(run.workdir / "mixers.png", dpi=150)
+    save_figure(figure, run.workdir / "mixers.png")
 
 
 def _mixer_rows(models: Mapping[str, Figures], peak_gflops: float) -> Iterator[tuple[str, ...]]:
@@ -256,7 +259,7 @@ def scaling(run: Run) -> None:
     for length, figures in measured.items():
         _print_problems(figures["models"], f" at {length:,} tokens")
     run.record.keep("exponents", exponents)
-    figure.savefig(run.workdir / "scaling.png", dpi=150)
+    save_figure(figure, run.workdir / "scaling.png")
 
 
 def compile_times(run: Run) -> None:
@@ -299,7 +302,7 @@ def gradients(run: Run) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     launcher.print_table(rows)
-    figure.savefig(run.workdir / "gradients.png", dpi=150)
+    save_figure(figure, run.workdir / "gradients.png")
 
 
 def gradient_norms(run: Run, length: int, batch_size: int, text: Packed) -> Figures:

@@ -18,7 +18,6 @@ The same command goes on where a stopped run was. Into the workdir go config.jso
 results.json (final figures of each seed), and MODEL/seed_N/checkpoints and tensorboard.
 """
 
-import dataclasses
 import hashlib
 import sys
 from collections.abc import Callable
@@ -31,7 +30,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from experiments import launcher
-from experiments.generate import config_of, restore, shapes_of
+from experiments.generate import restore, shapes_of
 from experiments.language_model import (
     FREE_FLAGS,
     batches_of,
@@ -44,7 +43,9 @@ from experiments.language_model import (
     text_of,
 )
 from experiments.launcher import RESULTS
+from experiments.path_flags import define_path
 from nl_jax import InputError
+from nl_jax.files import local_path
 from nl_jax.models import LanguageModelConfig
 from nl_jax.training import bits_by_position
 from nl_jax.training.loop import CHECKPOINTS
@@ -68,9 +69,7 @@ def context_flags() -> flags.FlagValues:
     values = define_flags()
     del values.seed
     flags.DEFINE_integer("seeds", 3, "Runs of each model, with seeds 0, 1, ...", flag_values=values)
-    flags.DEFINE_string(
-        "start_from", None, "Workdir of a finished run whose parameters to start from.", flag_values=values
-    )
+    define_path("start_from", None, "Workdir of a finished run whose parameters to start from.", flag_values=values)
     for name, default in DEFAULTS.items():
         values.set_default(name, default)
     return values
@@ -82,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(values: flags.FlagValues) -> None:
     """Trains what is not yet trained, prints the table and draws the figure. All checks come first."""
-    workdir = launcher.workdir_of(values)
+    workdir = launcher.own_workdir(values)
     launcher.check_range(values, "seeds", 1)
     mesh = check(values)
     data = text_of(values, workdir)
@@ -91,15 +90,15 @@ def train(values: flags.FlagValues) -> None:
         "launcher": NAME,
         "flags": {name: value for name, value in values.flag_values_dict().items() if name not in FREE_FLAGS},
         "data": data.fingerprint,
-        "models": {name: dataclasses.asdict(config) for name, config in configs.items()},
+        "models": {name: config.to_json() for name, config in configs.items()},
     }
     batches = [batches_of(values, data, seed) for seed in range(values.seeds)]  # raises where the text is too short
     starts = starts_of(values, configs, data.tokenizer.digest)
     if values.start_from is not None:
         config["data"] = {**data.fingerprint, "start_from": digest_of(starts, values)}
     config["inputs"] = inputs_of(values, data)
-    about = {"models": {name: {} for name in values.models}, "inputs": config["inputs"]}
-    results = launcher.claim_workdir(workdir, config, about)
+    about: dict[str, Any] = {"models": {name: {} for name in values.models}, "inputs": config["inputs"]}
+    results = launcher.claim_workdir(workdir, config, about, written=(FIGURE, *values.models))
     print(summary_of(values, data), file=sys.stderr)
 
     for seed in range(values.seeds):  # seed by seed, so that a run that is stopped early compares all models
@@ -133,7 +132,7 @@ def starts_of(
     """By name and seed: the model that --start_from gives, or None; `InputError` where it has none that fits."""
     if values.start_from is None:
         return lambda name, seed: None
-    directory, flag = Path(values.start_from), f"--start_from={values.start_from}"
+    directory, flag = local_path(values.start_from), f"--start_from={values.start_from}"
     source = launcher.read_config(directory, NAME, written=(RESULTS, METRICS))
     done = (launcher.read_json(directory / RESULTS) or {"models": {}})["models"]
     for name, config in configs.items():
@@ -143,7 +142,7 @@ def starts_of(
             )
         if source["data"].get("tokenizer", tokenizer) != tokenizer:  # runs of earlier versions do not say
             raise InputError(f"{flag}: trained with another tokenizer than --tokenizer={values.tokenizer} names")
-        shapes = [named_leaves(shapes_of(c)) for c in (config, config_of(source["models"][name]))]
+        shapes = [named_leaves(shapes_of(c)) for c in (config, LanguageModelConfig.from_json(source["models"][name]))]
         for path in shapes[0].keys() & shapes[1].keys():
             here, there = (leaves[path].shape for leaves in shapes)
             if here != there:

@@ -20,6 +20,7 @@ from flax import nnx
 from jaxtyping import Int
 
 from experiments import language_model, launcher
+from experiments.path_flags import define_path
 from nl_jax import InputError
 from nl_jax.data import Tokenizer, decode_stream, load_tokenizer
 from nl_jax.models import LanguageModel, LanguageModelConfig
@@ -31,9 +32,7 @@ from nl_jax.training.loop import CHECKPOINTS
 def define_flags() -> flags.FlagValues:
     """The flags, not yet parsed."""
     values = flags.FlagValues()
-    flags.DEFINE_string(
-        "workdir", None, "Directory of a run of experiments.language_model. Required.", flag_values=values
-    )
+    define_path("workdir", None, "Directory of a run of experiments.language_model. Required.", flag_values=values)
     flags.DEFINE_string("prompt", "", "Text to continue; empty begins a document.", flag_values=values)
     flags.DEFINE_string("model", None, "One of the run's models; without it the first.", flag_values=values)
     define_tokenizer_flag(values)
@@ -102,20 +101,17 @@ def tokenizer_of(values: flags.FlagValues, workdir: Path, config: dict[str, Any]
     return tokenizer
 
 
-def config_of(fields: dict[str, Any]) -> LanguageModelConfig:
-    """A configuration as JSON holds it."""
-    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    return LanguageModelConfig(**given)
-
-
 def shapes_of(config: LanguageModelConfig) -> LanguageModel:
-    """The model, with shapes in the place of arrays."""
-    return jax.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
+    """The model, with shapes in the place of arrays; `InputError` where this version has no such model."""
+    try:
+        return jax.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
+    except ValueError as error:
+        raise InputError(f"the run's model cannot be built by this version: {error}") from error
 
 
 def restore(directory: Path, config: dict[str, Any]) -> LanguageModel:
     """The model of the newest checkpoint, on one device; `config` is a `LanguageModelConfig` as JSON holds it."""
-    shapes = shapes_of(config_of(config))
+    shapes = shapes_of(LanguageModelConfig.from_json(config))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
     checkpoint = restore_newest(directory, {"model": like})

@@ -3,12 +3,12 @@
     python -m experiments.language_model --workdir=runs/first
     python -m experiments.language_model --workdir=runs/mine --data=~/texts --models=hope,transformer --steps=2000
 
-The same command goes on where a stopped run was, and prints the table again when all is done. Into the workdir go
-config.json (what the run is), metrics.jsonl (every step), validation.png (bits per byte against tokens), results.json
-(final figures), and for each model MODEL/checkpoints and MODEL/tensorboard.
+The same command goes on where a stopped run was, and prints the table again when all is done. A run with
+--schedule=constant can be given more --steps: it goes on from its last one, and its figures so far are kept in
+results_STEPS.json. Into the workdir go config.json (what the run is), metrics.jsonl (every step), validation.png (bits
+per byte against tokens), results.json (final figures), and for each model MODEL/checkpoints and MODEL/tensorboard.
 """
 
-import dataclasses
 import functools
 import sys
 from collections.abc import Callable
@@ -24,6 +24,8 @@ from experiments import launcher
 from experiments.cms_options import cms_fields, define_cms_flags
 from experiments.launcher import RESULTS
 from experiments.mixer_options import configuration, define_mixer_option
+from experiments.path_flags import define_path
+from experiments.schedules import define_schedule_flags, schedule_arguments
 from nl_jax import InputError
 from nl_jax.data import (
     BOUNDARIES,
@@ -62,7 +64,7 @@ def define_flags() -> flags.FlagValues:
     def define(kind: Any, name: str, default: Any, text: str) -> None:
         kind(name, default, text, flag_values=values)
 
-    define(flags.DEFINE_string, "workdir", None, "Directory of the run; made if need be. Required.")
+    define(define_path, "workdir", None, "Directory of the run; made if need be. Required.")
     define(flags.DEFINE_list, "models", "hope,transformer", f"Models to train, of {', '.join(MODEL_NAMES)}.")
     define(flags.DEFINE_string, "preset", "tiny", f"Size of the models: {', '.join(PRESETS)}.")
     define_mixer_option(values)
@@ -72,6 +74,7 @@ def define_flags() -> flags.FlagValues:
     define(flags.DEFINE_integer, "batch_size", 8, "Sequences in a batch, all devices together.")
     define(flags.DEFINE_integer, "seq_len", 256, "Tokens in a sequence.")
     define(flags.DEFINE_float, "learning_rate", 3e-3, "Peak learning rate of AdamW.")
+    define_schedule_flags(values)
     define(flags.DEFINE_integer, "seed", 0, "Decides initial parameters and the order of the data.")
     define(flags.DEFINE_integer, "eval_every", 100, "Steps between evaluations.")
     define(flags.DEFINE_integer, "checkpoint_every", 100, "Steps between checkpoints.")
@@ -91,12 +94,10 @@ def define_data_flags(values: flags.FlagValues) -> None:
         kind(name, default, text, flag_values=values)
 
     kinds = "plain text, .jsonl, .ndjson or .json, each also as .gz or .zst"
-    define(
-        flags.DEFINE_string, "data", None, f"Text file or directory ({kinds}); without it Python's standard library."
-    )
+    define(define_path, "data", None, f"Text file or directory ({kinds}); without it Python's standard library.")
     define(flags.DEFINE_string, "text_key", "text", "Key of the text in JSON objects.")
     define(flags.DEFINE_boolean, "skip_bad", False, "Leave out files and records that are no text, and count them.")
-    define(flags.DEFINE_string, "tokenizer", None, "Hugging Face tokenizer.json; without it bytes are the tokens.")
+    define(define_path, "tokenizer", None, "Hugging Face tokenizer.json; without it bytes are the tokens.")
     flags.DEFINE_enum(
         "document_boundaries",
         "carry",
@@ -114,27 +115,26 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(values: flags.FlagValues) -> None:
     """Trains what is not yet trained and prints the table. All checks come first, before anything is compiled."""
-    workdir = launcher.workdir_of(values)
+    workdir = launcher.own_workdir(values)
     mesh = check(values)
     given = {name: value for name, value in values.flag_values_dict().items() if name not in FREE_FLAGS}
-    stored = launcher.read_config(workdir, NAME, written=(RESULTS, METRICS))
+    written = (FIGURE, *values.models)
+    stored = launcher.read_config(workdir, NAME, written=(RESULTS, METRICS, *written))
     if stored:
-        launcher.check_same(workdir, "flags", stored["flags"], given)
-    results = launcher.read_json(workdir / RESULTS) or {}
-    finished = results.setdefault("models", {})
+        launcher.check_flags(workdir, stored["flags"], given)
     data = text_of(values, workdir)
     configs = configurations(values, data)
-    models = {name: dataclasses.asdict(config) for name, config in configs.items()}
-    if stored:
-        launcher.check_same(workdir, "data", stored["data"], data.fingerprint)
-        launcher.check_same(workdir, "models", stored["models"], models)
-    if set(finished) == set(values.models):
-        return report(workdir, results)
-    batches = batches_of(values, data, values.seed)  # raises where the text is too short
+    models = {name: config.to_json() for name, config in configs.items()}
     inputs = inputs_of(values, data)
-    if not stored:
-        config = {"launcher": NAME, "flags": given, "data": data.fingerprint, "models": models, "inputs": inputs}
-        launcher.write_json(workdir / launcher.CONFIG, config)
+    config = {"launcher": NAME, "flags": given, "data": data.fingerprint, "models": models, "inputs": inputs}
+    if stored and launcher.same_flags(stored["flags"], given):
+        launcher.check_workdir(workdir, config, written)
+        results = launcher.read_json(workdir / RESULTS) or {"models": {}}
+        if set(results["models"]) == set(values.models):
+            return report(workdir, results)
+    batches = batches_of(values, data, values.seed)  # raises where the text is too short
+    results = launcher.claim_workdir(workdir, config, {}, written)
+    finished = results.setdefault("models", {})
     print(summary_of(values, data), file=sys.stderr)
 
     results |= {
@@ -224,9 +224,7 @@ def fit_model(
         leaves = [known.get(path, leaf) for path, leaf in named_leaves(model).items()]
         return jax.tree.unflatten(jax.tree.structure(model), leaves)
 
-    optimizer = make_optimizer(
-        learning_rate=values.learning_rate, steps=values.steps, cms_periods=config.optimizer_periods
-    )
+    optimizer = make_optimizer(**schedule_arguments(values), cms_periods=config.optimizer_periods)
     return fit(
         run,
         init_model,

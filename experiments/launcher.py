@@ -1,30 +1,38 @@
-"""What launchers share: flags in, one line and an exit code out, and a workdir that belongs to one configuration."""
+"""What launchers share: flags in, one line and an exit code out, and a workdir that belongs to one configuration.
 
+``experiments/failures.py`` has the table of exit codes.
+"""
+
+import contextlib
 import json
+import logging
 import math
 import os
 import platform
-import signal
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jax
 from absl import flags
 
-from nl_jax import InputError
-from nl_jax.training import TrainingDiverged, TrainingInterrupted
+from experiments.failures import WithoutTracebacks, fail
+from experiments.schedules import continued
+from nl_jax import InputError, StorageError
+from nl_jax.files import local_path, locked
 from nl_jax.training.metrics import METRICS, write_atomically
 
 CONFIG = "config.json"
 RESULTS = "results.json"
+LOCK = ".nl_jax.lock"
 COMPARED = ("flags", "data", "models")  # what must be as it was when a run goes on
 # Flags that say where a run's inputs are. They may change when it goes on, since digests in "data" say what they hold.
 INPUT_FLAGS = ("data", "text_key", "skip_bad", "tokenizer", "texts", "images", "start_from")
+# Locks that the launchers in progress hold, the innermost last; the first is for parts called without a launcher.
+_LOCKS = [contextlib.ExitStack()]
 
 
 def run(
@@ -42,26 +50,24 @@ def run(
         argv: program name and arguments; default ``sys.argv``.
 
     Returns:
-        The exit code: 0; 1 after divergence; 2 after bad flags or other bad input, or where the file system refuses;
-        128 + signal after a signal. Anything but 0 comes with one line on stderr.
+        The exit code, as in the table of ``experiments/failures.py``. Anything but 0 comes with one line on stderr.
     """
-    argv = sys.argv if argv is None else argv
-    if {"--help", "-h"} & set(argv[1:]):
-        print(_help(description or "", values))
-        return 0
+    command, argv = argv is None, sys.argv if argv is None else argv  # a command of its own ends after this
+    _print_anything()
     try:
-        extra = values(argv)[1:]
-        if extra:
-            raise InputError(f"argument {extra[0]!r}: expected flags only, as --name=value; --help lists them")
-        body(values)
-    except (flags.Error, InputError, OSError) as error:
-        return _fail(error, 2)
-    except TrainingDiverged as error:
-        return _fail(error, 1)
-    except TrainingInterrupted as error:
-        return _fail(f"{error}; the same command goes on from there", 128 + error.signum)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from what is saved", 128 + signal.SIGINT)
+        with _locks_released(), _without_tracebacks():
+            if {"--help", "-h"} & set(argv[1:]):
+                print(_help(description or "", values))
+            else:
+                extra = values(argv)[1:]
+                if extra:
+                    raise InputError(f"argument {extra[0]!r}: expected flags only, as --name=value; --help lists them")
+                body(values)
+            sys.stdout.flush()  # raises here, not when the process ends
+    except (Exception, KeyboardInterrupt) as error:
+        if command and isinstance(error, StorageError):
+            sys.unraisablehook = lambda _: None  # Orbax's threads go on failing until then
+        return _fail(error)
     return 0
 
 
@@ -106,10 +112,27 @@ def workdir_of(values: flags.FlagValues) -> Path:
     """The path that ``--workdir`` names; `InputError` if it is not given or not a directory."""
     if not values.workdir:
         raise InputError("--workdir: missing; expected a directory, such as --workdir=runs/first")
-    path = Path(values.workdir).expanduser()
+    path = local_path(values.workdir)
     if path.exists() and not path.is_dir():
         raise InputError(f"--workdir={values.workdir}: expected a directory, found a file")
     return path
+
+
+def own_workdir(values: flags.FlagValues) -> Path:
+    """As `workdir_of`, for a launcher that writes there: `InputError` where another process does, as far as known yet.
+
+    Nothing is written: `claim_workdir` makes a new workdir this process' own once all is checked.
+    """
+    path = workdir_of(values)
+    if (path / LOCK).exists():
+        with contextlib.suppress(OSError):  # a finished run can be printed from where nothing can be written
+            lock(path / LOCK)
+    return path
+
+
+def lock(file: Path) -> None:
+    """Takes the lock of a file until the launcher ends; `InputError` where another process has it."""
+    _LOCKS[-1].enter_context(locked(file))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -153,24 +176,39 @@ def read_config(workdir: Path, name: str, written: Iterable[str] = ()) -> dict[s
     return config
 
 
-def claim_workdir(workdir: Path, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes a run's configuration into a new workdir; raises `InputError` where the workdir holds another run.
+def claim_workdir(
+    workdir: Path, config: Mapping[str, Any], about: Mapping[str, Any], written: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Locks a workdir and writes a run's configuration into a new one; `InputError` where it holds another run.
+
+    A run that can go on with other steps (``experiments/schedules.py``) does: its results are kept as
+    ``results_STEPS.json``, and begun anew.
 
     Args:
         workdir: may not exist.
         config: ``launcher``, the launcher's name, and ``flags``, ``data`` and ``models``, which must be as they were.
         about: what ``results.json`` says at first, beside configuration, versions and device.
+        written: names of what else the launcher writes there, which must not be there in a new workdir.
 
     Returns:
         What ``results.json`` holds, or is to hold at first.
     """
-    if not check_workdir(workdir, config, written=(RESULTS, METRICS)):
+    written = (RESULTS, METRICS, *written)
+    check_workdir(workdir, config, written)  # before anything is written
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock(workdir / LOCK)
+    stored = check_workdir(workdir, config, written)  # again, since another process may have come first
+    if stored is None:
         write_json(workdir / CONFIG, config)
-    return _results(workdir, config, about)
+    elif not same_flags(stored["flags"], config["flags"]):
+        if (workdir / RESULTS).exists():
+            (workdir / RESULTS).rename(workdir / f"results_{stored['flags']['steps']}.json")
+        write_json(workdir / CONFIG, config)
+    return results_of(workdir, config, about)
 
 
-def check_workdir(workdir: Path, config: Mapping[str, Any], written: Iterable[str]) -> bool:
-    """Whether the workdir holds this run; `InputError` where it holds another.
+def check_workdir(workdir: Path, config: Mapping[str, Any], written: Iterable[str]) -> dict[str, Any] | None:
+    """The configuration of the run in the workdir, None where there is none; `InputError` where it is another.
 
     Args:
         workdir, config: as for `claim_workdir`.
@@ -178,9 +216,10 @@ def check_workdir(workdir: Path, config: Mapping[str, Any], written: Iterable[st
     """
     stored = read_config(workdir, config["launcher"], written)
     if stored is not None:
-        for what in COMPARED:
+        check_flags(workdir, stored["flags"], config["flags"])
+        for what in ("data", "models"):
             check_same(workdir, what, stored[what], config[what])
-    return stored is not None
+    return stored
 
 
 def inputs_of(values: flags.FlagValues) -> dict[str, Any]:
@@ -205,7 +244,18 @@ def holds_run(workdir: Path, directory: Path) -> bool:
         return False
 
 
-def _results(workdir: Path, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+def check_flags(workdir: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raises `InputError` unless the flags are as they were, or such that the run can go on with them."""
+    stored = continued(workdir, stored, given, has_results=(workdir / RESULTS).exists())
+    check_same(workdir, "flags", stored, given)
+
+
+def same_flags(stored: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Whether flags are as they were, however JSON writes them."""
+    return json.loads(json.dumps(stored)) == json.loads(json.dumps(given))
+
+
+def results_of(workdir: Path, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     """What ``results.json`` holds; at first ``about``, and the configuration, versions and device."""
     return read_json(workdir / RESULTS) or {
         "configuration": {name: config[name] for name in COMPARED},
@@ -213,48 +263,6 @@ def _results(workdir: Path, config: Mapping[str, Any], about: Mapping[str, Any])
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         **about,
     }
-
-
-class Record:
-    """Figures of a run, written to ``results.json`` as soon as they are known: the same command goes on behind them.
-
-    Args:
-        workdir: may not exist; made when the first figures are kept.
-        config: as for `claim_workdir`.
-        about: what else ``results.json`` says.
-
-    Raises:
-        InputError: the workdir holds another run.
-    """
-
-    def __init__(self, workdir: Path, config: Mapping[str, Any], about: Mapping[str, Any] = MappingProxyType({})):
-        self.workdir = workdir
-        check_workdir(workdir, config, written=(RESULTS,))
-        self._config = config
-        device = f"1 x {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
-        self._results = _results(workdir, config, {"figures": {}, "device": device, **about})
-
-    def get(self, name: str) -> Any:
-        """Figures of the name, None where there are none yet."""
-        return self._results["figures"].get(name)
-
-    def keep(self, name: str, figures: Any) -> None:
-        """Writes figures, in the place of those of that name."""
-        if not (self.workdir / CONFIG).exists():
-            write_json(self.workdir / CONFIG, self._config)
-        self._results["figures"][name] = figures
-        write_json(self.workdir / RESULTS, self._results)
-
-    def figures(self, name: str, measure: Callable[[], Any]) -> Any:
-        """Figures of the name: those that are kept, else measured now and kept."""
-        if self.get(name) is None:
-            self.keep(name, measure())
-        return self.get(name)
-
-    def report(self) -> None:
-        """Prints where everything is."""
-        files = [RESULTS, *sorted(path.name for path in self.workdir.glob("*.png"))]
-        print(f"Everything is in {self.workdir}: {', '.join(files)}")
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
@@ -299,6 +307,47 @@ def _help(description: str, values: flags.FlagValues) -> str:
     return "\n".join(lines)
 
 
-def _fail(problem: object, code: int) -> int:
-    print("error:", " ".join(str(problem).split()), file=sys.stderr)
+def _fail(error: BaseException) -> int:
+    code = fail(error)
+    try:
+        sys.stdout.flush()
+    except OSError:  # a full disk, or a reader that is gone: Python would try again, and fail, when the process ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
+
+
+def _print_anything() -> None:
+    """What a terminal has no characters for is printed as \\xe9 instead of an error."""
+    stream = sys.stdout
+    if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def _locks_released() -> Iterator[None]:
+    """Gives back, at the end, what is locked inside."""
+    with contextlib.ExitStack() as stack:
+        _LOCKS.append(stack)
+        try:
+            yield
+        finally:
+            _LOCKS.pop()
+
+
+@contextlib.contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Keeps what libraries log with a traceback off stderr: Orbax logs each error of a save several times.
+
+    After such an error its threads go on failing, until the process ends, so they are kept quiet until then.
+    """
+    loggers, only, failing = [logging.getLogger(name) for name in ("absl", "asyncio")], WithoutTracebacks(), False
+    for logger in loggers:
+        logger.addFilter(only)
+    try:
+        yield
+    except StorageError:
+        failing = True
+        raise
+    finally:
+        for logger in loggers if not failing else ():
+            logger.removeFilter(only)

@@ -1,6 +1,5 @@
 """What experiments.optimizers trains: a small vision transformer on images, a small language model on text."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -125,7 +124,7 @@ def language_task(values: flags.FlagValues) -> Task:
 
     parameters = count_parameters(config)
     return Task(
-        {"data": data.fingerprint, "models": {values.model: {**dataclasses.asdict(config), "parameters": parameters}}},
+        {"data": data.fingerprint, "models": {values.model: {**config.to_json(), "parameters": parameters}}},
         parameters,
         lambda key: LanguageModel(config, rngs=nnx.Rngs(key)),
         batch,

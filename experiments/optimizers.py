@@ -46,7 +46,9 @@ from experiments import launcher, optimizer_continual, optimizer_speed, optimize
 from experiments.optimizer_table import OPTIMIZERS
 from experiments.optimizer_tasks import TASKS, Task
 from experiments.optimizer_training import Curves, Grid, Trainer, best_rate, compile_all, rate_name
+from experiments.path_flags import define_path
 from experiments.programs import interleave
+from experiments.record import Record
 from nl_jax import InputError
 from nl_jax.models import MODEL_NAMES
 from nl_jax.training import progress_bar
@@ -86,14 +88,14 @@ def define_flags() -> flags.FlagValues:
     def each(defaults: Mapping[str, int]) -> str:
         return ", ".join(f"{value} for {task}" for task, value in defaults.items())
 
-    define(flags.DEFINE_string, "workdir", None, "Directory of the run; made if need be. Required.")
+    define(define_path, "workdir", None, "Directory of the run; made if need be. Required.")
     define(flags.DEFINE_list, "optimizers", None, f"To compare; without it all, in training {', '.join(OPTIMIZERS)}.")
     define(flags.DEFINE_integer, "num_tasks", 16, "Tasks, one after the other.")
     define(flags.DEFINE_integer, "task_steps", 100, "Steps on each task.")
     define(flags.DEFINE_string, "task", "vit", "What to train: vit, a vision transformer, or lm, a language model.")
-    define(flags.DEFINE_string, "images", None, "Directory with a sub-directory of images a class; else the digits.")
+    define(define_path, "images", None, "Directory with a sub-directory of images a class; else the digits.")
     define(flags.DEFINE_integer, "image_size", 32, "Pixels on each side that --images are scaled to.")
-    define(flags.DEFINE_string, "data", None, "Text file, directory or .jsonl; without it Python's standard library.")
+    define(define_path, "data", None, "Text file, directory or .jsonl; without it Python's standard library.")
     define(flags.DEFINE_string, "model", "transformer", f"Language model, of {', '.join(MODEL_NAMES)}.")
     define(flags.DEFINE_integer, "seq_len", 64, "Bytes in a sequence.")
     define(flags.DEFINE_integer, "steps", None, f"Steps of a run; without it {each(STEPS)}.")
@@ -114,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def compare(subject: str, values: flags.FlagValues) -> None:
     """Runs what is not yet done, prints the tables and draws the figure. All checks come first."""
-    workdir = launcher.workdir_of(values)
+    workdir = launcher.own_workdir(values)
     known = KNOWN[subject]
     names = list(known) if values.optimizers is None else values.optimizers
     launcher.check_names("optimizers", names, known, required=True)
@@ -129,10 +131,10 @@ def compare(subject: str, values: flags.FlagValues) -> None:
 
 def record_of(
     subject: str, workdir: Path, values: flags.FlagValues, names: Sequence[str], about: Mapping[str, Any] | None = None
-) -> launcher.Record:
+) -> Record:
     """The record of a run; ``about`` is what config.json says of data and models."""
     given = {name: values[name].value for name in FLAGS[subject] if name not in launcher.INPUT_FLAGS}
-    return launcher.Record(
+    return Record(
         workdir,
         {
             "launcher": NAME,
@@ -142,7 +144,13 @@ def record_of(
             **(about or {}),
         },
         {"inputs": launcher.inputs_of(values)},
+        written=(_figure(subject, values),),
     )
+
+
+def _figure(subject: str, values: flags.FlagValues) -> str:
+    """Name of the file of a subject's figure."""
+    return f"{values.task if subject == 'training' else subject}.png"
 
 
 def toy(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
@@ -164,7 +172,7 @@ def toy(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
     rates = len(optimizer_toy.RATES)
     print(f"Each at the best of {rates} learning rates, the same for all; {optimizer_toy.STEPS} steps at most.")
     figure = optimizer_toy.draw(settings[0], {name: record.get(name)[0] for name in names})
-    save_figure(figure, workdir / "toy.png")
+    save_figure(figure, workdir / _figure("toy", values))
     record.report()
 
 
@@ -198,7 +206,7 @@ def continual(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> 
     for axes in panels:
         axes.set(xlabel="tasks so far")
         axes.grid(alpha=0.3)
-    save_figure(figure, workdir / "continual.png")
+    save_figure(figure, workdir / _figure("continual", values))
     launcher.print_table(rows)
     print("Losses of untrained weights are 1; mean ± standard deviation over the seeds.")
     record.report()
@@ -277,7 +285,7 @@ def _tune(
     losses: dict[str, float | None],
     values: flags.FlagValues,
     task: Task,
-    record: launcher.Record,
+    record: Record,
     bar: Any,
 ) -> None:
     """Fills ``losses``, by rate, until the best rate is not at the edge."""
@@ -300,7 +308,7 @@ def _step_seconds(task: Task, trainers: Mapping[str, Trainer], values: flags.Fla
 
 
 def _report_training(
-    record: launcher.Record, values: flags.FlagValues, names: Sequence[str], seconds: Mapping[str, float]
+    record: Record, values: flags.FlagValues, names: Sequence[str], seconds: Mapping[str, float]
 ) -> None:
     runs: dict[str, list[Curves]] = {name: record.get(f"{name}: final") for name in names}
     scores = [key for key in runs[names[0]][0] if key not in ("train_loss", "loss")]
@@ -345,7 +353,7 @@ def _report_training(
             if values.task == "vit":
                 axes.set_yscale("log")
     panels[0, 0].legend()
-    save_figure(figure, record.workdir / f"{values.task}.png")
+    save_figure(figure, record.workdir / _figure("training", values))
     launcher.print_table(rows)
     print("Losses in nats at the end, mean ± standard deviation over the seeds; the rate by validation loss.")
 
@@ -384,7 +392,7 @@ def speed(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None
     axes.set(xlabel="parameters", ylabel="ms a step of the optimizer alone")
     axes.grid(alpha=0.3)
     axes.legend()
-    save_figure(figure, workdir / "speed.png")
+    save_figure(figure, workdir / _figure("speed", values))
     record.report()
 
 

@@ -6,13 +6,13 @@
 The run in the workdir must have a model whose continuum memory learns in context (experiments.language_model with
 --cms_regime=online or meta). A line says how many tokens were learned, their loss in bits each before they were learned
 (so a compressor's cost), how large each level's gradient was, and which levels were updated. At the end, and on Ctrl-C,
-the learner is saved in WORKDIR/MODEL/stream; the same command goes on from there, --fresh starts anew.
+the learner is saved in WORKDIR/MODEL/stream; the same command goes on from there, --fresh starts anew and replaces it
+at the end.
 """
 
 import math
 import os
 import resource
-import shutil
 import signal
 import sys
 import time
@@ -20,11 +20,14 @@ import time
 from absl import flags
 
 from experiments import generate, launcher
+from experiments.path_flags import define_path
 from nl_jax import InputError
 from nl_jax.data import Tokenizer, whole_characters
 from nl_jax.streaming import Stream
+from nl_jax.streaming.saved import check_replaceable, is_saved
 from nl_jax.training.loop import CHECKPOINTS
 
+LOCK = ".stream.lock"  # beside the saved stream; the run itself may still be training
 BLOCK = 1 << 16  # bytes of one read
 
 
@@ -35,7 +38,7 @@ def define_flags() -> flags.FlagValues:
     def define(kind: object, name: str, default: object, text: str) -> None:
         kind(name, default, text, flag_values=values)  # type: ignore[operator]
 
-    define(flags.DEFINE_string, "workdir", None, "Directory of a run of experiments.language_model. Required.")
+    define(define_path, "workdir", None, "Directory of a run of experiments.language_model. Required.")
     define(flags.DEFINE_string, "model", None, "One of the run's models; without it the first.")
     generate.define_tokenizer_flag(values)
     define(flags.DEFINE_integer, "every", None, "Tokens to a line; without it those of one chunk.")
@@ -57,9 +60,9 @@ def run(values: flags.FlagValues) -> None:
         )
     model = generate.restore(directory / CHECKPOINTS, config)
     saved = directory / "stream"
-    if values.fresh and saved.exists():
-        shutil.rmtree(saved)
-    stream = Stream.load(saved, model) if saved.exists() else Stream(model)
+    launcher.lock(directory / LOCK)
+    check_replaceable(saved)
+    stream = Stream(model) if values.fresh or not is_saved(saved) else Stream.load(saved, model)
     try:
         for level in values.freeze:
             stream.freeze(level)

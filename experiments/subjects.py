@@ -43,6 +43,7 @@ from experiments.cms_options import cms_fields
 from experiments.language_model import FREE_FLAGS, batches_of, check, define_flags, fit_model
 from experiments.launcher import RESULTS
 from experiments.mixer_options import configuration
+from experiments.path_flags import define_paths
 from experiments.subject_texts import cut_streams, texts_of
 from nl_jax import InputError
 from nl_jax.data import (
@@ -86,7 +87,7 @@ def subjects_flags() -> flags.FlagValues:
     define(flags.DEFINE_integer, "seeds", 3, "Runs of each model, with seeds 0, 1, ...")
     define(flags.DEFINE_string, "model", "hope", "The model, of those that have a CMS of several levels.")
     define(flags.DEFINE_list, "regimes", "meta,outer", f"How the CMS learns in training, of {', '.join(REGIMES)}.")
-    define(flags.DEFINE_list, "texts", None, "Files or directories, the subjects in turn; without it Python's texts.")
+    define(define_paths, "texts", None, "Files or directories, the subjects in turn; without it Python's texts.")
     define(flags.DEFINE_integer, "part", 8192, "Bytes of each subject, before it changes.")
     define(flags.DEFINE_integer, "streams", 8, "Streams read side by side, each of other places in the texts.")
     for name, default in DEFAULTS.items():
@@ -101,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(values: flags.FlagValues) -> None:
     """Trains and reads what is not yet there, prints the tables and draws the figure. All checks come first."""
-    workdir = launcher.workdir_of(values)
+    workdir = launcher.own_workdir(values)
     for name, low in (("seeds", 1), ("streams", 1), ("part", 2 * RUNNING)):
         launcher.check_range(values, name, low)
     mesh = check(values)
@@ -118,7 +119,7 @@ def train(values: flags.FlagValues) -> None:
             "training": fingerprint(data.documents.train),
             "texts": [fingerprint([Document(name, text)]) for name, text in texts.items()],
         },
-        "models": {regime: dataclasses.asdict(config) for regime, config in configs.items()},
+        "models": {regime: config.to_json() for regime, config in configs.items()},
     }
     read = {name: summary.as_json() for name, summary in summaries.items()}
     config["inputs"] = {**launcher.inputs_of(values), "read": read}
@@ -132,7 +133,7 @@ def train(values: flags.FlagValues) -> None:
         "models": {regime: {} for regime in configs},
         "readers": {reader: [] for regime in configs for reader in readers_of(regime, values.part, len(order))},
     }
-    results = launcher.claim_workdir(workdir, config, about)
+    results = launcher.claim_workdir(workdir, config, about, written=(FIGURE, *configs))
     for name, summary in summaries.items():
         print(f"{name}: {summary}", file=sys.stderr)
 

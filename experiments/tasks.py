@@ -17,6 +17,7 @@ from flax import nnx
 from experiments import launcher
 from experiments.launcher import RESULTS
 from experiments.mixer_options import configuration, define_mixer_option
+from experiments.path_flags import define_path
 from nl_jax.models import MODEL_NAMES, LanguageModel, LanguageModelConfig, count_parameters
 from nl_jax.training import (
     MetricsWriter,
@@ -87,7 +88,7 @@ def define_flags(
     def define(kind: Any, name: str, default: Any, text: str) -> None:
         kind(name, default, text, flag_values=values)
 
-    define(flags.DEFINE_string, "workdir", None, "Directory of the run; made if need be. Required.")
+    define(define_path, "workdir", None, "Directory of the run; made if need be. Required.")
     define(flags.DEFINE_list, "models", ",".join(models), f"Models to train, of {', '.join(MODEL_NAMES)}.")
     for name, (default, text) in sizes.items():
         define(flags.DEFINE_integer, name, default, text)
@@ -106,7 +107,7 @@ def define_flags(
 
 def train(task: Task, values: flags.FlagValues) -> None:
     """Trains what is not yet trained and prints the table. All checks come first, before anything is compiled."""
-    workdir = launcher.workdir_of(values)
+    workdir = launcher.own_workdir(values)
     configs = check(task, values)
     parameters = {name: count_parameters(config) for name, config in configs.items()}
     validation = task.validation(values)
@@ -114,9 +115,10 @@ def train(task: Task, values: flags.FlagValues) -> None:
         "launcher": task.name,
         "flags": {name: value for name, value in values.flag_values_dict().items() if name != "workdir"},
         "data": task.data,
-        "models": {name: dataclasses.asdict(config) for name, config in configs.items()},
+        "models": {name: config.to_json() for name, config in configs.items()},
     }
-    results = launcher.claim_workdir(workdir, config, {"models": {}, "seeds": list(range(values.seeds))})
+    about: dict[str, Any] = {"models": {}, "seeds": list(range(values.seeds))}
+    results = launcher.claim_workdir(workdir, config, about, written=(ACCURACY_FIGURE, *values.models))
 
     for name in values.models:
         figures = results["models"].setdefault(name, {"parameters": parameters[name]})

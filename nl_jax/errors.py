@@ -1,4 +1,4 @@
-"""The one error that stands for bad input from outside: data, flags, files, checkpoints."""
+"""The errors that come from outside: bad input, and a machine that does not write."""
 
 
 class InputError(ValueError):
@@ -6,4 +6,11 @@ class InputError(ValueError):
 
     Launchers print the message without a traceback and end with exit code 2; a library user
     catches it as a ``ValueError``.
+    """
+
+
+class StorageError(OSError):
+    """A checkpoint or a stream could not be written: one line that says where and why (a full disk, for example).
+
+    What was saved before is still there. Launchers print the message without a traceback and end with exit code 3.
     """

@@ -1,6 +1,8 @@
 """Checkpoints: what is saved comes back, and damage costs the newest checkpoint only."""
 
+import contextlib
 import os
+import re
 import shutil
 
 import grain
@@ -8,9 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
+from launcher_cases import disk_of, error_line, fill, small_files
 
+from experiments import launcher
 from nl_jax import InputError
-from nl_jax.training import CheckpointWriter, restore_newest
+from nl_jax.training import CheckpointWriter, MetricsWriter, restore_newest
 
 # Of a read that fails Orbax leaves the others under way.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -151,3 +156,65 @@ def test_what_is_saved_does_not_change_after_save_returns(tmp_path):
     }
     restored = restore_newest(tmp_path / "checkpoints", like)
     np.testing.assert_array_equal(restored.items["model"]["kernel"], np.ones((1000, 1000)))
+
+
+@pytest.mark.parametrize("name", ["40", "photos.orbax-checkpoint-tmp"])
+def test_what_only_has_a_checkpoints_name_is_left_alone(name, directory):
+    (directory / name).mkdir()
+    (directory / name / "photo.jpg").write_bytes(b"mine")
+    before = contents(directory)
+    with pytest.raises(InputError, match=f"{name}: has a checkpoint's name and is none"):
+        CheckpointWriter(directory, resumed_from=30)
+    assert contents(directory) == before
+
+
+@pytest.mark.parametrize("text", ["my notes", "my notes\n", '{"model": "a"}\n'])
+def test_a_metrics_file_of_something_else_is_left_alone(text, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(InputError, match=r"metrics\.jsonl:1: expected"):
+        MetricsWriter(tmp_path, "toy")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("metrics.jsonl", text)]
+
+
+@pytest.fixture(params=["limit", "disk"])
+def full(request, saved, tmp_path):
+    """A directory with the checkpoints, and a context in which nothing more can be written there."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with contextlib.ExitStack() as stack:
+        if request.param == "disk":
+            stack.enter_context(disk_of(disk, 1_000_000))
+        shutil.copytree(saved[0], disk / "checkpoints")
+        if request.param == "disk":
+            fill(disk)
+        yield disk, small_files(100) if request.param == "limit" else contextlib.nullcontext()
+
+
+def test_a_full_disk_is_one_line_and_costs_nothing_that_is_saved(full, capsys):
+    disk, in_full = full
+    directory = disk / "checkpoints"
+    before = contents(directory)
+
+    def body(values):
+        with CheckpointWriter(directory, 30) as writer:
+            writer.save(40, state_of(40), make_iterator(), {"step": 40})
+
+    with in_full:
+        assert launcher.run(body, flags.FlagValues(), "", ["x"]) == 3
+    line = error_line(capsys)
+    assert re.search(r"could not be written \((No space left on device|File too large)\); there: 30, 20", line), line
+    assert before.items() <= contents(directory).items()
+    assert restore_newest(directory, state_of(0)).step == 30
+
+
+def test_metrics_on_a_full_disk_are_an_error_at_once(full, capfd):
+    disk, in_full = full
+
+    def write():
+        with in_full, MetricsWriter(disk, "toy") as metrics:
+            for step in range(10_000):
+                metrics.write(step, step, {"loss": 1.0})
+
+    with pytest.raises(OSError, match=r"No space left|File too large"):
+        write()
+    assert capfd.readouterr().err == ""

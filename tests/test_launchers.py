@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from launcher_cases import error_line, results_of
 
-from experiments import generate, language_model
+from experiments import context, generate, language_model, stream
 from nl_jax.data import ByteTokenizer, decode_stream
 
 RUN = ["--steps=6", "--batch_size=2", "--seq_len=16", "--eval_every=2", "--checkpoint_every=2"]
@@ -177,6 +177,40 @@ def test_another_configuration_is_refused(finished, capsys):
     assert "learning_rate 0.003 there, 0.5 here" in line
     assert "seed 0 there, 1 here" in line
     assert files(workdir) == before
+
+
+def test_a_finished_cosine_is_not_given_more_steps(finished, capsys):
+    workdir, arguments = finished
+    before = files(workdir)
+    assert call(language_model.main, *arguments, "--steps=8") == 2
+    assert "a run with --schedule=constant can be given more steps" in error_line(capsys)
+    assert files(workdir) == before
+
+
+@pytest.mark.slow
+def test_generate_to_a_terminal_without_the_characters(finished):
+    command = [sys.executable, "-m", "experiments.generate", f"--workdir={finished[0]}", "--prompt=é", "--num_tokens=3"]
+    done = subprocess.run(
+        [*command, "--model=transformer"], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"\\xe9")
+
+
+@pytest.mark.slow
+def test_options_of_a_mixer_come_back_from_a_checkpoint(data, tmp_path, capsys, monkeypatch):
+    """A model with nested options is trained, and then read by each launcher that reads one."""
+    option = '--mixer_option=eta=("softplus",2.0)'
+    sizes = ["--models=delta_net", "--steps=2", "--batch_size=2", "--seq_len=16", f"--data={data}", option]
+    assert call(language_model.main, *sizes, f"--workdir={tmp_path / 'run'}") == 0
+    assert call(generate.main, f"--workdir={tmp_path / 'run'}", "--num_tokens=2", "--prompt=a") == 0
+    assert call(context.main, *sizes, "--seeds=1", f"--workdir={tmp_path / 'first'}") == 0
+    start = f"--start_from={tmp_path / 'first'}"
+    assert call(context.main, *sizes, "--seeds=1", f"--workdir={tmp_path / 'more'}", start) == 0
+    levels = ["--models=hope", "--cms_levels=16", "--cms_regime=online", '--mixer_option=adaptive=("key","value")']
+    assert call(language_model.main, *sizes[1:5], *levels, f"--workdir={tmp_path / 'levels'}") == 0
+    monkeypatch.setattr(sys, "stdin", data.open())
+    assert call(stream.main, f"--workdir={tmp_path / 'levels'}", "--every=4096") == 0
 
 
 def test_other_data_under_the_same_path_are_refused(finished, tmp_path, capsys):

@@ -1,7 +1,9 @@
 """A stream: the same learner however its text is cut, stopped or saved; freeze, reset, rollback; the launcher."""
 
 import math
+import shutil
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +11,11 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from launcher_cases import small_files
 
 from experiments import language_model
 from experiments import stream as launcher
-from nl_jax import InputError
+from nl_jax import InputError, StorageError
 from nl_jax.models import LanguageModel, LanguageModelConfig
 from nl_jax.models.in_context import read_and_learn
 from nl_jax.streaming import Stream
@@ -83,6 +86,92 @@ def test_a_saved_stream_is_the_same_learner(model, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="not a saved stream"):
         Stream.load(tmp_path / "empty", model)
+
+
+def saved_position(path, model):
+    return Stream.load(path, model).position
+
+
+@pytest.mark.parametrize("content", ["notes.txt", "src/", "about/metadata", "stream and notes.txt"])
+def test_saving_leaves_alone_what_is_no_saved_stream(content, model, tmp_path):
+    target = tmp_path / "mine"
+    if content == "stream and notes.txt":
+        Stream(model).save(target)
+        content = "notes.txt"
+    file = target / content / "x" if content.endswith("/") else target / content
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="saved stream") as error:
+        Stream(model).save(target)
+    assert str(target) in str(error.value)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    with pytest.raises(InputError, match="a file; expected"):
+        Stream(model).save(file)
+
+
+def test_a_stream_is_saved_where_it_is_said(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    for path in ("~/a", "b/c", "empty", tmp_path / "link"):
+        Stream(model).save(path)
+        assert saved_position(path, model) == 0
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "empty", "link"]
+    for call in (Stream(model).save, lambda path: Stream.load(path, model)):
+        with pytest.raises(InputError, match="expected a path on this machine"):
+            call("gs://bucket/stream")
+
+
+def test_a_crash_while_saving_loses_nothing(model, tmp_path, monkeypatch):
+    """The process ends before each change of a name or directory in turn: either learner is there, and can be saved."""
+    old, new = Stream(model), Stream(model)
+    new.feed(TOKENS[:9])
+    originals = {"rename": Path.rename, "rmtree": shutil.rmtree}
+    crashes = 0
+
+    class Crash(BaseException):
+        pass
+
+    for moment in range(10):
+        path = tmp_path / str(moment) / "saved"
+        old.save(path)
+        left = [moment]
+
+        def count(name, left=left):
+            def changed(*args, **options):
+                if left[0] == 0 and "stream" in str(args):
+                    raise Crash
+                left[0] -= "stream" in str(args)
+                return originals[name](*args, **options)
+
+            return changed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", count("rename"))
+            patch.setattr(shutil, "rmtree", count("rmtree"))
+            try:
+                new.save(path)
+            except Crash:
+                crashes += 1
+        assert saved_position(path, model) in (0, 8)
+        new.save(path)
+        assert saved_position(path, model) == 8
+        assert [file.name for file in path.parent.iterdir()] == ["saved"]
+        if left[0] > 0:
+            break
+    assert crashes >= 3
+
+
+def test_a_full_disk_keeps_the_stream_that_was_saved(model, tmp_path):
+    stream = Stream(model)
+    stream.save(tmp_path / "saved")
+    stream.feed(TOKENS[:9])
+    with small_files(300), pytest.raises(StorageError, match=r"the stream could not be saved \(File too large\)"):
+        stream.save(tmp_path / "saved")
+    assert saved_position(tmp_path / "saved", model) == 0
 
 
 def test_freeze_reset_rollback(model):

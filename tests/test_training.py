@@ -254,6 +254,38 @@ def test_schedule_warms_up_and_ends_at_a_tenth():
     assert float(schedule(100)) == pytest.approx(0.1)
     assert all(float(schedule(step)) > float(schedule(step + 1)) for step in range(10, 99))
     assert float(learning_rate_schedule(1.0, 1, 0)(0)) == 1.0
+    with pytest.raises(ValueError, match="schedule 'linear': expected one of cosine, constant, wsd"):
+        learning_rate_schedule(1.0, 100, 10, "linear")
+
+
+@pytest.mark.parametrize(("steps", "more", "warmup"), [(20, 100, 3), (1, 5, 0), (200, 201, None), (1000, 10_000, None)])
+def test_rates_that_do_not_depend_on_the_number_of_steps(steps, more, warmup):
+    def rates(steps, kind, count):
+        return np.asarray(learning_rate_schedule(0.3, steps, warmup, kind)(np.arange(count)))
+
+    assert np.array_equal(rates(steps, "constant", steps), rates(more, "constant", steps))
+    stable = max(steps - steps // 5, 100 if warmup is None else warmup)
+    assert np.array_equal(rates(steps, "wsd", stable), rates(more, "constant", stable))
+    assert rates(steps, "constant", steps).max() == rates(steps, "constant", 10 * steps)[-1] or warmup is None
+    if steps == 1000:
+        assert rates(steps, "wsd", steps + 1)[-1] == pytest.approx(0.03)
+        assert not np.array_equal(rates(steps, "cosine", steps), rates(more, "cosine", steps))
+
+
+def test_a_run_that_is_given_more_steps_is_one_that_had_them_all(tmp_path):
+    """Bit for bit, with levels of the continuum memory that wait for their update when the first run ends."""
+
+    def run(workdir, steps):
+        rates = {"learning_rate": 1e-2, "steps": steps, "warmup_steps": 3, "schedule": "constant"}
+        optimizer = make_optimizer(**rates, cms_periods=(1, 3))
+        data = train_iterator(PACKED, **SIZES, seed=0), evaluation_batches(PACKED, **SIZES, max_tokens=256)
+        mesh = parse_mesh("data:1", jax.devices()[:1])
+        every = {"eval_every": 4, "checkpoint_every": 4}
+        return fit("toy", toy, optimizer, *data, workdir=workdir, mesh=mesh, steps=steps, **every)
+
+    run(tmp_path / "more", 4)
+    more, whole = run(tmp_path / "more", 8), run(tmp_path / "whole", 8)
+    assert_same_run(tmp_path / "more", more, (tmp_path / "whole", whole))
 
 
 def test_matrices_decay_and_scales_do_not():

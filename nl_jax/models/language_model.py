@@ -1,10 +1,12 @@
 """Language model: embedding, a stack of equal blocks, final norm, logits from the tied embedding."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -75,6 +77,48 @@ class LanguageModelConfig:
     def optimizer_periods(self) -> tuple[int, ...]:
         """Optimizer steps between updates of each CMS block in pre-training; 1 where periods count tokens."""
         return self.cms_periods if self.cms_regime == "outer" else (1,) * len(self.cms_periods)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON can hold them; ``from_json`` makes the same configuration of it.
+
+        Raises:
+          ValueError: for an option that JSON cannot hold, such as a function; it names the field.
+        """
+        return {name: _to_json(value, name) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> "LanguageModelConfig":
+        """The configuration that ``to_json`` wrote, after JSON was read again.
+
+        Raises:
+          InputError: for a field that is unknown or missing, or a value that no configuration has.
+        """
+        known = {field.name: field.default is MISSING for field in fields(cls)}
+        unknown = [name for name in given if name not in known]
+        missing = [name for name, required in known.items() if required and name not in given]
+        if unknown or missing:
+            what = f"{'unknown' if unknown else 'missing'} {', '.join(unknown or missing)}"
+            raise InputError(f"model configuration: {what}; expected {', '.join(known)}")
+        try:
+            return cls(**{name: _from_json(value) for name, value in given.items()})
+        except TypeError as error:
+            raise InputError(f"model configuration: a value of another type than expected ({error})") from error
+
+
+def _to_json(value: Any, name: str) -> Any:
+    if isinstance(value, tuple | list):
+        return [_to_json(item, name) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if not isinstance(value, bool | int | float | str | None):
+        kind = type(value).__name__
+        raise ValueError(f"{name}: {kind} cannot be saved; expected numbers, strings, None, or tuples of these")
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    """JSON has lists where a configuration has tuples, at every depth."""
+    return tuple(map(_from_json, value)) if isinstance(value, list) else value
 
 
 def _block(config: LanguageModelConfig, rngs: nnx.Rngs) -> Block:

@@ -4,7 +4,6 @@ Its levels are those of ``nl_jax.models.in_context``: the sequence mixers' memor
 memory, each at its own period. Memory is constant in the length of the stream.
 """
 
-import dataclasses
 import functools
 import json
 import math
@@ -16,14 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from jaxtyping import Int
 
 from nl_jax.errors import InputError
+from nl_jax.files import local_path
 from nl_jax.models import LanguageModel
 from nl_jax.models.in_context import initial_state, learning_schedule, with_learned
 from nl_jax.models.sampling import next_token
 from nl_jax.schedule import ScheduleState
+from nl_jax.streaming import saved
 from nl_jax.training.sharding import named_leaves
 
 FORMAT = 1
@@ -170,21 +170,24 @@ class Stream:
             self._state = _replace_level(self._state, state, self._known(level))
 
     def save(self, directory: str | Path) -> None:
-        """Writes every level's state, to be read by ``load``; what was there is replaced once this is complete."""
-        about = {
-            "format": FORMAT,
-            "waiting": self._waiting,
-            "frozen": sorted(self._frozen),
-            "model": _as_json(dataclasses.asdict(self.model.config)),
-        }
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            checkpointer.save(
-                Path(directory).absolute(),
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(named_leaves(self._state)), about=ocp.args.JsonSave(about)
-                ),
-                force=True,
-            )
+        """Writes every level's state, to be read by ``load``, in the place of an earlier saved stream.
+
+        The earlier one is there until the new one is complete, however the process ends.
+
+        Raises:
+          InputError: for a directory that holds anything but a saved stream; it stays as it is.
+          StorageError: where it cannot be written; the earlier one stays.
+        """
+        saved.replace(
+            local_path(directory),
+            named_leaves(self._state),
+            {
+                "format": FORMAT,
+                "waiting": self._waiting,
+                "frozen": sorted(self._frozen),
+                "model": self.model.config.to_json(),
+            },
+        )
 
     @classmethod
     def load(cls, directory: str | Path, model: LanguageModel) -> "Stream":
@@ -193,24 +196,15 @@ class Stream:
         Raises:
           InputError: where there is none, or it is of another model; it names what differs, or the level.
         """
-        path = Path(directory)
-        if not path.is_dir():
-            raise InputError(f"{path}: no saved stream there; expected what Stream.save wrote")
+        path = saved.newest(local_path(directory))
+        about = saved.read_about(path)
+        own = json.loads(json.dumps(model.config.to_json()))  # as JSON gives it back
+        for name, value in about["model"].items():
+            if own.get(name) != value:
+                raise InputError(f"{path}: a stream of another model, whose {name} is {value}, not {own.get(name)}")
         stream = cls(model)
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            try:
-                about = checkpointer.restore(path.absolute(), args=ocp.args.Composite(about=ocp.args.JsonRestore()))
-                about = about["about"]
-            except Exception as error:  # orbax has no common class for what it cannot read
-                raise InputError(f"{path}: not a saved stream; expected what Stream.save wrote") from error
-            own = _as_json(dataclasses.asdict(model.config))
-            for name, value in about["model"].items():
-                if own.get(name) != value:
-                    raise InputError(f"{path}: a stream of another model, whose {name} is {value}, not {own.get(name)}")
-            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), named_leaves(stream._state))
-            leaves = checkpointer.restore(
-                path.absolute(), args=ocp.args.Composite(state=ocp.args.StandardRestore(like))
-            )["state"]
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), named_leaves(stream._state))
+        leaves = saved.read_state(path, like)
         structure = jax.tree.structure(stream._state)
         stream._state = jax.tree.unflatten(structure, [leaves[name] for name in named_leaves(stream._state)])
         stream._waiting, stream._frozen = list(about["waiting"]), set(about["frozen"])
@@ -249,8 +243,3 @@ def _replace_level(state: ScheduleState, source: ScheduleState, name: str) -> Sc
         return state._replace(levels=state.levels | {name: memories})
     pending = {name: source.pending[name]} if name in source.pending else {}
     return state._replace(levels=state.levels | {name: source.levels[name]}, pending=state.pending | pending)
-
-
-def _as_json(value: Any) -> Any:
-    """As JSON gives it back."""
-    return json.loads(json.dumps(value))

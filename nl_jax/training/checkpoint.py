@@ -4,7 +4,8 @@ A checkpoint is a directory named by its step. Orbax writes it under a temporary
 complete, so that a step is there whole or not at all; the one before it is kept until then and beyond.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +14,12 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from nl_jax.errors import InputError
+from nl_jax.errors import InputError, StorageError
+from nl_jax.files import local_path, reason
 from nl_jax.training.sharding import named_leaves
 
 PyTree = Any
+_PARTS = ("_CHECKPOINT_METADATA", "about")  # of each checkpoint, by Orbax and by the writer below
 
 
 class Checkpoint(NamedTuple):
@@ -44,6 +47,7 @@ def restore_newest(
     Raises:
         InputError: there are checkpoints, but none can be read.
     """
+    directory = local_path(directory)
     for partial in sorted(directory.glob("*.orbax-checkpoint-tmp*")):
         logging.warning("skipped %s: partly written", partial)
     steps = _steps(directory)
@@ -60,13 +64,13 @@ def restore_newest(
             try:
                 restored = manager.restore(step, args=ocp.args.Composite(**args))
             except Exception as error:  # what a damaged file raises depends on the file; orbax has no common class
-                reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
-                logging.warning("skipped %s: cannot be read (%s)", directory / str(step), reason)
+                why = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+                logging.warning("skipped %s: cannot be read (%s)", directory / str(step), why)
             else:
                 items = {name: _like(tree, restored[name]) for name, tree in like.items()}
                 return Checkpoint(step, items, restored["about"])
     raise InputError(
-        f"{directory}: none of the checkpoints {', '.join(map(str, steps))} can be read ({reason}); "
+        f"{directory}: none of the checkpoints {', '.join(map(str, steps))} can be read ({why}); "
         "expected at least one that is whole; start anew in another workdir"
     )
 
@@ -80,9 +84,16 @@ class CheckpointWriter:
         directory: made if need be.
         resumed_from: the step restored, 0 at the start of a run. Checkpoints of later steps, which could not be read,
             are renamed to ``STEP.damaged``, since the run will write these steps again.
+
+    Raises:
+        InputError: something in the directory has the name of a checkpoint and is none; nothing is changed.
+        StorageError: a checkpoint could not be written (when leaving, or at the next ``save``).
     """
 
     def __init__(self, directory: Path, resumed_from: int = 0):
+        directory = local_path(directory)
+        _check_ours(directory)
+        self._directory = directory
         for step in _steps(directory):
             if step > resumed_from:
                 _move_aside(directory / str(step))
@@ -98,13 +109,37 @@ class CheckpointWriter:
         args: dict[str, Any] = {name: ocp.args.StandardSave(named_leaves(tree)) for name, tree in items.items()}
         args["about"] = ocp.args.JsonSave(dict(about))
         args["data"] = grain.checkpoint.CheckpointSave(iterator)
-        self._manager.save(step, args=ocp.args.Composite(**args))
+        with self._named_errors(f"that of step {step} or the one before it"):
+            self._manager.save(step, args=ocp.args.Composite(**args))
 
     def __enter__(self) -> "CheckpointWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        with self._named_errors("the last one"):
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _named_errors(self, which: str) -> Iterator[None]:
+        """A `StorageError` for whatever Orbax and TensorStore raise, which have no common class."""
+        try:
+            yield
+        except Exception as error:
+            kept = ", ".join(map(str, _steps(self._directory))) or "none"
+            raise StorageError(
+                f"{self._directory}: a checkpoint, {which}, could not be written ({reason(error)}); there: {kept}"
+            ) from error
+
+
+def _check_ours(directory: Path) -> None:
+    """Raises `InputError` for what Orbax would remove, or this writer rename, though it is no checkpoint."""
+    for path in directory.glob("*"):
+        step, partial, _ = path.name.partition(".orbax-checkpoint-tmp")
+        whole = step.isdecimal() and not partial
+        if (partial and not step.isdecimal()) or (whole and not any((path / part).exists() for part in _PARTS)):
+            raise InputError(
+                f"{path}: has a checkpoint's name and is none; expected it elsewhere, since old checkpoints are removed"
+            )
 
 
 def _steps(directory: Path) -> list[int]:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from nl_jax.data import EvaluationSet
+from nl_jax.files import local_path
 from nl_jax.training.checkpoint import CheckpointWriter, restore_newest
 from nl_jax.training.metrics import VALIDATION, MetricsWriter
 from nl_jax.training.sharding import batch_sharding, parameter_shardings
@@ -100,8 +101,11 @@ def fit(
     Raises:
         TrainingDiverged: loss or gradient is not finite.
         TrainingInterrupted: SIGINT or SIGTERM; a second one ends the process at once.
-        InputError: there are checkpoints, but none can be read.
+        InputError: there are checkpoints, but none can be read; ``workdir`` is a URL, or holds something else under the
+            names that are written there.
+        StorageError: a checkpoint cannot be written (other files: ``OSError``); the ones before stay.
     """
+    workdir = local_path(workdir)
     directory = workdir / name / CHECKPOINTS
     directory.mkdir(parents=True, exist_ok=True)
     state, progress = _start(init_model, optimizer, iterator, directory, mesh)

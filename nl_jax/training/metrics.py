@@ -1,16 +1,21 @@
 """What a run records: ``metrics.jsonl``, TensorBoard events, and figures drawn from the former."""
 
+import contextlib
 import json
+import math
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorboardX
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from nl_jax.errors import InputError
 
@@ -19,24 +24,37 @@ FIGURE = "validation.png"
 VALIDATION = "validation_bits_per_byte"
 ACCURACY_FIGURE = "accuracy.png"
 ACCURACY = "accuracy"
+_START = '{"model": '  # of every line of metrics.jsonl
+_FLUSH_SECONDS = 120.0  # between two times that TensorBoard sees what is new
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file under a temporary name and renames it: whoever looks sees the old text or the new, never a part."""
+    with _in_place_of(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _in_place_of(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes ``path`` at the end; after an error, such as a full disk, it is removed."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """Rows of ``metrics.jsonl``, oldest first; a last line that was cut off while it was written is left out.
 
     Raises:
-        InputError: a line before the last is not a JSON object.
+        InputError: a line is none that `MetricsWriter` wrote, the last one none that it can have begun.
     """
     path = workdir / METRICS
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
-    if lines and not lines[-1].endswith("\n"):
+    if lines and not lines[-1].endswith("\n") and lines[-1][: len(_START)] == _START[: len(lines[-1])]:
         lines.pop()
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -66,21 +84,46 @@ class MetricsWriter:
         write_atomically(workdir / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
         self._model = model
         self._file = (workdir / METRICS).open("a", encoding="utf-8", buffering=1)  # by lines
-        logdir = str(workdir / model / "tensorboard")
-        self._events = tensorboardX.SummaryWriter(logdir, purge_step=resumed_from + 1)
+        self._events = _Events(workdir / model / "tensorboard", resumed_from + 1)
 
     def write(self, step: int, tokens: int, values: Mapping[str, float]) -> None:
         """Records `values` after `step` steps on `tokens` tokens."""
         self._file.write(json.dumps({"model": self._model, "step": step, "tokens": tokens, **values}) + "\n")
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        self._events.add(step, values)
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._events.close()
+        with contextlib.closing(self._events), contextlib.closing(self._file):
+            pass
+
+
+class _Events:
+    """TensorBoard events of one run, written in this thread, so that an error is raised here.
+
+    tensorboardX's ``SummaryWriter`` writes in a thread: it prints the traceback of a full disk, and once its thread has
+    ended so, ten more values make it wait for ever.
+    """
+
+    def __init__(self, directory: Path, first_step: int):
+        directory.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(directory / "events"))
+        self._flushed = -math.inf
+        # Events of these steps that a stopped run has left count no more.
+        at = {"wall_time": time.time(), "step": first_step}
+        self._writer.write_event(Event(**at, file_version="brain.Event:2"))
+        self._writer.write_event(Event(**at, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        if time.monotonic() > self._flushed + _FLUSH_SECONDS:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def plot_validation(workdir: Path, yardsticks: Mapping[str, float]) -> Path:
@@ -152,7 +195,6 @@ def plot_band(
 
 def save_figure(figure: Figure, path: Path) -> Path:
     """Writes a figure as PNG, whole or not at all; returns its path."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=150)
-    os.replace(temporary, path)
+    with _in_place_of(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
     return path

@@ -1,4 +1,4 @@
-"""The optimizer of pre-training: AdamW with clipping, warm-up and cosine decay, each CMS level at its own cadence."""
+"""The optimizer of pre-training: AdamW with clipping and a schedule of rates, each CMS level at its own cadence."""
 
 import re
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from nl_jax.optim import multi_frequency
 from nl_jax.training.sharding import logical_axes, path_name
 
 PyTree = Any
+SCHEDULES = ("cosine", "constant", "wsd")
+WARMUP_STEPS = 100  # by default, where the rates must not depend on the number of steps
 
 # Axes that do not make a parameter a matrix: along them lie copies of it, or all there is of a vector of each head.
 _COPIES = {None, "layers", "memories", "taps", "head_dim"}
@@ -21,6 +23,7 @@ def make_optimizer(
     learning_rate: float,
     steps: int,
     warmup_steps: int | None = None,
+    schedule: str = "cosine",
     weight_decay: float = 0.1,
     cms_periods: Sequence[int] = (1,),
 ) -> optax.GradientTransformation:
@@ -30,21 +33,24 @@ def make_optimizer(
     gradients of these steps and are unchanged in between (paper Eq. 70-71); all other parameters at every step.
 
     Args:
-        learning_rate: the peak; reached after the warm-up, then a cosine down to a tenth of it.
-        steps: optimizer steps of the run, where the cosine ends.
-        warmup_steps: steps of linear warm-up; default a tenth of ``steps``.
+        learning_rate: the peak; reached after the warm-up, and then as ``schedule`` says.
+        steps: optimizer steps of the run.
+        warmup_steps: steps of linear warm-up; default as for `learning_rate_schedule`.
+        schedule: one of ``SCHEDULES``.
         weight_decay: times the learning rate is what matrices lose per update; vectors and scales are not decayed.
         cms_periods: optimizer steps between two updates of each CMS level, fastest first.
 
     Returns:
         An optax transformation for the parameters of a model.
+
+    Raises:
+        ValueError: for an unknown schedule.
     """
-    warmup_steps = steps // 10 if warmup_steps is None else warmup_steps
-    schedule = learning_rate_schedule(learning_rate, steps, warmup_steps)
+    rates = learning_rate_schedule(learning_rate, steps, warmup_steps, schedule)
 
     def adamw(period: int) -> optax.GradientTransformation:
         # Update number c of a level happens at step (c + 1) * period, counted from 1.
-        rate = lambda count: schedule((count + 1) * period - 1)  # noqa: E731
+        rate = lambda count: rates((count + 1) * period - 1)  # noqa: E731
         return optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=weight_decay, mask=decay_mask)
 
     clip = optax.clip_by_global_norm(1.0)
@@ -55,10 +61,39 @@ def make_optimizer(
     return optax.chain(clip, multi_frequency(transforms, lambda params: _cadence_labels(params, cms_periods)))
 
 
-def learning_rate_schedule(peak: float, steps: int, warmup_steps: int) -> optax.Schedule:
-    """Linear warm-up to ``peak`` over ``warmup_steps``, then a cosine to a tenth of it at ``steps``."""
+def learning_rate_schedule(
+    peak: float, steps: int, warmup_steps: int | None = None, kind: str = "cosine"
+) -> optax.Schedule:
+    """Learning rates by step: a linear warm-up to ``peak``, then one of ``SCHEDULES``.
+
+    ``cosine``: a cosine to a tenth of the peak at ``steps``; all rates depend on ``steps``.
+    ``constant``: the peak for ever; no rate depends on ``steps``.
+    ``wsd`` (warm-up, stable, decay): the peak, and in the last fifth of ``steps`` linearly to a tenth of it; rates
+    before the decay do not depend on ``steps``.
+
+    Args:
+        peak: the highest rate.
+        steps: of the run.
+        warmup_steps: default a tenth of ``steps`` for the cosine, else 100.
+        kind: one of ``SCHEDULES``.
+
+    Raises:
+        ValueError: for an unknown kind.
+    """
+    if kind not in SCHEDULES:
+        raise ValueError(f"schedule {kind!r}: expected one of {', '.join(SCHEDULES)}")
+    if warmup_steps is None:
+        warmup_steps = steps // 10 if kind == "cosine" else WARMUP_STEPS
     first = peak / (warmup_steps + 1)  # not 0, which would waste a step
-    return optax.warmup_cosine_decay_schedule(first, peak, warmup_steps, max(steps, warmup_steps + 1), 0.1 * peak)
+    if kind == "cosine":
+        return optax.warmup_cosine_decay_schedule(first, peak, warmup_steps, max(steps, warmup_steps + 1), 0.1 * peak)
+    warmup = optax.linear_schedule(first, peak, warmup_steps)
+    decay = steps // 5
+    if kind == "constant" or not decay:
+        return optax.join_schedules([warmup, optax.constant_schedule(peak)], [warmup_steps])
+    stable = max(steps - decay, warmup_steps)  # the step at which the decay begins
+    phases = [warmup, optax.constant_schedule(peak), optax.linear_schedule(peak, 0.1 * peak, decay)]
+    return optax.join_schedules(phases, [warmup_steps, stable])
 
 
 def decay_mask(params: PyTree) -> PyTree:

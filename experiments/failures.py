@@ -1,0 +1,68 @@
+"""What a launcher's exit code says, and which errors it stands for.
+
+0   done
+1   training diverged
+2   bad input: flags, data, or a workdir that holds something else or is in use
+3   the machine refused: disk full or read-only, no permission, out of memory
+4   none of these: a fault of this program, printed with its traceback
+128 + signal, after a signal (130 Ctrl-C, 143 SIGTERM)
+
+Anything but 0 comes with one line on stderr, which begins with "error:".
+"""
+
+import errno
+import logging
+import signal
+import sys
+import traceback
+
+import jax
+from absl import flags
+
+from nl_jax import InputError
+from nl_jax.training import TrainingDiverged, TrainingInterrupted
+
+DIVERGED, BAD_INPUT, REFUSED, FAULT = 1, 2, 3, 4
+READER_GONE = 128 + 13  # as after SIGPIPE, which not every system has
+# What the system says where a path that the user gave is not what it should be.
+_BAD_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+
+
+def code_and_line(error: BaseException) -> tuple[int, str]:
+    """The exit code that stands for an error, and the line that says what happened."""
+    match error:
+        case flags.Error() | InputError():
+            return BAD_INPUT, str(error)
+        case TrainingDiverged():
+            return DIVERGED, str(error)
+        case TrainingInterrupted():
+            return 128 + error.signum, f"{error}; the same command goes on from there"
+        case KeyboardInterrupt():
+            return 128 + signal.SIGINT, "interrupted; the same command goes on from what is saved"
+        case BrokenPipeError():
+            return READER_GONE, "whoever read the output has closed it"
+        case OSError():
+            return BAD_INPUT if error.errno in _BAD_PATH else REFUSED, str(error)
+        case MemoryError():
+            return REFUSED, "out of memory; expected smaller sizes, such as batch_size, seq_len or the preset"
+        case jax.errors.JaxRuntimeError() if "RESOURCE_EXHAUSTED" in str(error):
+            line = str(error).strip().splitlines()[0][:200]
+            return REFUSED, f"{line}; expected smaller sizes, such as batch_size, seq_len or the preset"
+    return FAULT, f"{type(error).__name__}: {error} (a fault of this program; the traceback is above)"
+
+
+def fail(error: BaseException) -> int:
+    """Prints an error's line to stderr, after its traceback where that helps; returns the exit code."""
+    code, line = code_and_line(error)
+    if code == FAULT:
+        traceback.print_exception(error)
+    print("error:", " ".join(line.split()), file=sys.stderr)
+    return code
+
+
+class WithoutTracebacks(logging.Filter):
+    """Leaves out what libraries log with a traceback, from threads too: the error itself ends in one line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for a record that has one."""
+        return not record.exc_info

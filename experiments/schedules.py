@@ -1,0 +1,70 @@
+"""The flags --schedule and --warmup_steps, and when a run can be given other --steps than it was begun with."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from nl_jax import InputError
+from nl_jax.training import SCHEDULES, learning_rate_schedule
+from nl_jax.training.loop import CHECKPOINTS
+
+MAY_CHANGE = ("steps", "schedule")  # as long as no learning rate of a step already taken changes
+
+
+def define_schedule_flags(values: flags.FlagValues) -> None:
+    """Adds the flags."""
+    schedule = (
+        f"Learning rates after the warm-up, one of {', '.join(SCHEDULES)}. Only a run whose rate is constant so far "
+        "(constant, or wsd before the decay in its last fifth) can be given more --steps."
+    )
+    warmup = "Steps until the peak learning rate. Without it a tenth of --steps with cosine, else 100."
+    flags.DEFINE_enum("schedule", "cosine", SCHEDULES, schedule, flag_values=values)
+    flags.DEFINE_integer("warmup_steps", None, warmup, lower_bound=0, flag_values=values)
+
+
+def schedule_arguments(values: flags.FlagValues) -> dict[str, Any]:
+    """What `make_optimizer` takes of the flags: ``learning_rate``, ``steps``, ``warmup_steps``, ``schedule``."""
+    return {name: values[name].value for name in ("learning_rate", "steps", "warmup_steps", "schedule")}
+
+
+def continued(workdir: Path, stored: Mapping[str, Any], given: Mapping[str, Any], has_results: bool) -> dict[str, Any]:
+    """The flags of a workdir's run, with the given steps and schedule where the run can go on with them.
+
+    Args:
+        workdir: of the run.
+        stored: its flags.
+        given: flags of the command.
+        has_results: whether a model of the run has taken all of its steps.
+
+    Raises:
+        InputError: steps that the run has taken would have had other learning rates; the message says what to do.
+    """
+    if "schedule" not in given or all(stored.get(name) == given[name] for name in MAY_CHANGE):
+        return dict(stored)
+    done = max(_newest_checkpoint(workdir), stored["steps"] if has_results else 0)
+    flag = f"--steps={given['steps']} --schedule={given['schedule']}"
+    if given["steps"] < done:
+        raise InputError(f"{flag}: the run in {workdir} has taken {done} steps; expected as many or more")
+    changed = {**stored, **{name: given[name] for name in MAY_CHANGE}}
+    if not np.array_equal(_rates(stored, done), _rates(changed, done)):
+        raise InputError(
+            f"{flag}: the {done} steps that the run in {workdir} has taken would have had other learning rates, since "
+            f"those of --schedule={stored.get('schedule')} depend on --steps={stored['steps']}; expected --steps="
+            f"{stored['steps']}, or a new workdir; a run with --schedule=constant can be given more steps"
+        )
+    return changed
+
+
+def _rates(values: Mapping[str, Any], steps: int) -> np.ndarray:
+    """Learning rates of the first ``steps`` steps."""
+    peak, warmup, kind = values["learning_rate"], values.get("warmup_steps"), values.get("schedule", "cosine")
+    return np.asarray(learning_rate_schedule(peak, values["steps"], warmup, kind)(np.arange(steps)))
+
+
+def _newest_checkpoint(workdir: Path) -> int:
+    """The largest step of all models' and seeds' checkpoints; 0 where there is none."""
+    found = [path for depth in ("*", "*/*") for path in workdir.glob(f"{depth}/{CHECKPOINTS}/*")]
+    return max((int(path.name) for path in found if path.name.isdecimal()), default=0)

@@ -1,0 +1,98 @@
+"""Paths as users write them, a directory that one process owns, and what the system says when a write fails."""
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import logging
+
+from nl_jax.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # not a Unix system
+    fcntl = None  # type: ignore[assignment]
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # two letters at least: C:/ is a drive; Path makes gs://a to gs:/a
+_OS_ERROR_CODE = re.compile(r"os_error_code='(\d+)'")  # how TensorStore names what the system said
+_held: dict[tuple[int, int], int] = {}  # how often this process holds a lock, by device and inode of its file
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """A path on this machine, with ``~`` and ``~name`` expanded; a relative one stays relative.
+
+    Raises:
+      InputError: for a URL such as ``gs://bucket/run``, an empty path, or an unknown user.
+    """
+    text = os.fspath(path)
+    if _URL.match(text):
+        scheme = text.partition(":")[0]
+        raise InputError(
+            f"path {text!r}: expected a path on this machine; a {scheme}:// URL is not read or written, but a bucket "
+            "can be mounted as a directory, for example by gcsfuse"
+        )
+    if not text or "\0" in text:
+        raise InputError(f"path {text!r}: expected the path of a file or directory")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"path {text!r}: there is no such user") from error
+
+
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Holds the lock of a file, which is made if need be and stays; it names the process that holds it.
+
+    The lock ends with the process, however that ends. A process that holds it may take it again. Where the file system
+    has no locks, a warning says so.
+
+    Raises:
+      InputError: another process holds it; the message names it.
+      OSError: the file cannot be made.
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    status = os.fstat(descriptor)
+    key = status.st_dev, status.st_ino
+    try:
+        if not _held.get(key) and _take(descriptor, file):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+        _held[key] = _held.get(key, 0) + 1
+        try:
+            yield
+        finally:
+            _held[key] -= 1
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, file: Path) -> bool:
+    """Whether the file is locked now; False where the file system cannot. `InputError` where another process has it."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = os.pread(descriptor, 300, 0).decode(errors="replace").split()
+        process = f"process {owner[0]}" if owner else "another process"
+        host = f" on {owner[1]}" if len(owner) > 1 and owner[1] != socket.gethostname() else ""
+        raise InputError(
+            f"{file.parent}: {process}{host} is writing there; expected a directory that no other process uses"
+        ) from error
+    except OSError as error:
+        logging.warning("%s: cannot be locked (%s); nothing keeps two runs from writing there", file, error.strerror)
+        return False
+    return True
+
+
+def reason(error: BaseException) -> str:
+    """Why a library could not write, in a few words: what the system said, where the message has its error code."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    code = _OS_ERROR_CODE.search(str(error))
+    if code:
+        return os.strerror(int(code[1]))
+    return f"{type(error).__name__}: {error}".splitlines()[0][:120]
