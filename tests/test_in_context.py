@@ -11,8 +11,9 @@ from flax import nnx
 
 from nl_jax import InputError
 from nl_jax.models import LanguageModel, LanguageModelConfig
-from nl_jax.models.in_context import learning_schedule, own_blocks, read_and_learn, with_levels
+from nl_jax.models.in_context import initial_state, learning_schedule, own_blocks, read_and_learn, with_levels
 from nl_jax.modules import ContinuumMemory
+from nl_jax.training import TrainState, train_step
 
 VARIANTS = ("sequential", "nested", "independent")
 PERIODS = (4, 8, 16)
@@ -214,6 +215,46 @@ def test_huge_rates_stay_finite():
     tokens, targets = text(128)
     logits, state = jax.jit(functools.partial(read_and_learn, model))(tokens, targets)
     assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves((logits, state)))
+
+
+@pytest.mark.parametrize(("regime", "mixer"), [("meta", "delta_net"), ("online", "attention")])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_states_keep_their_dtypes(variant, regime, mixer):
+    """Of a model in bfloat16, whose loss and weights in context are float32."""
+    tokens, targets = text(8)
+    model = make(variant, regime, mixer, periods=(4, 8), num_layers=1)
+    model = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
+    batch, optimizer = {"inputs": tokens, "targets": targets, "mask": jnp.ones(tokens.shape)}, optax.adam(1e-3)
+    state = jax.eval_shape(lambda m: TrainState(m, optimizer.init(m)), model)
+    new, outputs = jax.eval_shape(functools.partial(train_step, optimizer), state, batch)
+    assert shapes(new.model) == shapes(state.model)
+    assert outputs["loss"].dtype == jnp.float32
+    before = jax.eval_shape(lambda m: initial_state(m, 2), model)
+    _, after = jax.eval_shape(read_and_learn, model, tokens, targets, None, before)
+    assert shapes(after) == shapes(before)
+    assert all(x.dtype in (jnp.float32, jnp.int32) for x in jax.tree.leaves(after.levels["cms_1"]))
+
+
+def shapes(tree):
+    return jax.tree.map(lambda x: (x.shape, jnp.dtype(x.dtype)), jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_states_can_be_donated(variant):
+    tokens, targets = text(4)
+    model = make(variant, mixer="linear_attention", periods=(4, 8), num_layers=1)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def advance(state):
+        return learning_schedule(model, 2).step(state, (tokens, targets, jnp.ones(tokens.shape)))[0]
+
+    state = initial_state(model, 2)
+    for _ in range(3):  # past the end of a context, where a nested level starts anew
+        state = advance(state)
+    for regime in ("meta", "online"):
+        fresh = initial_state(make(variant, regime, "linear_attention", periods=(4, 8), num_layers=1), 2)
+        buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(fresh) if x.size]
+        assert len(set(buffers)) == len(buffers)
 
 
 def test_independent_levels_are_summed_with_weights():

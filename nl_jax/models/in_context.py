@@ -3,7 +3,8 @@
 Text comes in chunks of the shortest period. A chunk is read with the weights that its predecessors have left; then its
 own next-token loss gives, by one backward pass, the gradient of every block, summed until the block is due (Eq. 71).
 So what a token is answered with never depends on later tokens. Every sequence has weights of its own, which start at
-the model's. All of it is one ``nl_jax.Schedule``, a chunk a step:
+the model's and are float32 (or wider) whatever dtype the model computes in. All of it is one ``nl_jax.Schedule``, a
+chunk a step:
 
 ``mixers``   period 1: the state of the sequence mixers;
 ``cms_ℓ``    block ℓ of every layer: its weights, moved by an optax transformation once a period.
@@ -24,6 +25,7 @@ from jaxtyping import Array, Float, Int
 
 from nl_jax.levels import Level, from_optax
 from nl_jax.modules import FeedForward
+from nl_jax.optim import clip_by_norm, smooth_norm
 from nl_jax.schedule import Schedule, ScheduleState
 
 Weights = Any  # of a level: a FeedForward [layers, batch, ...]; nested ones also hold what faster ones start from
@@ -41,16 +43,17 @@ def learning_schedule(
       model: a ``LanguageModel`` whose ``cms_regime`` is "online" or "meta".
       batch_size: sequences.
       optimizers: of each level, for one sequence's weights; by default the gradient, cut to the length 1, times the
-        level's learning rate ``exp(model.cms_log_rate[ℓ])``.
+        level's learning rate ``exp(model.cms_log_rate[ℓ])``. In the ``meta`` regime updates are differentiated, also at
+        a gradient of zero (a chunk without targets): use ``nl_jax.optim.clip_by_norm``, and ``eps_root`` of Adam.
 
     Raises:
       ValueError: for periods that the shortest does not divide, or that the nested variant cannot nest.
     """
-    config, rates = model.config, jnp.exp(model.cms_log_rate[...])
+    config, rates = model.config, jnp.exp(_wide(model.cms_log_rate[...]))
     periods, nested = config.cms_periods, config.cms_variant == "nested"
     chunk = min(periods)
     if optimizers is None:
-        optimizers = [optax.chain(optax.clip_by_global_norm(1.0), optax.scale(-rate)) for rate in rates]
+        optimizers = [optax.chain(clip_by_norm(1.0), optax.scale(-rate)) for rate in rates]
     own = [_of_each_sequence(level, batch_size) for level in model.blocks.cms.levels]
     slower = sorted(range(len(periods)), key=lambda i: periods[i])  # the fastest first
     levels = [
@@ -69,7 +72,8 @@ def learning_schedule(
         found: dict[int, Weights] = {}
         start: Weights = None
         for i in slower:
-            found[i] = start = {"own": blocks[i], "start": start} if nested and found else blocks[i]
+            # a copy, so that no buffer is in the state twice and it can be donated
+            found[i] = start = {"own": blocks[i], "start": _copy(start)} if nested and found else blocks[i]
         return found
 
     for i, weights in with_starts(own).items():
@@ -90,12 +94,14 @@ def learning_schedule(
         def loss(blocks, mixers):
             logits, mixers = with_levels(model, blocks)(tokens, mixers, at_boundary=True)
             nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+            # a state keeps its dtypes, whatever the model computes in
+            mixers = jax.tree.map(lambda new, old: new.astype(old.dtype), mixers, memories)
             return jnp.sum(nats * mask), (logits, mixers)
 
         # in pre-training what lies inside a chunk is computed again, only the states between chunks are kept
         gradients, (logits, mixers) = jax.checkpoint(jax.grad(loss, has_aux=True))(blocks, memories)
-        surprise = {f"cms_{i}": optax.tree.norm(gradient) for i, gradient in enumerate(gradients)}
-        surprise["mixers"] = optax.tree.norm(jax.tree.map(jnp.subtract, learned(mixers), learned(memories)))
+        surprise = {f"cms_{i}": smooth_norm(gradient) for i, gradient in enumerate(gradients)}
+        surprise["mixers"] = smooth_norm(jax.tree.map(jnp.subtract, learned(mixers), learned(memories)))
         if config.cms_regime == "online":
             gradients = jax.lax.stop_gradient(gradients)
         contexts = {f"cms_{i}": gradient for i, gradient in with_starts(gradients).items()}
@@ -162,16 +168,26 @@ def own_blocks(weights: Sequence[Weights]) -> list[FeedForward]:
 
 
 def with_levels(model: Any, levels: Sequence[FeedForward]) -> Any:
-    """The model with these blocks in its continuum memory."""
+    """The model with these blocks in its continuum memory, in the dtypes of its own."""
     leaves, structure = jax.tree.flatten(model)
     copy = jax.tree.unflatten(structure, leaves)
-    copy.blocks.cms.levels = nnx.List(levels)
+    own = model.blocks.cms.levels
+    cast = [jax.tree.map(lambda new, old: new.astype(old.dtype), *pair) for pair in zip(levels, own, strict=True)]
+    copy.blocks.cms.levels = nnx.List(cast)
     return copy
 
 
 def _of_each_sequence(level: FeedForward, batch_size: int) -> FeedForward:
-    """[layers, ...] -> [layers, batch, ...]"""
-    return jax.tree.map(lambda w: jnp.broadcast_to(w[:, None], (len(w), batch_size, *w.shape[1:])), level)
+    """[layers, ...] -> [layers, batch, ...], in float32 or wider: small steps would be lost in bfloat16."""
+    return jax.tree.map(lambda w: jnp.broadcast_to(_wide(w)[:, None], (len(w), batch_size, *w.shape[1:])), level)
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
 
 
 def _per_sequence(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -186,4 +202,4 @@ def _started_by(level: Level, slow: str) -> Level:
     """The level, started anew from what a slower nested one holds for it (Eq. 72)."""
     start = level.start
     assert start is not None
-    return replace(level, starts_from=slow, start=lambda answer: start(answer["start"]))
+    return replace(level, starts_from=slow, start=lambda answer: start(_copy(answer["start"])))
