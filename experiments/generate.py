@@ -3,7 +3,7 @@
     python -m experiments.generate --workdir=runs/first --prompt="def "
 
 The newest checkpoint is used, so this works while the training still runs. The model reads each token once: its memory
-is carried from token to token as state.
+is carried from token to token as state. One whose continuum memory learns in context goes on learning.
 """
 
 import itertools
@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax import nnx
-from jaxtyping import Int
 
 from experiments import language_model, launcher
 from nl_jax import InputError
 from nl_jax.data import Tokenizer, load_tokenizer
 from nl_jax.models import LanguageModel, LanguageModelConfig
-from nl_jax.models.sampling import next_token
+from nl_jax.models.sampling import sample
 from nl_jax.training import restore_newest
 from nl_jax.training.loop import CHECKPOINTS
 
@@ -61,7 +59,11 @@ def generate(values: flags.FlagValues) -> None:
     model = restore(directory / CHECKPOINTS, config)
 
     ids, _ = tokenizer.encode(prompt)
-    tokens = sample(model, np.append(tokenizer.separator_id, ids), values.num_tokens, values.temperature, values.seed)
+    options = {"num_tokens": values.num_tokens, "temperature": values.temperature, "seed": values.seed}
+    try:
+        tokens = sample(model, np.append(tokenizer.separator_id, ids), **options)
+    except ValueError as error:  # the tokenizer's tokens are not this model's
+        raise InputError(f"--prompt: {error}") from error
     print(values.prompt, end="", flush=True)
     for text in decode_stream(tokenizer, itertools.takewhile(lambda token: token != tokenizer.separator_id, tokens)):
         print(text, end="", flush=True)
@@ -100,16 +102,6 @@ def restore(directory: Path, config: dict[str, Any]) -> LanguageModel:
     if checkpoint is None:
         raise InputError(f"{directory}: no checkpoint yet; expected one of experiments.language_model")
     return checkpoint.items["model"]
-
-
-def sample(
-    model: LanguageModel, prompt: Int[np.ndarray, "T"], num_tokens: int, temperature: float, seed: int
-) -> Iterator[int]:
-    """Yields `num_tokens` ids that follow those of `prompt`, at least one, from the start of a text."""
-    tokens, state = jnp.asarray(prompt, jnp.int32)[None], None
-    for key in jax.random.split(jax.random.key(seed), num_tokens):
-        tokens, state = next_token(model, tokens, state, key, jnp.float32(temperature))
-        yield int(tokens[0, 0])
 
 
 def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:

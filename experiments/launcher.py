@@ -16,8 +16,8 @@ from typing import Any
 import jax
 from absl import flags
 
-from nl_jax import InputError
-from nl_jax.training import TrainingDiverged, TrainingInterrupted
+from nl_jax import Diverged, InputError
+from nl_jax.training import TrainingInterrupted
 from nl_jax.training.metrics import METRICS, write_atomically
 
 CONFIG = "config.json"
@@ -54,7 +54,7 @@ def run(
         body(values)
     except (flags.Error, InputError, OSError) as error:
         return _fail(error, 2)
-    except TrainingDiverged as error:
+    except Diverged as error:
         return _fail(error, 1)
     except TrainingInterrupted as error:
         return _fail(f"{error}; the same command goes on from there", 128 + error.signum)

@@ -1,4 +1,4 @@
-"""The one error that stands for bad input from outside: data, flags, files, checkpoints."""
+"""The errors that callers are to tell apart: bad input from outside, and learning that stopped being finite."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,16 @@ class InputError(ValueError):
     Launchers print the message without a traceback and end with exit code 2; a library user
     catches it as a ``ValueError``.
     """
+
+
+class Diverged(ArithmeticError):
+    """Something that learns stopped being finite; the message says what and where. Launchers end with exit code 1.
+
+    Attributes:
+      level: name of the level that diverged, where it is known.
+      position: tokens learned before, where a text is read; the learner that is kept is the one of that position.
+    """
+
+    def __init__(self, message: str, *, level: str | None = None, position: int | None = None):
+        super().__init__(message)
+        self.level, self.position = level, position
