@@ -170,6 +170,23 @@ def test_a_stream_in_bfloat16(model):
     assert not same(states(narrow), states(Stream(narrow.model)))
 
 
+@pytest.mark.slow
+def test_a_nested_level_that_is_frozen_still_follows_the_text(tmp_path):
+    model = make("linear_attention", cms_variant="nested", cms_regime="meta", num_layers=1)
+    stream, frozen = Stream(model), Stream(model, frozen=["cms_1"])
+    for one in (stream, frozen):
+        one.feed(TOKENS[:30])
+    before, after, learned = (states(one).levels["cms_1"] for one in (Stream(model), frozen, stream))
+    assert same((before.params, before.optimizer), (after.params, after.optimizer))
+    assert not same(before.params, learned.params)
+    assert not same(before.mixers, after.mixers)
+    assert same(states(frozen).pending["cms_1"], states(stream).pending["cms_1"])
+    stream.save(tmp_path / "saved")
+    again = Stream.load(tmp_path / "saved", model)
+    assert again.feed(TOKENS[30:]) == stream.feed(TOKENS[30:])
+    assert same(states(again), states(stream))
+
+
 def test_a_launcher_ends_with_1_where_learning_diverges(capsys):
     def body(values):
         raise Diverged("level 'cms_0' diverged", level="cms_0", position=4)

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Int
 
 from nl_jax.errors import Diverged
-from nl_jax.models.in_context import learning_schedule
+from nl_jax.models.in_context import NestedLearner, learning_schedule
 from nl_jax.schedule import ScheduleState
 
 
@@ -55,7 +55,8 @@ def step(model: Any, tokens: Array, targets: Array, state: ScheduleState, frozen
 def replace_level(state: ScheduleState, source: ScheduleState, name: str) -> ScheduleState:
     """``state`` with one level, and what waits for its next update, of ``source``.
 
-    Of the mixers' only what they have learned: their convolution and position go with the text.
+    Of the mixers' only what they have learned: their convolution and position go with the text, as does what a nested
+    level keeps of it.
 
     Raises:
       ValueError: for the mixers where they are attention.
@@ -66,6 +67,9 @@ def replace_level(state: ScheduleState, source: ScheduleState, name: str) -> Sch
             raise ValueError("level 'mixers': attention keeps tokens and learns nothing that could be set back")
         memories = own._replace(change=other.change, momentum=other.momentum, boundary=other.boundary)
         return state._replace(levels=state.levels | {name: memories})
+    if isinstance(state.levels[name], NestedLearner):  # the text of its period goes on
+        level = source.levels[name]._replace(mixers=state.levels[name].mixers)
+        return state._replace(levels=state.levels | {name: level})
     pending = {name: source.pending[name]} if name in source.pending else {}
     return state._replace(levels=state.levels | {name: source.levels[name]}, pending=state.pending | pending)
 
