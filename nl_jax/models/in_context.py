@@ -190,7 +190,8 @@ class _Maker:
             level = from_optax(f"cms_{i}", self.optimizers[i], weights, period=self.steps(i), objective="next token")
             begin = level.start
             assert begin is not None
-            level = replace(level, start=lambda answer: begin(_copy(answer["start"])))
+            if self.nested and i != self.order[-1]:
+                level = replace(level, start=lambda answer: begin(_copy(answer["start"])))
         return replace(level, starts_from=f"cms_{slower[0]}") if self.nested and slower else level
 
     def exact_level(self, i: int, weights: Weights, slower: list[int], fixed: Mapping[int, FeedForward]) -> Level:
