@@ -19,8 +19,8 @@ import traceback
 import jax
 from absl import flags
 
-from nl_jax import InputError
-from nl_jax.training import TrainingDiverged, TrainingInterrupted
+from nl_jax import Diverged, InputError
+from nl_jax.training import TrainingInterrupted
 
 DIVERGED, BAD_INPUT, REFUSED, FAULT = 1, 2, 3, 4
 READER_GONE = 128 + 13  # as after SIGPIPE, which not every system has
@@ -33,7 +33,7 @@ def code_and_line(error: BaseException) -> tuple[int, str]:
     match error:
         case flags.Error() | InputError():
             return BAD_INPUT, str(error)
-        case TrainingDiverged():
+        case Diverged():
             return DIVERGED, str(error)
         case TrainingInterrupted():
             return 128 + error.signum, f"{error}; the same command goes on from there"

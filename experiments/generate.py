@@ -3,28 +3,24 @@
     python -m experiments.generate --workdir=runs/first --prompt="def "
 
 The newest checkpoint is used, so this works while the training still runs. The model reads each token once: its memory
-is carried from token to token as state.
+is carried from token to token as state. One whose continuum memory learns in context goes on learning.
 """
 
 import itertools
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 from flax import nnx
-from jaxtyping import Int
 
 from experiments import language_model, launcher
 from experiments.path_flags import define_path
 from nl_jax import InputError
 from nl_jax.data import Tokenizer, decode_stream, load_tokenizer
 from nl_jax.models import LanguageModel, LanguageModelConfig
-from nl_jax.models.sampling import next_token
+from nl_jax.models.sampling import sample
 from nl_jax.training import restore_newest
 from nl_jax.training.loop import CHECKPOINTS
 
@@ -66,9 +62,13 @@ def generate(values: flags.FlagValues) -> None:
     directory, config, tokenizer = chosen_model(values)
     model = restore(directory / CHECKPOINTS, config)
 
-    ids = tokenizer.encode(prompt)[0].tolist()
-    read = np.array([tokenizer.separator_id, *ids])
-    tokens = sample(model, read, values.num_tokens, values.temperature, values.seed)
+    ids, _ = tokenizer.encode(prompt)
+    read = [tokenizer.separator_id, *ids.tolist()]
+    options = {"num_tokens": values.num_tokens, "temperature": values.temperature, "seed": values.seed}
+    try:
+        tokens = sample(model, read, **options)
+    except ValueError as error:  # the tokenizer's tokens are not this model's
+        raise InputError(f"--prompt: {error}") from error
     print(values.prompt, end="", flush=True)
     document = itertools.takewhile(lambda token: token != tokenizer.separator_id, tokens)
     for text in decode_stream(tokenizer, document, context=ids):
@@ -118,16 +118,6 @@ def restore(directory: Path, config: dict[str, Any]) -> LanguageModel:
     if checkpoint is None:
         raise InputError(f"{directory}: no checkpoint yet; expected one of experiments.language_model")
     return checkpoint.items["model"]
-
-
-def sample(
-    model: LanguageModel, prompt: Int[np.ndarray, "T"], num_tokens: int, temperature: float, seed: int
-) -> Iterator[int]:
-    """Yields `num_tokens` ids that follow those of `prompt`, at least one, from the start of a text."""
-    tokens, state = jnp.asarray(prompt, jnp.int32)[None], None
-    for key in jax.random.split(jax.random.key(seed), num_tokens):
-        tokens, state = next_token(model, tokens, state, key, jnp.float32(temperature))
-        yield int(tokens[0, 0])
 
 
 if __name__ == "__main__":

@@ -20,19 +20,22 @@ accuracy against steps), results.json (final figures), and MODEL/seed_N/tensorbo
 """
 
 import functools
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from experiments import launcher, tasks
 from experiments.tasks import VALIDATION_SEED
-from nl_jax import InputError
+from nl_jax import Diverged, InputError
 from nl_jax.data import recall_batch
-from nl_jax.models import MODEL_NAMES
+from nl_jax.models import MODEL_NAMES, read
+from nl_jax.models.reading import start
 from nl_jax.training import accuracy
 from nl_jax.training.metrics import ACCURACY
 
@@ -84,13 +87,16 @@ def score(model: Any, validation: Sequence[tasks.Batch], mesh: jax.sharding.Mesh
 
 
 @jax.jit
-def _read(model: Any, tokens: Any, state: Any) -> Any:
-    return model(tokens, state)[1]
+def _read(model: Any, tokens: Any, targets: Any, mask: Any, state: Any) -> Any:
+    return read(model, tokens, state, targets=targets, mask=mask)[1]
 
 
 @jax.jit
-def _answers(model: Any, tokens: Any, state: Any) -> Any:
-    return jax.numpy.argmax(model(tokens, state)[0], axis=-1)
+def _count_right(model: Any, rows: Any, state: Any) -> Any:
+    """Right answers; NaN where logits are not finite."""
+    logits, _ = read(model, rows["inputs"], state, targets=rows["targets"], mask=rows["mask"])
+    right = jnp.sum((jnp.argmax(logits, axis=-1) == rows["targets"]) * rows["mask"])
+    return jnp.where(jnp.all(jnp.isfinite(logits)), right, jnp.nan)
 
 
 def after_other_text(values: flags.FlagValues, model: Any, mesh: jax.sharding.Mesh) -> dict[str, Any]:
@@ -102,14 +108,18 @@ def after_other_text(values: flags.FlagValues, model: Any, mesh: jax.sharding.Me
     for length in map(int, values.other_text):
         random = np.random.default_rng((VALIDATION_SEED, length))
         text = random.integers(1, values.vocab_size, (STREAMS, length), dtype=np.int32)
-        state = model.init_state(STREAMS)
-        for start in range(0, length, PART):
-            state = _read(model, text[:, start : start + PART], state)
+        following, known = np.roll(text, -1, axis=1), np.ones(text.shape, np.float32)
+        known[:, -1] = 0.0  # nothing follows the last symbol
+        state = start(model, STREAMS)
+        for first in range(0, length, PART):
+            part = slice(first, first + PART)
+            state = _read(model, text[:, part], following[:, part], known[:, part], state)
         right = 0.0
-        for start in range(0, count, STREAMS):
-            rows = {key: array[start : start + STREAMS] for key, array in sequences.items()}
-            answers = np.asarray(_answers(model, rows["inputs"], state))
-            right += float(np.sum((answers == rows["targets"]) * rows["mask"]))
+        for first in range(0, count, STREAMS):
+            rows = {key: array[first : first + STREAMS] for key, array in sequences.items()}
+            right += float(_count_right(model, rows, state))
+        if math.isnan(right):
+            raise Diverged(f"the model's logits after {length} tokens of other text are not finite", position=length)
         figures[f"accuracy_after_{length}"] = right / float(sequences["mask"].sum())
     return figures
 

@@ -53,6 +53,7 @@ from nl_jax.data import (
     fingerprint,
 )
 from nl_jax.models import LanguageModel, LanguageModelConfig
+from nl_jax.models.chunk import diverged_levels
 from nl_jax.models.in_context import initial_state, read_and_learn, with_learned
 from nl_jax.training import TrainingDiverged, progress_bar
 from nl_jax.training.metrics import METRICS, plot_band, save_figure
@@ -209,7 +210,7 @@ def read_streams(
       name: of the progress bar.
 
     Raises:
-      TrainingDiverged: where the bits stop being finite.
+      TrainingDiverged: where the bits stop being finite; it names the levels that have.
     """
     batch, time = streams.shape
     targets = streams.astype(np.int32)
@@ -227,7 +228,9 @@ def read_streams(
             state, nats = step(model, state, tokens[:, piece], targets[:, piece])
             bits.append(np.asarray(nats, np.float64) / math.log(2))
             if not np.isfinite(bits[-1]).all():
-                raise TrainingDiverged(f"{name}: not finite between bytes {start:,} and {start + call:,}")
+                levels = diverged_levels(state) if step is _learn else []
+                which = f" (level {', '.join(levels)})" if levels else ""
+                raise TrainingDiverged(f"{name}: not finite between bytes {start:,} and {start + call:,}{which}")
             bar.update()
     return np.concatenate(bits, axis=1)
 

@@ -31,6 +31,7 @@ from nl_jax.training import (
     plot_accuracy,
     progress_bar,
 )
+from nl_jax.training.loop import check_finite
 from nl_jax.training.metrics import ACCURACY_FIGURE, METRICS
 
 VALIDATION_SEED = 2**31 - 1  # no training seed
@@ -192,6 +193,7 @@ def train_seed(
             seconds += time.perf_counter() - started
             if step == values.steps or step % values.eval_every == 0:
                 scores.append(score(state.model))
+                check_finite(run, step, scores[-1], "the model after its last update")
                 row |= scores[-1]
                 if task.solved(scores[-1]) and steps_to_goal is None:
                     steps_to_goal = step

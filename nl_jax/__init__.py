@@ -1,10 +1,10 @@
 """Nested Learning in JAX and Flax (Behrouz et al., arXiv 2512.24695)."""
 
 from nl_jax._xla import disable_faulty_fusions
-from nl_jax.errors import InputError, StorageError
+from nl_jax.errors import Diverged, InputError, StorageError
 from nl_jax.levels import Level
 from nl_jax.schedule import Schedule
 
 disable_faulty_fusions()  # none of the imports above asks for devices
 
-__all__ = ["InputError", "Level", "Schedule", "StorageError"]
+__all__ = ["Diverged", "InputError", "Level", "Schedule", "StorageError"]

@@ -305,7 +305,7 @@ def test_sampling_with_state_is_what_the_whole_text_gives(finished):
     config = json.loads((finished[0] / "config.json").read_text())["models"]["hope"]
     model = generate.restore(finished[0] / "hope/checkpoints", config)
     prompt = np.arange(97, 117)
-    ids = list(generate.sample(model, prompt, 6, temperature=0.0, seed=0))
+    ids = list(generate.sample(model, prompt, num_tokens=6, temperature=0.0, seed=0))
     logits, _ = model(np.concatenate([prompt, ids])[None, :-1].astype(np.int32))
     predictions = logits[0, len(prompt) - 1 :]
     np.testing.assert_allclose(predictions[np.arange(6), ids], predictions.max(-1), atol=1e-3)

@@ -10,16 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from absl.flags import FlagValues
 from flax import nnx
 from launcher_cases import small_files
 
 from experiments import language_model
+from experiments import launcher as experiments_launcher
 from experiments import stream as launcher
-from nl_jax import InputError, StorageError
-from nl_jax.models import LanguageModel, LanguageModelConfig
+from nl_jax import Diverged, InputError, StorageError
+from nl_jax.models import LanguageModel, LanguageModelConfig, chunk
 from nl_jax.models.in_context import read_and_learn
 from nl_jax.streaming import Stream
-from nl_jax.streaming.stream import _learn_chunk
 
 TOKENS = np.random.default_rng(0).integers(0, 11, 60)
 
@@ -64,10 +65,10 @@ def test_feeding_is_reading_and_learning_however_cut(model):
 
 def test_one_program_for_all_chunks_of_a_restored_model():
     model = jax.device_put(make(width=4), jax.sharding.SingleDeviceSharding(jax.devices()[0]))  # as checkpoints give it
-    before = _learn_chunk._cache_size()
+    before = chunk.step._cache_size()
     Stream(model).feed(TOKENS)
     Stream(model).feed(TOKENS)
-    assert _learn_chunk._cache_size() == before + 1
+    assert chunk.step._cache_size() == before + 1
 
 
 def test_a_saved_stream_is_the_same_learner(model, tmp_path):
@@ -215,6 +216,74 @@ def test_generate_leaves_the_stream_as_it_is(model):
     assert likeliest == int(jnp.argmax(logits[0, 21]))
 
 
+@pytest.mark.parametrize("level", ["cms_0", "cms_1"])
+def test_divergence_is_named_and_the_last_good_state_kept(model, level):
+    bad = jax.tree.map(jnp.copy, model)
+    bad.cms_log_rate[...] = bad.cms_log_rate[...].at[int(level[-1])].set(1e3)  # its first update is infinite
+    stream = Stream(bad)
+    chunks = {"cms_0": 0, "cms_1": 1}[level]  # before that update
+    with pytest.raises(Diverged, match=f"level '{level}' diverged in tokens {4 * chunks} to") as error:
+        stream.feed(TOKENS[:22])
+    assert (error.value.level, error.value.position) == (level, 4 * chunks)
+    assert (stream.position, stream.waiting) == (4 * chunks, 22 - 4 * chunks)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(states(stream)))
+    with pytest.raises(Diverged):
+        stream.feed([])
+    with pytest.raises(Diverged):
+        stream.generate([], num_tokens=1)
+    stream.freeze(level)
+    fed = stream.feed([])
+    assert (fed.tokens, stream.position) == (20 - 4 * chunks, 20)
+    assert math.isfinite(fed.loss)
+
+
+@pytest.mark.parametrize("level", ["mixers", "cms_0", "cms_1"])
+def test_the_level_that_was_not_finite_before_is_named(model, level):
+    stream = Stream(model)
+    stream.feed(TOKENS[:9])
+    state, waiting = stream.snapshot()
+    spoilt = jax.tree.map(lambda x: x * jnp.nan if x.dtype == jnp.float32 else x, state)
+    stream.rollback((spoilt, waiting), level)
+    with pytest.raises(Diverged, match=f"level '{level}' diverged in tokens 8 to 11"):
+        stream.feed(TOKENS[9:20])
+    stream.rollback((state, waiting), level)
+    assert math.isfinite(stream.feed([]).loss)
+
+
+def test_a_stream_in_bfloat16(model):
+    narrow, wide = Stream(jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)), Stream(model)
+    before = [x.dtype for x in jax.tree.leaves(narrow.snapshot()[0])]
+    found, expected = narrow.feed(TOKENS), wide.feed(TOKENS)
+    assert found.loss == pytest.approx(expected.loss, rel=0.02)
+    assert [x.dtype for x in jax.tree.leaves(narrow.snapshot()[0])] == before
+    assert not same(states(narrow), states(Stream(narrow.model)))
+
+
+@pytest.mark.slow
+def test_a_nested_level_that_is_frozen_still_follows_the_text(tmp_path):
+    model = make("linear_attention", cms_variant="nested", cms_regime="meta", num_layers=1)
+    stream, frozen = Stream(model), Stream(model, frozen=["cms_1"])
+    for one in (stream, frozen):
+        one.feed(TOKENS[:30])
+    before, after, learned = (states(one).levels["cms_1"] for one in (Stream(model), frozen, stream))
+    assert same((before.params, before.optimizer), (after.params, after.optimizer))
+    assert not same(before.params, learned.params)
+    assert not same(before.mixers, after.mixers)
+    assert same(states(frozen).pending["cms_1"], states(stream).pending["cms_1"])
+    stream.save(tmp_path / "saved")
+    again = Stream.load(tmp_path / "saved", model)
+    assert again.feed(TOKENS[30:]) == stream.feed(TOKENS[30:])
+    assert same(states(again), states(stream))
+
+
+def test_a_launcher_ends_with_1_where_learning_diverges(capsys):
+    def body(values):
+        raise Diverged("level 'cms_0' diverged", level="cms_0", position=4)
+
+    assert experiments_launcher.run(body, FlagValues(), None, ["x"]) == 1
+    assert capsys.readouterr().err == "error: level 'cms_0' diverged\n"
+
+
 def test_bad_input(model):
     with pytest.raises(ValueError, match="cms_regime='outer'"):
         Stream(make(cms_regime="outer"))
@@ -222,10 +291,14 @@ def test_bad_input(model):
         Stream(model).reset("cms_7")
     with pytest.raises(ValueError, match="level 'mixers': attention"):
         Stream(make(mixer="attention")).freeze("mixers")
+    stream = Stream(model)
     with pytest.raises(ValueError, match="token 11: expected 0 to 10"):
-        Stream(model).feed([11])
+        stream.feed([1, 11])
+    with pytest.raises(ValueError, match=r"token 1\.5: expected an integer"):
+        stream.feed([1.5])
+    assert stream.waiting == 0
     with pytest.raises(ValueError, match="expected a token"):
-        Stream(model).generate()
+        stream.generate()
 
 
 @pytest.mark.slow

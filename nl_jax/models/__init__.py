@@ -2,6 +2,7 @@
 
 from nl_jax.models.configs import MODEL_NAMES, PRESETS, count_parameters, named_config
 from nl_jax.models.language_model import LanguageModel, LanguageModelConfig
+from nl_jax.models.reading import read
 from nl_jax.models.vision_transformer import VisionTransformer
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "VisionTransformer",
     "count_parameters",
     "named_config",
+    "read",
 ]

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from nl_jax.modules.layers import keep_products, linear
 
-VARIANTS = ("sequential", "nested", "independent")
+VARIANTS = ("sequential", "nested", "nested_first_order", "independent")
 
 
 class FeedForward(nnx.Module):
@@ -50,6 +50,7 @@ class ContinuumMemory(nnx.Module):
       hidden: of each block.
       periods: time between two updates of each block, in the order of the chain.
       variant: "sequential" (Eq. 73) and "nested" (Eq. 72) are chains, which differ in how they learn in context;
+        "nested_first_order" is "nested" whose slow levels take first-order gradients of where faster ones start;
         "independent" (Eq. 74) blocks see the same input, and a learned weighted sum combines them.
     """
 

@@ -53,17 +53,19 @@ class CausalConv(nnx.Module):
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (self.width, channels)) / self.width**0.5)
 
     def init_state(self, batch_size: int) -> Float[Array, "batch 3 channels"]:
-        """The inputs before the first: zeros."""
-        return jnp.zeros((batch_size, self.width - 1, self.kernel[...].shape[-1]))
+        """The inputs before the first: zeros, in float32, or the kernel's dtype where that is wider."""
+        kernel = self.kernel[...]
+        wide = jnp.promote_types(kernel.dtype, jnp.float32)
+        return jnp.zeros((batch_size, self.width - 1, kernel.shape[-1]), wide)
 
     def __call__(
         self, x: Float[Array, "batch time channels"], state: Float[Array, "batch 3 channels"]
     ) -> tuple[Float[Array, "batch time channels"], Float[Array, "batch 3 channels"]]:
-        """Convolved x, and the last three inputs."""
+        """Convolved x, and the last three inputs, in the dtype of the state."""
         time = x.shape[1]
         padded = jnp.concatenate([state.astype(x.dtype), x], axis=1)
         taps = [self.kernel[...][i] * padded[:, i : i + time] for i in range(self.width)]
-        return taps[0] + taps[1] + taps[2] + taps[3], padded[:, time:]
+        return taps[0] + taps[1] + taps[2] + taps[3], padded[:, time:].astype(state.dtype)
 
 
 def start_as_induction(query: Linear, key: Linear, conv: CausalConv) -> None:

@@ -1,7 +1,7 @@
 """Optax transformations: optimizers as memories of gradients.
 
-All factories but `multi_frequency` return a `bounded` transformation. With ``optax.inject_hyperparams``, arguments that
-are functions or integers are ``static_args``, as in optax.
+All factories but `multi_frequency` and `clip_by_norm` return a `bounded` transformation. With
+``optax.inject_hyperparams``, arguments that are functions or integers are ``static_args``, as in optax.
 """
 
 from nl_jax.optim.bounded import bounded
@@ -12,6 +12,7 @@ from nl_jax.optim.classical_memories import (
     muon_memories,
     rmsprop_memories,
 )
+from nl_jax.optim.clip import clip_by_norm, smooth_norm
 from nl_jax.optim.deep_momentum import deep_momentum, scale_by_deep_momentum
 from nl_jax.optim.delta_momentum import delta_momentum, scale_by_delta_momentum
 from nl_jax.optim.dgd import DeltaDense, delta_matmul, dgd, half_l2
@@ -35,6 +36,7 @@ __all__ = [
     "adagrad_memories",
     "adam_memories",
     "bounded",
+    "clip_by_norm",
     "conjugate_gradient",
     "deep_momentum",
     "delta_matmul",
@@ -60,4 +62,5 @@ __all__ = [
     "scale_by_deep_momentum",
     "scale_by_delta_momentum",
     "scale_by_m3",
+    "smooth_norm",
 ]

@@ -4,7 +4,6 @@ Its levels are those of ``nl_jax.models.in_context``: the sequence mixers' memor
 memory, each at its own period. Memory is constant in the length of the stream.
 """
 
-import functools
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -12,16 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Int
 
 from nl_jax.errors import InputError
 from nl_jax.files import local_path
 from nl_jax.models import LanguageModel
-from nl_jax.models.in_context import initial_state, learning_schedule, with_learned
-from nl_jax.models.sampling import next_token
+from nl_jax.models.chunk import learn_chunk, replace_level
+from nl_jax.models.in_context import initial_state, learning_schedule
+from nl_jax.models.sampling import checked_tokens, sample
 from nl_jax.schedule import ScheduleState
 from nl_jax.streaming import saved
 from nl_jax.training.sharding import named_leaves
@@ -47,7 +45,7 @@ class Stream:
       frozen: names of levels that do not change.
 
     Raises:
-      ValueError: for a model whose periods count optimizer steps, or a level that there is not; it names the level.
+      ValueError: for a model whose periods count optimizer steps, or an unknown level; it names the level.
 
     Examples:
       >>> from flax import nnx
@@ -92,60 +90,57 @@ class Stream:
         """Reads and learns; tokens of a chunk that is not complete wait for the next call.
 
         Raises:
-          ValueError: for a token outside the vocabulary.
+          ValueError: for what is no token of the vocabulary; then nothing has been read.
+          Diverged: for a chunk that leaves something not finite; it names the level and the position. The stream keeps
+            what it had learned before that chunk, and the chunk and all after it wait: go on by ``feed([])`` after a
+            ``freeze``, ``reset`` or ``rollback``.
         """
-        tokens = [int(token) for token in tokens]
-        for token in tokens:
-            if not 0 <= token < self.model.config.vocab_size:
-                raise ValueError(f"token {token}: expected 0 to {self.model.config.vocab_size - 1}")
-        self._waiting += tokens
+        self._waiting += checked_tokens(tokens, self.model.config.vocab_size)
         losses: list[float] = []
         surprises: dict[str, list[float]] = {name: [] for name in self.levels}
         updated = dict.fromkeys(self.levels, 0)
-        step, frozen, done = int(self._state.step), tuple(sorted(self._frozen)), 0
+        step, frozen, done = int(self._state.step), frozenset(self._frozen), 0
         text = np.asarray(self._waiting, np.int32)[None]
         try:
             while done + self.chunk < text.shape[1]:
                 part = text[:, done : done + self.chunk + 1]
-                self._state, loss, surprise = _learn_chunk(self.model, part[:, :-1], part[:, 1:], self._state, frozen)
+                self._state, loss, surprise = learn_chunk(self.model, part[:, :-1], part[:, 1:], self._state, frozen)
                 done, step = done + self.chunk, step + 1
-                losses.append(float(loss))
+                losses.append(loss)
                 for name, period in self._periods.items():
-                    surprises[name].append(float(surprise[name]))
+                    surprises[name].append(surprise[name])
                     updated[name] += name not in self._frozen and step % period == 0
         finally:
             del self._waiting[:done]
         mean = {name: float(np.mean(values)) if values else math.nan for name, values in surprises.items()}
-        loss = float(np.mean(losses)) if losses else math.nan
-        return Fed(len(losses) * self.chunk, loss, mean, updated)
+        return Fed(len(losses) * self.chunk, float(np.mean(losses)) if losses else math.nan, mean, updated)
 
     def generate(
         self, prompt: Sequence[int] | bytes = b"", num_tokens: int = 100, temperature: float = 0.8, seed: int = 0
     ) -> list[int]:
         """Tokens that follow what was read and the prompt; the stream itself stays as it is.
 
+        A copy of the stream reads and learns the prompt and the tokens as they come, as ``feed`` would.
+
         Args:
-          prompt: read after the stream's text, but not learned by its continuum memory.
-          num_tokens: how many.
+          prompt: read after the stream's text.
+          num_tokens: how many, from 0.
           temperature: below 1 sharpens the distribution; 0 takes the likeliest.
-          seed: decides the sample.
+          seed: decides the sample; 0 to 2³¹ - 1.
 
         Raises:
-          ValueError: where there is no token at all to go on from.
+          ValueError: for an argument that is not as said, or where there is no token at all to go on from.
+          Diverged: where the copy's logits, or a level of it, are not finite.
         """
-        tokens = jnp.asarray([*self._waiting, *prompt], jnp.int32)[None]
-        if tokens.size == 0:
+        text = [*self._waiting, *prompt]
+        if not text:
             raise ValueError("prompt=b'': expected a token, since the stream has not read any")
-        model = with_learned(self.model, self._state)
-        mixers, out = self._state.levels["mixers"], []
-        for key in jax.random.split(jax.random.key(seed), num_tokens):
-            tokens, mixers = next_token(model, tokens, mixers, key, jnp.float32(temperature))
-            out.append(int(tokens[0, 0]))
-        return out
+        options: dict[str, Any] = {"num_tokens": num_tokens, "temperature": temperature, "seed": seed}
+        return list(sample(self.model, text, **options, state=self._state, frozen=self._frozen))
 
     def freeze(self, level: str) -> None:
         """From now on the level does not change."""
-        _replace_level(self._state, self._state, self._known(level))  # raises where it cannot be kept
+        replace_level(self._state, self._state, self._known(level))  # raises where it cannot be kept
         self._frozen.add(level)
 
     def thaw(self, level: str) -> None:
@@ -155,7 +150,7 @@ class Stream:
     def reset(self, level: str) -> None:
         """Sets one level back to where it started."""
         name = self._known(level)
-        self._state = _replace_level(self._state, self._start, name)
+        self._state = replace_level(self._state, self._start, name)
 
     def snapshot(self) -> tuple[ScheduleState, tuple[int, ...]]:
         """The state, to go back to by ``rollback``; arrays are never changed, so it costs nothing."""
@@ -167,7 +162,7 @@ class Stream:
         if level is None:
             self._state, self._waiting = state, list(waiting)
         else:
-            self._state = _replace_level(self._state, state, self._known(level))
+            self._state = replace_level(self._state, state, self._known(level))
 
     def save(self, directory: str | Path) -> None:
         """Writes every level's state, to be read by ``load``, in the place of an earlier saved stream.
@@ -217,29 +212,3 @@ class Stream:
 
 
 _initial_state = jax.jit(initial_state, static_argnums=1)
-
-
-@functools.partial(jax.jit, static_argnames="frozen")
-def _learn_chunk(model: LanguageModel, tokens: Any, targets: Any, state: ScheduleState, frozen: tuple[str, ...]) -> Any:
-    """One chunk: the state, its loss in nats per token, and each level's surprise."""
-    schedule = learning_schedule(model, 1)
-    new, (logits, surprise) = schedule.step(state, (tokens, targets, jnp.ones(tokens.shape)))
-    loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, targets))
-    for name in frozen:
-        new = _replace_level(new, state, name)
-    return new, loss, surprise
-
-
-def _replace_level(state: ScheduleState, source: ScheduleState, name: str) -> ScheduleState:
-    """``state`` with one level, and what waits for its next update, of ``source``.
-
-    Of the mixers' only what they have learned: their convolution and position go with the text.
-    """
-    if name == "mixers":
-        own, other = state.levels[name], source.levels[name]
-        if not hasattr(own, "change"):
-            raise ValueError("level 'mixers': attention keeps tokens and learns nothing that could be set back")
-        memories = own._replace(change=other.change, momentum=other.momentum, boundary=other.boundary)
-        return state._replace(levels=state.levels | {name: memories})
-    pending = {name: source.pending[name]} if name in source.pending else {}
-    return state._replace(levels=state.levels | {name: source.levels[name]}, pending=state.pending | pending)

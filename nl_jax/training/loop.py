@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from nl_jax.data import EvaluationSet
+from nl_jax.errors import Diverged
 from nl_jax.files import local_path
 from nl_jax.training.checkpoint import CheckpointWriter, restore_newest
 from nl_jax.training.metrics import VALIDATION, MetricsWriter
@@ -29,7 +30,7 @@ PyTree = Any
 CHECKPOINTS = "checkpoints"  # below the model's directory
 
 
-class TrainingDiverged(ArithmeticError):
+class TrainingDiverged(Diverged):
     """Loss or gradient stopped being finite; the message names model and step. The checkpoints are from before."""
 
 
@@ -187,11 +188,14 @@ def finite_outputs(name: str, step: int, outputs: dict[str, Any]) -> dict[str, f
     """Loss and gradient norm of a `train_step`, once the device has them.
 
     Raises:
-        TrainingDiverged: one of them is not finite; the message names the first layer whose memories are not, if any.
+        TrainingDiverged: one of them is not finite; the message names the first layer whose memories are not,
+            or the levels of a continuum memory that learns in context, if any.
     """
     values = {key: float(value) for key, value in outputs.items()}  # waits for the device
-    layer = int(values.pop("diverged_layer"))
-    check_finite(name, step, values, f"the memories of layer {layer} first" if layer >= 0 else "its gradient")
+    layer, levels = int(values.pop("diverged_layer")), int(values.pop("diverged_levels", 0))
+    names = [f"cms_{i}" for i in range(levels.bit_length()) if levels >> i & 1]
+    where = f"level {', '.join(names)}" if names else "its gradient"
+    check_finite(name, step, values, f"the memories of layer {layer} first" if layer >= 0 else where)
     return values
 
 

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from nl_jax.data import EvaluationSet
-from nl_jax.models.in_context import read_and_learn
+from nl_jax.models.chunk import all_finite
+from nl_jax.models.reading import learns_in_context, read
 from nl_jax.training.sharding import batch_sharding, parameter_shardings
 
 PyTree = Any
@@ -46,12 +47,13 @@ def token_losses(model: PyTree, batch: Batch) -> Float[Array, "B T"]:
     return _losses_and_state(model, batch)[0]
 
 
+def _read_batch(model: PyTree, batch: Batch) -> tuple[Float[Array, "B T vocab"], PyTree]:
+    """Logits and last state; a model that learns in context learns from the targets. Every loss and score calls it."""
+    return read(model, batch["inputs"], targets=batch["targets"], mask=batch.get("mask"))
+
+
 def _losses_and_state(model: PyTree, batch: Batch) -> tuple[Float[Array, "B T"], PyTree]:
-    if getattr(model, "learns_in_context", False):
-        logits, learned = read_and_learn(model, batch["inputs"], batch["targets"], batch.get("mask"))
-        state = learned.levels["mixers"]
-    else:
-        logits, state = model(batch["inputs"], None)
+    logits, state = _read_batch(model, batch)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["targets"])
     return losses, state
 
@@ -79,6 +81,15 @@ def first_diverged_layer(state: PyTree) -> Int[Array, ""]:
     return jnp.where(jnp.any(bad), jnp.argmax(bad), -1)
 
 
+def _where_diverged(model: PyTree, state: PyTree) -> dict[str, Int[Array, ""]]:
+    """What of a state of `read` is not finite: a first layer, or -1; levels i of a CMS that learns, as a sum of 2^i."""
+    if not learns_in_context(model):
+        return {"diverged_layer": first_diverged_layer(state)}
+    levels = [state.levels[f"cms_{i}"] for i in range(len(model.config.cms_periods))]
+    bits = jnp.stack([~all_finite(level) for level in levels]) * 2 ** jnp.arange(len(levels))
+    return {"diverged_layer": first_diverged_layer(state.levels["mixers"]), "diverged_levels": jnp.sum(bits)}
+
+
 def train_step(
     optimizer: optax.GradientTransformation, state: TrainState, batch: Batch
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
@@ -86,14 +97,14 @@ def train_step(
 
     Returns:
         The new state, and ``loss`` (nats per target before the step), ``grad_norm`` (before clipping) and
-        ``diverged_layer``, of `first_diverged_layer`. Where one of the first two is not finite the new state is not to
-        be used.
+        ``diverged_layer``, of `first_diverged_layer`; where the CMS learns in context also ``diverged_levels``,
+        the sum of 2^i over its levels i that are not finite. Where one of the first two is not finite the new
+        state is not to be used.
     """
-    (loss, memories), grads = jax.value_and_grad(_mean_loss, has_aux=True)(state.model, batch)
+    (loss, learned), grads = jax.value_and_grad(_mean_loss, has_aux=True)(state.model, batch)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
     model = optax.apply_updates(state.model, updates)
-    diverged = first_diverged_layer(memories)
-    outputs = {"loss": loss, "grad_norm": optax.tree.norm(grads), "diverged_layer": diverged}
+    outputs = {"loss": loss, "grad_norm": optax.tree.norm(grads), **_where_diverged(state.model, learned)}
     return TrainState(model, opt_state), outputs
 
 
@@ -151,14 +162,18 @@ class Accuracies(NamedTuple):
 
 @jax.jit
 def _count_correct(model: PyTree, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    logits, _ = model(batch["inputs"], None)
+    logits, _ = _read_batch(model, batch)
     correct = (jnp.argmax(logits, axis=-1) == batch["targets"]) * batch["mask"]
     whole = jnp.all(correct == batch["mask"], axis=-1) & jnp.any(batch["mask"], axis=-1)
-    return jnp.sum(correct), jnp.sum(whole)
+    # where logits are not finite the first of them is no answer
+    finite = jnp.all(jnp.isfinite(logits) | (batch["mask"] == 0)[..., None])
+    return jnp.where(finite, jnp.sum(correct), jnp.nan), jnp.where(finite, jnp.sum(whole), jnp.nan)
 
 
 def accuracies(model: PyTree, batches: Sequence[Batch], mesh: Mesh) -> Accuracies:
     """Shares, over all batches, of the targets with mask 1 that come first, and of the sequences where all of them do.
+
+    They are NaN where the logits that they are of are not finite.
 
     Args:
         model: as for `token_losses`.

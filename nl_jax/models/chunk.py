@@ -1,0 +1,109 @@
+"""One chunk of a text, learned and checked: what a stream and sampling do while a model goes on learning."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Int
+
+from nl_jax.errors import Diverged
+from nl_jax.models.in_context import NestedLearner, learning_schedule
+from nl_jax.schedule import ScheduleState
+
+
+def learn_chunk(
+    model: Any,
+    tokens: Int[np.ndarray, "1 chunk"],
+    targets: Int[np.ndarray, "1 chunk"],
+    state: ScheduleState,
+    frozen: frozenset[str] = frozenset(),
+) -> tuple[ScheduleState, float, dict[str, float]]:
+    """Reads and learns one chunk of one sequence, unless that leaves something that is not finite.
+
+    Args:
+      model: a ``LanguageModel`` that learns in context.
+      tokens, targets: one shortest period.
+      state: before it; it stays valid.
+      frozen: names of levels that do not change.
+
+    Returns:
+      The state after it, the loss in nats per token (each before it was learned), and by level its surprise.
+
+    Raises:
+      Diverged: where the loss or a level is not finite; it names the level and the position.
+    """
+    new, loss, surprise, finite = step(model, tokens, targets, state, tuple(sorted(frozen)))
+    if not finite:
+        raise _diverged(state, new, float(loss), tokens.shape[1], frozen)
+    return new, float(loss), {name: float(value) for name, value in surprise.items()}
+
+
+@functools.partial(jax.jit, static_argnames="frozen")
+def step(model: Any, tokens: Array, targets: Array, state: ScheduleState, frozen: tuple[str, ...]) -> Any:
+    """As `learn_chunk`, whatever comes of it, and whether all of it is finite."""
+    schedule = learning_schedule(model, 1)
+    new, (logits, surprise) = schedule.step(state, (tokens, targets, jnp.ones(tokens.shape)))
+    loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, targets))
+    for name in frozen:
+        new = replace_level(new, state, name)
+    return new, loss, surprise, jnp.isfinite(loss) & all_finite((new.levels, new.pending))
+
+
+def replace_level(state: ScheduleState, source: ScheduleState, name: str) -> ScheduleState:
+    """``state`` with one level, and what waits for its next update, of ``source``.
+
+    Of the mixers' only what they have learned: their convolution and position go with the text, as does what a nested
+    level keeps of it.
+
+    Raises:
+      ValueError: for the mixers where they are attention.
+    """
+    if name == "mixers":
+        own, other = state.levels[name], source.levels[name]
+        if not hasattr(own, "change"):
+            raise ValueError("level 'mixers': attention keeps tokens and learns nothing that could be set back")
+        memories = own._replace(change=other.change, momentum=other.momentum, boundary=other.boundary)
+        return state._replace(levels=state.levels | {name: memories})
+    if isinstance(state.levels[name], NestedLearner):  # the text of its period goes on
+        level = source.levels[name]._replace(mixers=state.levels[name].mixers)
+        return state._replace(levels=state.levels | {name: level})
+    pending = {name: source.pending[name]} if name in source.pending else {}
+    return state._replace(levels=state.levels | {name: source.levels[name]}, pending=state.pending | pending)
+
+
+def all_finite(tree: Any) -> Array:
+    """Whether no floating point leaf holds a NaN or an infinity."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return functools.reduce(jnp.logical_and, (jnp.all(jnp.isfinite(x)) for x in leaves), jnp.asarray(True))
+
+
+def diverged_levels(state: ScheduleState) -> list[str]:
+    """Names of the levels that hold, or have waiting, what is not finite."""
+    own = {name: (level, state.pending.get(name, ())) for name, level in state.levels.items()}
+    return [name for name, tree in own.items() if not all_finite(tree)]
+
+
+def _diverged(before: ScheduleState, after: ScheduleState, loss: float, chunk: int, frozen: frozenset[str]) -> Diverged:
+    """The error for a chunk. Once one level is not finite the others follow, so the cause is looked for before it."""
+    position = int(before.step) * chunk
+    culprits = diverged_levels(before)
+    if not culprits:
+        # where all were finite, the one with the largest entries is the likeliest to have overflowed
+        culprits = diverged_levels(after) or [name for name in before.levels if name not in frozen] or [*before.levels]
+        culprits.sort(key=lambda name: -_largest(before.levels[name]))
+    others = f" (and {', '.join(culprits[1:])})" if culprits[1:] else ""
+    return Diverged(
+        f"level {culprits[0]!r}{others} diverged in tokens {position} to {position + chunk - 1}, whose loss is "
+        f"{loss:g}; what was learned before them is kept",
+        level=culprits[0],
+        position=position,
+    )
+
+
+def _largest(tree: Any) -> float:
+    """The largest size of an entry of the floating point leaves."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact) and x.size]
+    return max((float(jnp.max(jnp.abs(x))) for x in leaves), default=0.0)

@@ -1,0 +1,60 @@
+"""Norms and clipping whose derivatives are finite at zero, for what is differentiated through (meta-gradients)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+
+def smooth_norm(tree: Any) -> Float[Array, ""]:
+    """L2 norm of all leaves of a tree; where all are zero its derivatives are zero, those of ``optax.tree.norm`` NaN.
+
+    Leaves narrower than float32 are squared and summed in float32.
+
+    Examples:
+      >>> print(jax.grad(smooth_norm)(jnp.zeros(2)))
+      [0. 0.]
+    """
+    square = _square(tree)
+    positive = square > 0.0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
+def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
+    r"""Scales updates down to a global norm of at most ``max_norm``; safe to differentiate through.
+
+    .. math:: u \leftarrow u \cdot \min(1, c / \lVert u \rVert)
+
+    Values are those of ``optax.clip_by_global_norm``, whose derivative is NaN where all updates are zero. Here it is
+    the identity there, as it is wherever the norm is below ``max_norm``.
+
+    Args:
+      max_norm: c, positive.
+
+    Raises:
+      ValueError: for a norm that is not positive.
+
+    Examples:
+      >>> clip = clip_by_norm(1.0)
+      >>> print(jax.grad(lambda u: clip.update(u, clip.init(u))[0].sum())(jnp.zeros(2)))
+      [1. 1.]
+    """
+    if not max_norm > 0.0:
+        raise ValueError(f"max_norm={max_norm} must be positive")
+
+    def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
+        square = _square(updates)
+        # a floor below the norm that triggers: the root is never taken where its slope has no bound
+        norm = jnp.sqrt(jnp.maximum(square, 0.25 * max_norm**2))
+        short = norm < max_norm  # not so where it is NaN, which is to be seen
+        return jax.tree.map(lambda u: jnp.where(short, u, (u / norm.astype(u.dtype)) * max_norm), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _square(tree: Any) -> Float[Array, ""]:
+    """Sum of squares, in float32 or wider."""
+    wide = jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.promote_types(jnp.result_type(x), jnp.float32)), tree)
+    return jnp.asarray(optax.tree.norm(wide, squared=True))
