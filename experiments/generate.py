@@ -66,7 +66,7 @@ def generate(values: flags.FlagValues) -> None:
     read = [tokenizer.separator_id, *ids.tolist()]
     options = {"num_tokens": values.num_tokens, "temperature": values.temperature, "seed": values.seed}
     try:
-        tokens = sample(model, read, **options)
+        tokens = sample(model, [tokenizer.separator_id, *ids], **options)
     except ValueError as error:  # the tokenizer's tokens are not this model's
         raise InputError(f"--prompt: {error}") from error
     print(values.prompt, end="", flush=True)

@@ -6,7 +6,8 @@ p is updated once every p steps, by one call of ``update`` with the contexts of 
 
 ``gather="stack"``  side by side, with a leading axis of size p (also for p = 1): a memory gets its chunk of keys and
                     values, a loss its batch;
-``gather="sum"``    their sum, so that only one buffer is kept: the sum of the gradients of Eq. 71.
+``gather="sum"``    their sum, so that only one buffer is kept: the sum of the gradients of Eq. 71; narrow dtypes are
+                    summed in 32 bits, except for p = 1.
 
 Other levels see its state by ``read`` only: ``read(state, query)`` is what it answers to a query, and
 ``read(state, None)`` its parameters. A level that names others in ``needs`` or ``sees`` is updated with
@@ -94,7 +95,7 @@ class Level:
 
     def __post_init__(self):
         """Checks what a level alone can be checked for."""
-        if not isinstance(self.period, int) or self.period < 1:
+        if isinstance(self.period, bool) or not isinstance(self.period, int) or self.period < 1:
             raise ValueError(f"level {self.name!r}: period={self.period!r} must be an integer of at least 1")
         if self.gather not in GATHERS:
             raise ValueError(f"level {self.name!r}: gather={self.gather!r} must be one of {GATHERS}")
@@ -102,11 +103,17 @@ class Level:
             raise ValueError(f"level {self.name!r}: starts_from={self.starts_from!r} needs a start function")
 
     def empty(self, context: jax.ShapeDtypeStruct) -> Array:
-        """What an array of its contexts is gathered in; sums of floats are float32 or wider."""
+        """What an array of its contexts is gathered in; sums are of 32 bits or wider, those of bools int32."""
         if self.gather == "stack":
             return jnp.zeros((self.period, *context.shape), context.dtype)
-        wide = jnp.issubdtype(context.dtype, jnp.floating)
-        return jnp.zeros(context.shape, jnp.promote_types(context.dtype, jnp.float32) if wide else context.dtype)
+        kinds = ((jnp.unsignedinteger, jnp.uint32), (jnp.integer, jnp.int32), (jnp.bool_, jnp.int32))
+        wide = next((wide for kind, wide in kinds if jnp.issubdtype(context.dtype, kind)), jnp.float32)
+        return jnp.zeros(context.shape, jnp.promote_types(context.dtype, wide))
+
+
+def own_buffers(tree: PyTree) -> PyTree:
+    """The same arrays, each in a buffer of its own: a state whose leaves share one cannot be donated."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
 
 
 class Learner(NamedTuple):
@@ -127,8 +134,9 @@ def _learner(name: str, transformation: optax.GradientTransformation, params: Py
     own = params if paths is None else select_leaves(params, paths, name)
 
     def start(params):
-        params = jax.tree.map(jnp.asarray, params)
-        return Learner(params, transformation.init(params))
+        # copies, so that the state may be donated and the caller's parameters and these stay
+        params = own_buffers(params)
+        return Learner(params, own_buffers(transformation.init(params)))
 
     return {
         "init": lambda key, data: start(own),
@@ -310,7 +318,7 @@ def from_memory(
     deep, shapes = architecture.depth > 1, architecture.shapes()
 
     def start(initial):
-        initial = tuple(map(jnp.asarray, initial))
+        initial = own_buffers(tuple(initial))
         return MemoryState(initial, tuple(jnp.zeros((*batch, *w.shape), w.dtype) for w in initial))
 
     def init(key, data):

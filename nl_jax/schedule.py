@@ -45,7 +45,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from nl_jax.levels import Context, Level, PyTree, _under
+from nl_jax.levels import Context, Level, PyTree, _under, own_buffers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,7 +73,8 @@ class Schedule:
         with a leading axis for steps: what the levels answer while they learn.
 
     Raises:
-      ValueError: for duplicate names, parameters of two levels that overlap, and needs that no order can satisfy.
+      ValueError: for no level, duplicate names, parameters of two levels that overlap, and needs that no order can
+        satisfy.
     """
 
     levels: Sequence[Level]
@@ -83,6 +84,8 @@ class Schedule:
     def __post_init__(self):
         """Checks the levels against each other."""
         object.__setattr__(self, "levels", tuple(self.levels))
+        if not self.levels:
+            raise ValueError("levels=() must hold one or more")
         if self.has_aux and self.flow is None:
             raise ValueError("has_aux=True needs a flow that returns (contexts, aux)")
         for i, level in enumerate(self.levels):
@@ -173,7 +176,7 @@ class Schedule:
         return self[name].read(state.levels[name], query)
 
     def init(self, key: Array | None, data: PyTree, start: Mapping[str, PyTree] | None = None) -> ScheduleState:
-        """The state before the first step.
+        """The state before the first step; no two of its arrays share a buffer, so that it can be donated.
 
         Args:
           key: random; each level gets its own. None where no level draws from it.
@@ -194,7 +197,7 @@ class Schedule:
             else:
                 assert level.start is not None
                 states[level.name] = level.start(answer)
-        states = jax.tree.map(_strong, states)
+        states = own_buffers(jax.tree.map(_strong, states))  # a level may start from another's very arrays
         pending = {}
         for name, context in jax.eval_shape(self._contexts, states, data)[0].items():
             level = self[name]

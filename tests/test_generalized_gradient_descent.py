@@ -98,6 +98,30 @@ def test_delta_gradient_descent_is_an_instance():
             np.testing.assert_allclose(w, w1, rtol=1e-8)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-3, 1.0, 1e12])
+@pytest.mark.parametrize("curvature", [0.0, 1e-20, 0.05, 1.0, 1e6])
+@pytest.mark.parametrize("iterations", [3, 10, 200])
+def test_conjugate_gradient_stops_where_nothing_is_left(iterations, curvature, size):
+    """More iterations than unknowns; slopes and curvatures of every size, none included, where it stays."""
+    a = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3)), jnp.float32)
+    matrix, start = curvature * (a @ a.T + jnp.eye(3)), jnp.asarray([1.0, -2.0, 3.0])
+    b = size * jnp.asarray([0.3, 1.0, -0.5])
+    loss = lambda x: 0.5 * (x - start) @ matrix @ (x - start) - b @ (x - start)  # noqa: E731
+    step = conjugate_gradient(iterations)(loss, start) - start
+    expected = np.linalg.solve(np.asarray(matrix, float), b) if curvature else np.zeros(3)
+    np.testing.assert_allclose(step, expected, rtol=1e-3, atol=1e-6 * np.linalg.norm(start))
+
+
+def test_conjugate_gradient_in_an_optimizer():
+    """Three unknowns, ten iterations: finite weights at the minimum, and no step left out."""
+    objective = lambda w, g, current: 0.05 * square(w - jnp.asarray([1.0, 2.0, 3.0]))  # noqa: E731
+    nothing = lambda w, recent: 0.0 * square(w)  # noqa: E731
+    tx = generalized_gradient_descent(1.0, objective, nothing, solver=conjugate_gradient(10))
+    trace, state = run(tx, jnp.zeros(3), [jnp.ones(3)] * 4)
+    np.testing.assert_allclose(trace, np.tile([1.0, 2.0, 3.0], (4, 1)), rtol=1e-6)
+    assert state.total_notfinite == 0
+
+
 @pytest.mark.parametrize("rate", [0.1, optax.constant_schedule(0.1)], ids=["number", "schedule"])
 def test_learning_rate(rate):
     w = jnp.ones(2)

@@ -1,12 +1,17 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.extend import core
 from optimizer_cases import SHAPES, SmallModel, compare, per_matrix, random_gradients, random_tree, run
 
-from nl_jax.optim import hidden_matrices, m3, newton_schulz, scale_by_m3
+from nl_jax.models import MODEL_NAMES, LanguageModel, named_config
+from nl_jax.optim import describe_matrices, m3, newton_schulz, parameter_roles, scale_by_m3
+from nl_jax.training import decay_mask, named_leaves
 
 
 def orthogonalized(m):
@@ -117,26 +122,138 @@ def test_state_is_16_bytes_per_matrix_parameter():
     assert sum(x.nbytes for x in jax.tree.leaves(m3(0.1, periods=(4, 16)).init({"w": w}))) <= 24 * w.size + 64
 
 
+D = optax.contrib.MuonDimensionNumbers
+
+
+@pytest.mark.parametrize(
+    ("shape", "dimensions", "flat"),
+    [
+        ((3, 3, 4, 5), None, (36, 5)),  # a convolution, by the default
+        ((6, 2, 4), D(0, (1, 2)), (6, 8)),  # attention's query, key and value
+        ((2, 4, 6), D((0, 1), -1), (8, 6)),  # its output
+    ],
+)
+def test_axes_that_form_the_matrix(shape, dimensions, flat):
+    """Every step is that of the reshaped parameter."""
+    rng = np.random.default_rng(0)
+    w, *gradients = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for _ in range(6))
+    matrices = None if dimensions is None else {"w": dimensions}
+    got, state = run(m3(0.1, periods=(2,), matrices=matrices), {"w": w}, [{"w": g} for g in gradients])
+    assert optax.tree.get(state, "fast")["w"].shape == shape
+    tx = m3(0.1, periods=(2,), matrices=True)
+    expected, _ = run(tx, w.reshape(flat), [g.reshape(flat) for g in gradients])
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a["w"], b.reshape(shape), atol=1e-5)
+
+
+def test_stacks_behind_the_matrix_and_transposed_matrices():
+    """[out, in, stack] is the transposed stack [stack, in, out]."""
+    x = np.random.default_rng(0).standard_normal((4, 3, 2)).astype(np.float32)
+    got = newton_schulz(jnp.asarray(x), dimensions=D((1,), (0,)))
+    np.testing.assert_allclose(got, newton_schulz(jnp.asarray(x.T)).T, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "dimensions", [D(0, 2), D(0, 0), D((), 1), D((0, 1), (-1,)), D(-3, 1)], ids=lambda d: f"{d[0]}, {d[1]}"
+)
+def test_axes_that_are_not_there(dimensions):
+    with pytest.raises(ValueError, match=r"'w' with 2 axes: .* must name axes"):
+        m3(0.1, matrices={"w": dimensions}).init({"w": jnp.ones((2, 3))})
+    with pytest.raises(ValueError, match=r"'w' with 0 axes"):
+        m3(0.1, matrices=True).init({"w": jnp.ones(())})
+
+
+def chosen(params, matrices=None):
+    """Names of the parameters that M3 takes for matrices."""
+    fast = optax.tree.get(m3(0.1, matrices=matrices).init(params), "fast")
+    return {jax.tree_util.keystr(p, simple=True, separator=".") for p, _ in jax.tree_util.tree_leaves_with_path(fast)}
+
+
 def test_only_hidden_matrices():
-    params = {
-        "embed": {"embedding": jnp.ones((4, 2))},
-        "token_embedding": jnp.ones((4, 2)),
-        "blocks": {"kernel": jnp.ones((3, 4, 2)), "bias": jnp.ones((3, 2)), "norm": {"scale": jnp.ones((3, 2))}},
-        "heads_mixing": {"kernel": jnp.ones((2, 2))},
-        "lm_head": {"kernel": jnp.ones((2, 4))},
-        "gain": jnp.ones(()),
+    ones = jnp.ones
+    ends = {
+        "embed": {"embedding": ones((4, 2))},
+        "token_embedding": ones((4, 2)),
+        "wte": ones((4, 2)),
+        "transformer": {"wpe": {"weight": ones((4, 2))}},
+        "lm_head": {"kernel": ones((2, 4))},
+        "LMHead": {"kernel": ones((2, 4))},
+        "LMHead_0": {"kernel": ones((2, 4))},
+        "classifier": ones((2, 4)),
+        "readout": {"kernel": ones((8, 100))},  # by the size that no other matrix has
     }
-    chosen = [jax.tree_util.keystr(p) for p, v in jax.tree_util.tree_leaves_with_path(hidden_matrices(params)) if v]
-    assert chosen == ["['blocks']['kernel']", "['heads_mixing']['kernel']"]
+    vectors = {
+        "norm": {"scale": ones((3, 2))},
+        "RMSNorm_0": {"weight": ones((3, 2))},
+        "ln_1": {"weight": ones((3, 2))},
+        "stack": {"bias": ones((3, 2)), "b": ones((3, 2))},
+        "gain": ones(()),
+    }
+    hidden = {
+        "blocks": {"kernel": ones((3, 4, 2)), "up": ones((8, 32)), "down": ones((32, 8))},
+        "heads_mixing": {"kernel": ones((2, 2))},
+        "head_proj": {"kernel": ones((2, 2))},
+        "b_proj": ones((2, 2)),
+        "bias_free": {"kernel": ones((2, 2))},
+        "lora_a": ones((64, 4)),
+        "lora_b": ones((4, 64)),
+        "scaled": {"w": ones((8, 8))},
+    }
+    expected = chosen({"hidden": hidden}, lambda params: True)
+    assert len(expected) == len(jax.tree.leaves(hidden))
+    assert chosen({"ends": ends, "vectors": vectors, "hidden": hidden}) == expected
+    kinds = parameter_roles({"ends": ends, "vectors": vectors, "hidden": hidden})
+    for name, kind in (("ends", "end"), ("vectors", "vector"), ("hidden", "matrix")):
+        assert {role.kind for role in jax.tree.leaves(kinds[name])} == {kind}, describe_matrices(ends | vectors)
+
+
+MATRICES = (
+    r"mixer\.(query|key|value|output|(eta|alpha|mu)\.linear)\.kernel|(gate|up|down)\.kernel|memories\.\d\.layers\.\d"
+)
+
+
+@pytest.mark.parametrize("variant", ["sequential", "independent"])
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_every_parameter_of_our_models_is_chosen_by_the_table(name, variant):
+    """M3 and weight decay: convolutions, gates, norms and vectors of each head are no matrices; an embedding decays."""
+    sizes = {"width": 16, "num_heads": 2, "mlp_hidden": 8, "cms_variant": variant}
+    model = jax.eval_shape(lambda: LanguageModel(named_config(name, "tiny", **sizes), rngs=nnx.Rngs(0)))
+    roles, decayed = named_leaves(parameter_roles(model)), named_leaves(decay_mask(model))
+    for path in named_leaves(model):
+        assert roles[path].reason.startswith("table")
+        is_matrix = re.search(MATRICES, path) is not None
+        assert (roles[path].kind == "matrix") == is_matrix, path
+        assert decayed[path] == (is_matrix or path == "embed.embedding"), path
+
+
+def test_a_block_alone_is_chosen_by_the_table():
+    def first_block():
+        model = LanguageModel(named_config("hope", "tiny", width=16, num_heads=2, mlp_hidden=8), rngs=nnx.Rngs(0))
+        return {"layers": [jax.tree.map(lambda x: x[0], model.blocks)]}
+
+    roles = named_leaves(parameter_roles(jax.eval_shape(first_block)))
+    assert {path: role.kind == "matrix" for path, role in roles.items()} == {
+        path: re.search(MATRICES, path) is not None for path in roles
+    }
 
 
 def test_the_choice_of_matrices_is_the_callers():
-    params = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}
-    for matrices in ({"a": False, "b": True}, lambda params: {"a": False, "b": True}):
-        state = m3(0.1, matrices=matrices).init(params)
-        fast = optax.tree.get(state, "fast")
-        assert isinstance(fast["a"], optax.MaskedNode)
-        assert fast["b"].shape == (2, 2)
+    params = {"a": jnp.ones((2, 2)), "b": {"c": jnp.ones((2, 2)), "d": jnp.ones((2, 2))}}
+    b = {"c": True, "d": True}
+    for matrices in ({"a": False, "b": b}, {"a": None, "b": True}, {"a": None, "b": D(1, 0)}):
+        assert chosen(params, matrices) == chosen(params, lambda params, m=matrices: m) == {"b.c", "b.d"}
+
+
+def test_the_choice_can_be_seen():
+    params = {"conv": jnp.ones((3, 3, 4, 8)), "q": jnp.ones((16, 4, 4)), "scale": jnp.ones((2, 4))}
+    text = describe_matrices(params).splitlines()
+    for line, words in zip(text, ("1 matrix 36 × 8", "16 matrices 4 × 4", "AdamW"), strict=True):
+        assert words in line
+        assert "guess" in line
+    text = describe_matrices(params, {"conv": None, "q": D(0, (1, 2)), "scale": None}).splitlines()
+    for line, words in zip(text, ("AdamW", "1 matrix 16 × 16", "AdamW"), strict=True):
+        assert words in line
+        assert "the caller's choice" in line
 
 
 def test_does_not_depend_on_the_scale_of_gradients():

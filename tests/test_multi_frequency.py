@@ -7,7 +7,7 @@ import optax
 import pytest
 from optimizer_cases import run
 
-from nl_jax.optim import multi_frequency
+from nl_jax.optim import multi_frequency, schedule_of_updates
 
 LABELS = {"fast": "fast", "slow": {"w": "slow", "b": "slow"}}
 
@@ -44,7 +44,25 @@ def test_slow_parameters_stand_still_between_updates():
     assert moved == [False, False, False, True, False, False, False, True, False]
 
 
-@pytest.mark.parametrize("period", [0, -1, 1.5])
+@pytest.mark.parametrize("period", [1, 3, 4])
+@pytest.mark.parametrize("optimizer", [optax.sgd, optax.adam])
+def test_schedules_by_steps(optimizer, period):
+    """Each update has the rate of the step at which it happens, whatever the period; a constant gradient shows it."""
+    schedule = optax.linear_schedule(1.0, 0.0, 16)
+
+    def make(rate):
+        return multi_frequency({"slow": (optimizer(rate), period)}, lambda params: "slow")
+
+    gradients = [jnp.ones(())] * 24
+    trace, _ = run(make(schedule_of_updates(schedule, period)), jnp.zeros(()), gradients)
+    constant, _ = run(make(1.0), jnp.zeros(()), gradients)  # the same updates at a rate of 1
+    steps, units = np.diff([0.0, *trace]), np.diff([0.0, *constant])
+    np.testing.assert_allclose(steps, units * [float(schedule(t)) for t in range(24)], atol=1e-5)
+    assert trace[-1] == trace[15]  # the schedule ends after 16 steps
+    assert period == 1 or not np.allclose(run(make(schedule), jnp.zeros(()), gradients)[0], trace)
+
+
+@pytest.mark.parametrize("period", [0, -1, 1.5, True])
 def test_bad_period(period):
     with pytest.raises(ValueError, match=r"period of 'slow' is .* at least 1"):
         multi_frequency({"slow": (optax.sgd(0.1), period)}, LABELS)

@@ -20,7 +20,7 @@ from nl_jax import Level, Schedule
 from nl_jax.evaluation import count_flops
 from nl_jax.levels import Pair, from_loss, from_memory, from_optax, replace_leaves, select_leaves
 from nl_jax.memory import Architecture, Rule
-from nl_jax.transfer import by_backpropagation, by_parameters
+from nl_jax.transfer import by_backpropagation, by_context, by_parameters, restarted_by
 
 SIZE = 3
 
@@ -393,6 +393,75 @@ def test_sums_of_half_precision_gradients_are_float32():
     assert schedule.read(state, "w").dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int16, jnp.int32, jnp.uint8, jnp.uint32, jnp.bool_, jnp.float16])
+@pytest.mark.parametrize("period", [4, 6])  # scans and conditions
+def test_sums_of_narrow_contexts_do_not_overflow(dtype, period):
+    level = Level("sum", period, lambda key, data: 0.0, lambda state, total: total.astype(float), gather="sum")
+    schedule = Schedule([level, Level("other", 4, lambda key, data: 0.0, lambda state, _: state)])
+    most = 1 if dtype == jnp.bool_ else 60000 if dtype == jnp.float16 else min(jnp.iinfo(dtype).max, 2**24)
+    data = {name: jnp.full(12, most, dtype) for name in ("sum", "other")}
+    state = schedule.init(None, jax.tree.map(lambda x: x[0], data))
+    for found in (schedule.run(state, data), scanned(schedule, state, data)[0]):
+        assert found.levels["sum"] == period * most
+
+
+def levels_that_share():
+    """Levels whose initial states share arrays with each other, with what made them, or within themselves."""
+    params = {"w": jnp.ones(3), "v": jnp.ones(3)}
+    pair = Pair(jnp.ones(3), jnp.ones(3))
+    zeros = jnp.zeros(2)
+    schedule_free = optax.contrib.schedule_free_sgd(0.1)  # its state holds the parameters
+
+    def loss(tree, x):
+        return jnp.sum(tree["w"] * tree["v"] * x)
+
+    levels = [
+        from_optax("slow", schedule_free, params, period=4),
+        restarted_by(from_optax("fast", optax.adam(0.1), params, period=2), "slow"),
+        from_loss("loss", loss, params, schedule_free, paths=("w",)),
+        from_memory("memory", Architecture(3, 3), period=2),
+        from_memory("given", Architecture(3, 3), period=2, initial=(jnp.eye(3),)),
+        from_memory("deep", Architecture(3, 3, hidden=4, depth=2), period=2),
+        by_context("kept", 3, 3, window=4),
+        Level("twice", 1, lambda key, data: (zeros, zeros), lambda state, context: (2 * state[0], 2 * state[0])),
+        Level("of data", 1, lambda key, data: data["of data"], lambda state, context: context[0]),
+    ]
+    memories = ("memory", "given", "deep", "kept")
+    data = {level.name: pair if level.name in memories else jnp.ones(3) for level in levels}
+    return levels, data | {"slow": params, "fast": params}
+
+
+def assert_own_buffers(*trees):
+    pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(trees) if isinstance(x, jax.Array)]
+    assert len(set(pointers)) == len(pointers)
+
+
+def test_states_can_be_donated():
+    """Every array of a state is its own; what it was made from can make another one afterwards."""
+    levels, data = levels_that_share()
+    schedule = Schedule(levels)
+    step = jax.jit(schedule.step, donate_argnums=0)
+    ends = []
+    for _ in range(2):
+        state = schedule.init(jax.random.key(0), data)
+        assert_own_buffers(state, data["slow"], data["of data"])
+        for _ in range(5):
+            state = step(state, data)
+            assert_own_buffers(state)
+        ends.append(state)
+    assert_close(*ends)
+
+
+@pytest.mark.parametrize("name", ["slow", "loss", "memory", "given", "deep", "kept"])
+def test_a_level_alone_can_be_donated(name):
+    levels, data = levels_that_share()
+    (level,) = (level for level in levels if level.name == name)
+    first = level.init(jax.random.key(0), data)
+    assert_own_buffers(first, data["slow"])
+    jax.block_until_ready(jax.jit(lambda state: jax.tree.map(jnp.negative, state), donate_argnums=0)(first))
+    assert_own_buffers(level.init(jax.random.key(0), data), data["slow"])
+
+
 def test_loss_levels_own_parts_of_one_tree():
     """Two levels of one tree, the fast one seeing the slow one's parameters, the slow one needing the fast one's."""
     with jax.enable_x64(True):
@@ -514,6 +583,8 @@ def loss_level(name, *paths):
     [
         (lambda: still("slow", 0), r"level 'slow': period=0 must"),
         (lambda: still("slow", 1.5), r"level 'slow': period=1.5 must"),
+        (lambda: still("slow", True), r"level 'slow': period=True must"),
+        (lambda: Schedule([]), r"levels=\(\) must hold one or more"),
         (lambda: still("slow", gather="mean"), r"level 'slow': gather='mean' must"),
         (lambda: still("slow", starts_from="other"), r"level 'slow': starts_from='other' needs"),
         (lambda: Schedule([still("same"), still("same", 2)]), r"level 'same': two levels"),

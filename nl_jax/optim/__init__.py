@@ -19,8 +19,9 @@ from nl_jax.optim.dgd import DeltaDense, delta_matmul, dgd, half_l2
 from nl_jax.optim.feature_momentum import feature_momentum, polynomial_features
 from nl_jax.optim.generalized_gradient_descent import generalized_gradient_descent
 from nl_jax.optim.generalized_momentum import Context, Memory, generalized_momentum
-from nl_jax.optim.m3 import hidden_matrices, m3, scale_by_m3
-from nl_jax.optim.multi_frequency import multi_frequency
+from nl_jax.optim.m3 import m3, scale_by_m3
+from nl_jax.optim.matrices import Role, describe_matrices, hidden_matrices, matrix_dimensions, parameter_roles
+from nl_jax.optim.multi_frequency import multi_frequency, schedule_of_updates
 from nl_jax.optim.newton_schulz import newton_schulz
 from nl_jax.optim.preconditioned_momentum import (
     identity_preconditioner,
@@ -33,6 +34,7 @@ __all__ = [
     "Context",
     "DeltaDense",
     "Memory",
+    "Role",
     "adagrad_memories",
     "adam_memories",
     "bounded",
@@ -41,6 +43,7 @@ __all__ = [
     "deep_momentum",
     "delta_matmul",
     "delta_momentum",
+    "describe_matrices",
     "dgd",
     "feature_momentum",
     "generalized_gradient_descent",
@@ -50,17 +53,20 @@ __all__ = [
     "hidden_matrices",
     "identity_preconditioner",
     "m3",
+    "matrix_dimensions",
     "momentum_memories",
     "multi_frequency",
     "muon_memories",
     "newton",
     "newton_schulz",
     "orthogonality_preconditioner",
+    "parameter_roles",
     "polynomial_features",
     "preconditioned_momentum",
     "rmsprop_memories",
     "scale_by_deep_momentum",
     "scale_by_delta_momentum",
     "scale_by_m3",
+    "schedule_of_updates",
     "smooth_norm",
 ]

@@ -1,7 +1,8 @@
 r"""Momentum, Adam, AdaGrad, RMSProp and Muon as memories, for ``generalized_momentum`` (§4.2, App. B, Eq. 100-111).
 
 Each function returns the arguments ``memories, read``: ``generalized_momentum(1e-3, *adam_memories())`` is Adam. With
-their defaults they take the steps of the optimizer of that name in optax, to rounding.
+their defaults they take the steps of the optimizer of that name in optax, to rounding. A decay out of its range is a
+``ValueError``.
 
 What the adaptive ones have in common: their last memory m solves the L2 regression of the gradients on the root P of
 their second moment V (Eq. 101-111),
@@ -18,6 +19,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from nl_jax.optim.bounded import check_range
 from nl_jax.optim.generalized_momentum import Context, Memory
 from nl_jax.optim.newton_schulz import newton_schulz
 
@@ -31,8 +33,9 @@ def _square(x: Array) -> Array:
 def average(decay: float, power: int = 1) -> Memory:
     """The weighted mean of ``g**power``: minimises Σ decay^(t-i) ‖m - gᵢ‖², which is an average corrected for its bias.
 
-    Online, that is ½‖m - g‖² + ½ w ‖m - m_{t-1}‖² with w = Σ_{i<t} decay^(t-i).
+    Online, that is ½‖m - g‖² + ½ w ‖m - m_{t-1}‖² with w = Σ_{i<t} decay^(t-i), for a decay in [0, 1).
     """
+    check_range("decay", decay, 0.0, 1.0, below=True)
     return Memory(
         objective=lambda m, c: _square(m - c.gradient**power),
         retention=lambda m, last, c: decay * (1.0 - decay ** (c.step - 1)) / (1.0 - decay) * _square(m - last),
@@ -40,7 +43,8 @@ def average(decay: float, power: int = 1) -> Memory:
 
 
 def leaky_average(decay: float, power: int = 1) -> Memory:
-    """The average from zero, m ← decay · m + (1 - decay) g**power: L2 with fixed weights."""
+    """The average from zero, m ← decay · m + (1 - decay) g**power: L2 with fixed weights; decay in [0, 1]."""
+    check_range("decay", decay, 0.0, 1.0)
     return Memory(
         objective=lambda m, c: (1.0 - decay) * _square(m - c.gradient**power),
         retention=lambda m, last, c: decay * _square(m - last),
@@ -48,7 +52,8 @@ def leaky_average(decay: float, power: int = 1) -> Memory:
 
 
 def total(decay: float = 1.0, power: int = 1, initial: float = 0.0) -> Memory:
-    """The sum m ← decay · m + g**power: similarity ⟨m, g⟩ as objective (Eq. 33), L2 retention."""
+    """The sum m ← decay · m + g**power: similarity ⟨m, g⟩ as objective (Eq. 33), L2 retention; decay in [0, 1]."""
+    check_range("decay", decay, 0.0, 1.0)
     return Memory(
         objective=lambda m, c: -jnp.sum(m * c.gradient**power),
         retention=lambda m, last, c: _square(m - decay * last),
@@ -95,6 +100,7 @@ def rmsprop_memories(decay: float = 0.9, eps: float = 1e-8) -> Arguments:
 
 def muon_memories(decay: float = 0.95, nesterov: bool = True) -> Arguments:
     """``optax.contrib.muon`` for matrices [..., in, out]: a linear memory read through Newton-Schulz (Eq. 42, 52)."""
+    check_range("decay", decay, 0.0, 1.0, below=True)
 
     def read(c: Context) -> Array:
         m = c.memories[0] / (1.0 - decay ** (c.step + 1 if nesterov else c.step))

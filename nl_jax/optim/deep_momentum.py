@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from nl_jax.optim.bounded import bounded, check_choice, check_range
+from nl_jax.optim.bounded import bounded, check_choice, check_integer, check_range
 
 Layers = tuple[Array, ...]
 
@@ -43,8 +43,7 @@ def scale_by_deep_momentum(
 ) -> optax.GradientTransformation:
     """The rule of ``deep_momentum`` without its learning rate; arguments and errors are the same."""
     hidden = tuple(hidden)
-    if not all(isinstance(size, int) and size >= 1 for size in hidden):
-        raise ValueError(f"hidden={hidden} must be integers of at least 1")
+    check_integer("hidden", hidden, 1)
     check_choice("share", share, ("rows", "parameter"))
     check_range("retention", retention, 0.0, 1.0)
     objective = reconstruction if objective is None else objective

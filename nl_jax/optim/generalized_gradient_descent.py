@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from nl_jax.optim.bounded import bounded
+from nl_jax.optim.bounded import bounded, check_integer
 from nl_jax.optim.solvers import Solver, newton
 
 
@@ -77,8 +77,7 @@ def generalized_gradient_descent(
       >>> print(w + update)
       [0.5 0.5]
     """
-    if not isinstance(history, int) or history < 1:
-        raise ValueError(f"history={history} must be an integer of at least 1")
+    check_integer("history", history, 1)
     objective = linear_objective if objective is None else objective
     retention = l2_retention if retention is None else retention
     solve = newton() if solver is None else solver

@@ -4,20 +4,20 @@ References:
   Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
 """
 
-import re
+import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from nl_jax.optim.bounded import bounded, check_choice, check_range
+from nl_jax.optim.bounded import bounded, check_choice, check_integer, check_range
+from nl_jax.optim.matrices import matrix_dimensions
 from nl_jax.optim.newton_schulz import newton_schulz
 
-# Parts of a path that stand for no hidden matrix: tables of tokens, heads, and vectors, of which a stack has two axes.
-_NOT_MATRICES = re.compile(r"(^|[._])(\w*embed\w*|(\w+_)?head|logits|bias|scale|b)($|[._])")
+PyTree = Any
 
 
 class M3State(NamedTuple):
@@ -41,19 +41,21 @@ def scale_by_m3(
     denominator: str = "normalized",
     nesterov: bool = True,
     eps: float = 1e-8,
+    matrices: PyTree = True,
 ) -> optax.GradientTransformationExtraArgs:
-    """The rule of ``m3``, for parameters that are all matrices [..., in, out]; arguments and errors are the same.
+    """The rule of ``m3``, for parameters that are all matrices, by default [..., in, out].
 
-    Its update takes ``finite``: where false the state stays as it is.
+    Arguments and errors are the same, but for ``matrices``, which must be a tree or a prefix of one, and name the axes
+    of every parameter. Its update takes ``finite``: where false the state stays as it is.
     """
     periods = tuple(periods)
-    if not all(isinstance(period, int) and period >= 1 for period in periods):
-        raise ValueError(f"periods={periods} must be integers of at least 1")
+    check_integer("periods", periods, 1)
     check_choice("accumulate", accumulate, ("ema", "sum"))
     check_choice("denominator", denominator, ("normalized", "printed"))
-    for name, value in (("b1", b1), ("b2", b2), ("b3", b3)):
-        check_range(name, value, 0.0, 1.0)
     ema = accumulate == "ema"
+    check_range("b1", b1, 0.0, 1.0)
+    check_range("b2", b2, 0.0, 1.0, below=ema)  # an average that never learns has no size to divide by
+    check_range("b3", b3, 0.0, 1.0)
 
     def add(memory, updates, b, finite, decays=True):
         """``memory`` with one more gradient."""
@@ -61,10 +63,13 @@ def scale_by_m3(
         weight = jnp.where(finite, weight, 0.0)
         return jax.tree.map(lambda m, g: (kept * m + weight * g).astype(m.dtype), memory, updates)
 
+    def dimensions(tree):
+        return matrix_dimensions(tree, matrices)
+
     # two functions that stay the same from call to call, so that `cond` is compiled once without jit too
     def orthogonalize(memory, last=None):
         del last
-        return jax.tree.map(newton_schulz, memory)
+        return jax.tree.map(lambda m, axes: newton_schulz(m, dimensions=axes), memory, dimensions(memory))
 
     def wait(memory, last):
         del memory
@@ -93,29 +98,18 @@ def scale_by_m3(
             due = finite & (count % period == 0)
             slow_directions.append(jax.lax.cond(due, orthogonalize, wait, memory, last))
 
-        def divide(o, v):
+        def divide(o, v, axes):
             v = v / (1.0 - b2**count) if ema else v
             root = jnp.sqrt(v)
             if denominator == "printed":
                 return (o / (root + eps)).astype(o.dtype)
-            mean = jnp.sqrt(jnp.mean(v, axis=(-2, -1), keepdims=True)) + eps
+            mean = jnp.sqrt(jnp.mean(v, axis=(*axes.reduction_axis, *axes.output_axis), keepdims=True)) + eps
             return (o * (mean / (root + mean))).astype(o.dtype)
 
-        return jax.tree.map(divide, direction, second), M3State(
-            count, fast, second, tuple(slow), tuple(slow_directions)
-        )
+        steps = jax.tree.map(divide, direction, second, dimensions(second))
+        return steps, M3State(count, fast, second, tuple(slow), tuple(slow_directions))
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def hidden_matrices(params: optax.Params) -> optax.Params:
-    """True for parameters of two axes or more whose path names no embedding, head, bias or scale."""
-
-    def is_matrix(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        return jnp.ndim(leaf) >= 2 and not _NOT_MATRICES.search(name)
-
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
 def m3(
@@ -131,7 +125,7 @@ def m3(
     nesterov: bool = True,
     eps: float = 1e-8,
     weight_decay: float = 0.0,
-    matrices: optax.Params | Callable[[optax.Params], optax.Params] | None = None,
+    matrices: PyTree | Callable[[optax.Params], PyTree] | None = None,
     adam_learning_rate: optax.ScalarOrSchedule | None = None,
     adam_b1: float = 0.9,
     adam_b2: float = 0.999,
@@ -170,9 +164,11 @@ def m3(
       nesterov: whether the direction counts the last gradient once more.
       eps: added to the denominators of M3 and AdamW.
       weight_decay: decoupled; times the learning rate is what all parameters lose per step.
-      matrices: which parameters are matrices [..., in, out], as a tree of bool or a function that makes one; leading
-        axes are stacked matrices, each orthogonalised on its own. Default: `hidden_matrices`, all of two axes or more,
-        unless a part of the path is ``bias``, ``scale`` or ``b``, ends in ``head`` or contains ``embed``.
+      matrices: which parameters are matrices, and by which axes: a tree like the parameters (or a prefix of one), or a
+        function that makes it. Its leaves are ``optax.contrib.MuonDimensionNumbers``, True for [..., in, out], or False
+        or None for AdamW. Axes that are neither input nor output are stacks, each matrix orthogonalised on its own. The
+        default knows this project's models and guesses for others (``nl_jax.optim.matrices``): not embeddings, output
+        heads, biases, scales. ``print(describe_matrices(params))`` shows the choice.
       adam_learning_rate: AdamW's; default ``learning_rate``.
       adam_b1, adam_b2: AdamW's.
 
@@ -180,7 +176,8 @@ def m3(
       The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are left out and counted.
 
     Raises:
-      ValueError: for a period below 1, a coefficient outside [0, 1], or an unknown ``accumulate`` or ``denominator``.
+      ValueError: for a period below 1, a coefficient outside [0, 1] (b2 of an "ema", adam_b1 and adam_b2 must be below
+        1), an unknown ``accumulate`` or ``denominator``, and, from ``init``, axes that a matrix does not have.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -195,7 +192,10 @@ def m3(
       >>> print(bool(loss(params) < 0.1))
       True
     """
-    rule = scale_by_m3(
+    check_range("adam_b1", adam_b1, 0.0, 1.0, below=True)
+    check_range("adam_b2", adam_b2, 0.0, 1.0, below=True)
+    rule = functools.partial(
+        scale_by_m3,
         periods=periods,
         b1=b1,
         b2=b2,
@@ -206,12 +206,26 @@ def m3(
         nesterov=nesterov,
         eps=eps,
     )
+    rule()  # checks the arguments now
     adam_learning_rate = learning_rate if adam_learning_rate is None else adam_learning_rate
     adamw = optax.adamw(adam_learning_rate, b1=adam_b1, b2=adam_b2, eps=eps, weight_decay=weight_decay)
-    steps = optax.chain(rule, optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(learning_rate))
+    after = (optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(learning_rate))
 
-    def labels(params):
-        chosen = hidden_matrices if matrices is None else matrices
-        return jax.tree.map(lambda m: "m3" if m else "adamw", chosen(params) if callable(chosen) else chosen)
+    @functools.cache  # so that a caller without jit compiles the rule's conditional once
+    def parted(structure, dimensions):
+        """The transformation for parameters of this structure, whose leaves are matrices by these axes, or None."""
+        axes = structure.unflatten(optax.MaskedNode() if one is None else one for one in dimensions)
+        labels = structure.unflatten("adamw" if one is None else "m3" for one in dimensions)
+        return optax.partition({"m3": optax.chain(rule(matrices=axes), *after), "adamw": adamw}, labels)
 
-    return bounded(optax.partition({"m3": steps, "adamw": adamw}, labels), keeps_itself=M3State)
+    def of(params):
+        structure: Any = jax.tree.structure(params)
+        return parted(structure, tuple(structure.flatten_up_to(matrix_dimensions(params, matrices))))
+
+    def init(params):
+        return of(params).init(params)
+
+    def update(updates, state, params=None, **extra):
+        return of(updates).update(updates, state, params, **extra)
+
+    return bounded(optax.GradientTransformationExtraArgs(init, update), keeps_itself=M3State)

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from nl_jax.optim.bounded import check_integer
+
 
 class EveryState(NamedTuple):
     """State of one slow group."""
@@ -46,6 +48,29 @@ def _every(inner: optax.GradientTransformation, period: int) -> optax.GradientTr
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def schedule_of_updates(schedule: optax.Schedule, period: int) -> optax.Schedule:
+    """From a schedule by optimizer steps one by updates, for an optimizer that is updated once a period.
+
+    Update number n, from 0, happens at step (n + 1) · period - 1, from 0, and gets the value of that step.
+
+    Args:
+      schedule: from the number of steps before a step to its value.
+      period: of the group in `multi_frequency`, or of the level.
+
+    Raises:
+      ValueError: for a period below 1.
+
+    Examples:
+      >>> import optax
+      >>> from nl_jax.optim import schedule_of_updates
+      >>> falling = optax.linear_schedule(1.0, 0.0, 16)
+      >>> [float(schedule_of_updates(falling, 4)(update)) for update in range(5)]  # at steps 3, 7, 11, 15, 19
+      [0.8125, 0.5625, 0.3125, 0.0625, 0.0]
+    """
+    check_integer("period", period, 1)
+    return lambda count: schedule((count + 1) * period - 1)
+
+
 def multi_frequency(
     transforms: Mapping[Any, tuple[optax.GradientTransformation, int]],
     param_labels: optax.Params | Callable[[optax.Params], optax.Params],
@@ -62,6 +87,10 @@ def multi_frequency(
 
     where :math:`f^{(\ell)}` is the group's transformation. Its computation is skipped at steps where it is not due; the
     sum costs one buffer of the group's size, which a period of 1 does without.
+
+    The transformation counts its own updates, not steps: in a group of period C a learning-rate schedule sees
+    counts 0, 1, 2, ... at steps C - 1, 2C - 1, 3C - 1, ... (from 0), so one that is meant in steps runs C times too
+    slowly. Wrap it: ``optax.adam(schedule_of_updates(schedule, C))``.
 
     Args:
       transforms: label → (transformation, period in optimizer steps).
@@ -86,7 +115,7 @@ def multi_frequency(
       {'a': -0.1, 'b': -0.2}
     """
     for label, (_, period) in transforms.items():
-        if not isinstance(period, int) or period < 1:
+        if isinstance(period, bool) or not isinstance(period, int) or period < 1:
             raise ValueError(f"period of {label!r} is {period!r}; it must be an integer of at least 1")
     return optax.partition(
         {label: tx if period == 1 else _every(tx, period) for label, (tx, period) in transforms.items()},

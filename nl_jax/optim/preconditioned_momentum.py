@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from nl_jax.optim.bounded import bounded, check_range
+from nl_jax.optim.bounded import bounded, check_integer, check_range
 
 
 class IdentityPreconditionerState(NamedTuple):
@@ -37,7 +37,7 @@ def identity_preconditioner(
     Heron's); a jump of V counts up to :math:`V P^2 = 4`. So P lags behind Adam's where gradients change fast.
 
     Args:
-      decay: of V per step; V is corrected for its bias.
+      decay: of V per step, below 1; V is corrected for its bias.
       inner_steps: steps of P at each step, at least 1.
       eps: P is at most about 1 / eps.
 
@@ -45,14 +45,14 @@ def identity_preconditioner(
       The corresponding ``optax.GradientTransformation``, g → P g.
 
     Raises:
-      ValueError: for a decay outside [0, 1] or no inner step.
+      ValueError: for a decay outside [0, 1) or no inner step.
     """
-    check_range("decay", decay, 0.0, 1.0)
-    check_range("inner_steps", inner_steps, 1, float("inf"))
+    check_range("decay", decay, 0.0, 1.0, below=True)
+    check_integer("inner_steps", inner_steps, 1)
 
     def init(params):
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return IdentityPreconditionerState(jnp.zeros((), jnp.int32), zeros, zeros)
+        zeros = lambda: jax.tree.map(jnp.zeros_like, params)  # noqa: E731
+        return IdentityPreconditionerState(jnp.zeros((), jnp.int32), zeros(), zeros())
 
     def update(updates, state, params=None):
         del params
@@ -97,7 +97,7 @@ def orthogonality_preconditioner(inner_steps: int = 5, inner_rate: float = 0.5) 
     Raises:
       ValueError: for no inner step or a rate outside [0, 1].
     """
-    check_range("inner_steps", inner_steps, 1, float("inf"))
+    check_integer("inner_steps", inner_steps, 1)
     check_range("inner_rate", inner_rate, 0.0, 1.0)
 
     def step(_, o):

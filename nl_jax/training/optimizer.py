@@ -7,15 +7,12 @@ from typing import Any
 import jax
 import optax
 
-from nl_jax.optim import multi_frequency
-from nl_jax.training.sharding import logical_axes, path_name
+from nl_jax.optim import multi_frequency, parameter_roles, schedule_of_updates
+from nl_jax.parameter_axes import path_name
 
 PyTree = Any
 SCHEDULES = ("cosine", "constant", "wsd")
 WARMUP_STEPS = 100  # by default, where the rates must not depend on the number of steps
-
-# Axes that do not make a parameter a matrix: along them lie copies of it, or all there is of a vector of each head.
-_COPIES = {None, "layers", "memories", "taps", "head_dim"}
 
 
 def make_optimizer(
@@ -49,8 +46,7 @@ def make_optimizer(
     rates = learning_rate_schedule(learning_rate, steps, warmup_steps, schedule)
 
     def adamw(period: int) -> optax.GradientTransformation:
-        # Update number c of a level happens at step (c + 1) * period, counted from 1.
-        rate = lambda count: rates((count + 1) * period - 1)  # noqa: E731
+        rate = schedule_of_updates(rates, period)
         return optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=weight_decay, mask=decay_mask)
 
     clip = optax.clip_by_global_norm(1.0)
@@ -97,12 +93,8 @@ def learning_rate_schedule(
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """True for matrices: parameters with two or more axes in the sharding table, not counting copies such as layers."""
-
-    def is_matrix(path: tuple[Any, ...], _: Any) -> bool:
-        return sum(name not in _COPIES for name in logical_axes(path_name(path)) or ()) >= 2
-
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
+    """True for matrices, those of embeddings and heads included: what is no "vector" by `parameter_roles`."""
+    return jax.tree.map(lambda role: role.kind != "vector", parameter_roles(params))
 
 
 def _cadence_labels(params: PyTree, cms_periods: Sequence[int]) -> PyTree:

@@ -1,0 +1,233 @@
+"""Which parameters are matrices of hidden layers: the one rule of M3, of Muon in the experiments, and of weight decay.
+
+A parameter is one of three things:
+
+``matrix``  a map between hidden layers, which M3 orthogonalises; stacks of matrices are matrices, each on its own;
+``end``     a matrix where the model begins or ends: an embedding, an output head. AdamW's, and weight decay applies;
+``vector``  all else: biases, scales, gates, convolutions of each channel, a vector for each head. AdamW's, no decay.
+
+Models of this project are looked up in the table ``nl_jax.parameter_axes``. For all other models the rule goes by
+structure where that decides, and guesses where it does not; `describe_matrices` shows every choice with its reason. The
+guesses:
+
+- A leaf called ``b``, ``bias``, ``offset`` or ``scale``, or two axes below a module called a norm, is a vector: a stack
+  of vectors has two axes, too.
+- A leaf or its module named as an embedding (``embed...``, ``wte``, ``wpe``) or as a head (its last word is ``head``,
+  ``logits``, ``classifier`` or ``unembed``) is an end. Words are read whole: ``lora_b`` and ``head_proj`` are neither.
+- So is, whatever its name, a matrix of two axes, the longer over 4 times the shorter, if at most two matrices of the
+  model have the longer size, as a vocabulary, and if another one that is nearer to square has the shorter size, as the
+  width of a model, not the rank of an adapter. A leaf with the word ``lora`` is an adapter, and a matrix.
+- Four or more axes with a leading window of equal odd sizes, [3, 3, in, out], are a convolution: one matrix
+  [3 · 3 · in, out]. Other leading axes are stacks, so attention's [embed, heads, head_dim] is the caller's to declare.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from optax.contrib import MuonDimensionNumbers
+
+from nl_jax.parameter_axes import logical_axes, path_name
+
+PyTree = Any
+
+# Axes that do not make a parameter a matrix: along them lie copies of it, or all there is of a vector of each head.
+_COPIES = {None, "layers", "memories", "taps", "head_dim"}
+_MODULES = re.compile(r"(?:^|\.)((?:mixer|mixer_norm|cms)\..*)$")  # of a block that no model has stacked
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_VECTORS = {"b", "bias", "offset", "scale"}
+_EMBEDDINGS = {"wte", "wpe"}
+_HEADS = {"head", "lmhead", "logits", "classifier", "unembed"}
+
+
+@dataclass(frozen=True)
+class Role:
+    """What one parameter is.
+
+    Attributes:
+      kind: "matrix", "end" or "vector".
+      dimensions: of a matrix, which of its axes are input and output, counted from 0.
+      reason: in words; a guess says that it is one.
+    """
+
+    kind: str
+    dimensions: MuonDimensionNumbers | None
+    reason: str
+
+
+def parameter_roles(params: optax.Params) -> PyTree:
+    """The `Role` of every parameter, as a tree like ``params``, of which only paths and shapes matter."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    shapes = [np.shape(leaf) for _, leaf in leaves if np.ndim(leaf) > 1]
+    counts = Counter(size for shape in shapes for size in set(shape))
+    rare = {size for size, count in counts.items() if count <= 2}
+    widths = {size for shape in shapes if max(shape[-2:]) <= 4 * min(shape[-2:]) for size in shape[-2:]}
+    roles = [_role(path_name(path), np.shape(leaf), rare, widths) for path, leaf in leaves]
+    return jax.tree.unflatten(jax.tree.structure(params), roles)
+
+
+def _role(path: str, shape: tuple[int, ...], rare: set[int], widths: set[int]) -> Role:
+    axes = _table_axes(path, len(shape))
+    if axes is not None:
+        reason = f"table: {', '.join(map(str, axes))}"
+        if sum(axis not in _COPIES for axis in axes) < 2:
+            return Role("vector", None, reason)
+        return Role("end", None, reason) if "vocab" in axes else Role("matrix", _last_two(len(shape)), reason)
+    if len(shape) < 2:
+        return Role("vector", None, "fewer than two axes")
+    guess = _vector_by_name(path, len(shape))
+    if guess:
+        return Role("vector", None, f"guess: {guess}")
+    guess = _end_by_name(path) or (None if _is_adapter(path) else _end_by_size(shape, rare, widths))
+    if guess:
+        return Role("end", None, f"guess: {guess}")
+    window = shape[:-2]
+    if len(window) >= 2 and len(set(window)) == 1 and window[0] >= 3 and window[0] % 2:
+        axes_in = tuple(range(len(shape) - 1))
+        return Role(
+            "matrix", MuonDimensionNumbers(axes_in, (len(shape) - 1,)), f"guess: a convolution with window {window}"
+        )
+    return Role("matrix", _last_two(len(shape)), "guess: leading axes are a stack" if window else "two axes")
+
+
+def _table_axes(path: str, ndim: int) -> tuple[str | None, ...] | None:
+    """Names of the axes by the table, also of a block's parameters where they are not stacked over layers."""
+    names = logical_axes(path)
+    if names is None and (inside := _MODULES.search(path)):
+        names = logical_axes(f"blocks.{inside[1]}")
+        if names is not None and len(names) == ndim + 1:
+            names = names[1:]
+    return names if names is not None and len(names) == ndim else None
+
+
+def _last_words(path: str) -> list[tuple[str, list[str]]]:
+    """The leaf's name and its module's, each with its words in lower case; numbers do not count."""
+    parts = [part for part in path.split(".") if _WORDS.search(part)][-2:]
+    return [(part, [word.lower() for word in _WORDS.findall(part)]) for part in reversed(parts)]
+
+
+def _vector_by_name(path: str, ndim: int) -> str | None:
+    found = _last_words(path)
+    if found and found[0][0] in _VECTORS:
+        return f"a stack of vectors, called {found[0][0]!r}"
+    for part, words in found:
+        if ndim == 2 and any(word == "ln" or word.endswith("norm") for word in words):
+            return f"a stack of scales, in {part!r}"
+    return None
+
+
+def _end_by_name(path: str) -> str | None:
+    for part, words in _last_words(path):
+        if any(word.startswith("embed") or word in _EMBEDDINGS for word in words):
+            return f"{part!r} names an embedding"
+        if words[-1] in _HEADS:
+            return f"{part!r} names a head"
+    return None
+
+
+def _is_adapter(path: str) -> bool:
+    return any("lora" in words for _, words in _last_words(path))
+
+
+def _end_by_size(shape: tuple[int, ...], rare: set[int], widths: set[int]) -> str | None:
+    shorter, longer = min(shape), max(shape)
+    if len(shape) == 2 and longer > 4 * shorter and longer in rare and shorter in widths:
+        return f"the size {longer} is found at the ends of the model only"
+    return None
+
+
+def _last_two(ndim: int) -> MuonDimensionNumbers:
+    """Of matrices [..., in, out]."""
+    return MuonDimensionNumbers((ndim - 2,), (ndim - 1,))
+
+
+def hidden_matrices(params: optax.Params) -> PyTree:
+    """True for matrices of hidden layers, see the module's docstring; a tree of bool like ``params``."""
+    return jax.tree.map(lambda role: role.kind == "matrix", parameter_roles(params))
+
+
+def matrix_dimensions(
+    params: optax.Params, matrices: PyTree | Callable[[optax.Params], PyTree] | None = None
+) -> PyTree:
+    """Which axes of each parameter form a matrix, None where it is none: what ``optax.contrib.muon`` takes, too.
+
+    Args:
+      params: parameters, of which only paths and shapes matter.
+      matrices: the caller's choice, a tree like ``params`` or a prefix of one, or a function that makes it. Its leaves
+        are ``optax.contrib.MuonDimensionNumbers`` (all axes that they do not name are stacks), True for matrices
+        [..., in, out], False or None for no matrix. Default: the `parameter_roles`.
+
+    Returns:
+      A tree like ``params`` of ``optax.contrib.MuonDimensionNumbers``, with tuples of axes from 0 on, or None.
+
+    Raises:
+      ValueError: for axes that a parameter does not have, that occur twice, or of which there are none.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> params = {"conv": jnp.ones((3, 3, 8, 16)), "query": jnp.ones((16, 4, 4)), "bias": jnp.ones(4)}
+      >>> matrix_dimensions(params)["conv"]
+      MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=(3,))
+      >>> mine = {"conv": True, "query": optax.contrib.MuonDimensionNumbers(0, (1, 2)), "bias": None}
+      >>> matrix_dimensions(params, mine)["query"]
+      MuonDimensionNumbers(reduction_axis=(0,), output_axis=(1, 2))
+    """
+    if matrices is None:
+        return jax.tree.map(lambda role: role.dimensions, parameter_roles(params))
+    chosen = matrices(params) if callable(matrices) else matrices
+    spread = jax.tree.broadcast(chosen, params, is_leaf=lambda x: x is None or isinstance(x, MuonDimensionNumbers))
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    structure: Any = jax.tree.structure(params)
+    return structure.unflatten(
+        _normalised(path_name(path), np.ndim(leaf), one)
+        for (path, leaf), one in zip(leaves, structure.flatten_up_to(spread), strict=True)
+    )
+
+
+def _normalised(path: str, ndim: int, chosen: Any) -> MuonDimensionNumbers | None:
+    if not isinstance(chosen, MuonDimensionNumbers):
+        if not chosen:
+            return None
+        chosen = MuonDimensionNumbers(-2, -1)
+    groups = [(axes,) if isinstance(axes, int) else tuple(axes) for axes in chosen]
+    flat = [axis % ndim for group in groups for axis in group if -ndim <= axis < ndim]
+    if not all(groups) or len(flat) < sum(map(len, groups)) or len(set(flat)) < len(flat):
+        raise ValueError(
+            f"{path or 'the parameter'!r} with {ndim} axes: {chosen} must name axes that it has, at least one for "
+            "input and one for output, each once"
+        )
+    return MuonDimensionNumbers(*(tuple(axis % ndim for axis in group) for group in groups))
+
+
+def describe_matrices(params: optax.Params, matrices: PyTree | Callable[[optax.Params], PyTree] | None = None) -> str:
+    """What M3 does with every parameter, and why: a line each, as text. Arguments as for `matrix_dimensions`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> params = {"wte": jnp.ones((64, 8)), "layers": {"kernel": jnp.ones((2, 8, 8)), "bias": jnp.ones((2, 8))}}
+      >>> print(describe_matrices(params))
+      layers.bias    [2, 8]     AdamW                 guess: a stack of vectors, called 'bias'
+      layers.kernel  [2, 8, 8]  M3, 2 matrices 8 × 8  guess: leading axes are a stack
+      wte            [64, 8]    AdamW                 guess: 'wte' names an embedding
+    """
+    structure: Any = jax.tree.structure(params)
+    dimensions = structure.flatten_up_to(matrix_dimensions(params, matrices))
+    roles = jax.tree.leaves(parameter_roles(params))
+    rows = []
+    for (path, leaf), one, role in zip(jax.tree_util.tree_leaves_with_path(params), dimensions, roles, strict=True):
+        shape = np.shape(leaf)
+        treatment = "AdamW"
+        if one is not None:
+            size_in, size_out = (prod(shape[axis] for axis in group) for group in one)
+            count = prod(shape) // max(1, size_in * size_out)
+            treatment = f"M3, {count} {'matrix' if count == 1 else 'matrices'} {size_in} × {size_out}"
+        reason = role.reason if matrices is None else "the caller's choice"
+        rows.append((path_name(path), str(list(shape)), treatment, reason))
+    widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
+    return "\n".join("  ".join([*(f"{x:{w}}" for x, w in zip(row, widths, strict=False)), row[3]]) for row in rows)

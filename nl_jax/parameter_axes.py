@@ -1,0 +1,50 @@
+"""What every parameter of this project's models is: names of leaves of a pytree, and the names of their axes.
+
+The names are kept here, keyed by path, and not on the parameters. The sharding of parameters, the weight decay and M3's
+choice of matrices all read this one table.
+"""
+
+import re
+from typing import Any
+
+import jax
+
+PyTree = Any
+Names = tuple[str | None, ...]
+
+# Path of a parameter (a regular expression for its end) -> the names of its axes. The first row that matches counts.
+PARAMETER_AXES: tuple[tuple[str, Names], ...] = (
+    (r"embed\.embedding", ("vocab", "embed")),
+    (r"final_norm\.scale", ("embed",)),
+    (r"blocks\.mixer_norm\.scale", ("layers", "embed")),
+    (r"blocks\.mixer\.output\.kernel", ("layers", "heads", "embed")),
+    (r"blocks\.mixer\.output_norm\.scale", ("layers", "head_dim")),
+    (r"blocks\.mixer\.conv\.kernel", ("layers", "taps", "embed")),
+    (r"blocks\.mixer\.(query|key|value|(eta|alpha|mu)\.linear)\.kernel", ("layers", "embed", "heads")),
+    (r"blocks\.mixer\.\w+_read", ("layers", "heads", "head_dim")),
+    (r"blocks\.mixer\.(\w+_bias|\w+\.linear\.bias)", ("layers", "heads")),
+    (r"blocks\.mixer\.memory_gates", ("layers", "heads", "memories")),
+    (r"blocks\.mixer\.memories\.\d+\.layers\.0", ("layers", "heads", "embed", "memory_hidden")),
+    (r"blocks\.mixer\.memories\.\d+\.layers\.\d+", ("layers", "heads", "memories", "memory_hidden", "embed")),
+    (r"blocks\.cms\.levels\.\d+\.norm\.scale", ("layers", "embed")),
+    (r"blocks\.cms\.levels\.\d+\.(gate|up)\.kernel", ("layers", "embed", "hidden")),
+    (r"blocks\.cms\.levels\.\d+\.down\.kernel", ("layers", "hidden", "embed")),
+    (r"blocks\.cms\.mixture", ("layers", "levels")),
+    (r"cms_log_rate", ("levels",)),
+)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """Name of a leaf of a pytree, keys joined by dots: ``blocks.mixer.query.kernel``."""
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    return name.removesuffix(".value")  # the array inside an nnx.Variable
+
+
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """All leaves of a pytree by `path_name`."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def logical_axes(path: str, table: tuple[tuple[str, Names], ...] = PARAMETER_AXES) -> Names | None:
+    """Names of the axes of the array at `path` (a `path_name`), or None where no row of the table matches."""
+    return next((names for pattern, names in table if re.search(rf"(^|\.)({pattern})$", path)), None)
