@@ -108,7 +108,7 @@ def _by_memory(architecture: Architecture, outputs: Float[Array, "... C out"]) -
 
 def _slope(architecture: Architecture, objective: Objective, found: _Gradients) -> Float[Array, "*stack C"]:
     """Λ, of each memory."""
-    total = jnp.zeros(())
+    total = jnp.zeros((), found.at_answer.dtype)
     for layer, (x, gradient) in enumerate(zip(found.inputs, found.gradients, strict=True)):
         if layer == 0 and architecture.depth > 1:
             total = total + jnp.swapaxes(_square(_by_memory(architecture, gradient)), -1, -2) * _square(x)[..., None, :]
