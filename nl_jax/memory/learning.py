@@ -103,7 +103,7 @@ def _square(x: Float[Array, "... C size"]) -> Float[Array, "... C"]:
 
 def _by_memory(architecture: Architecture, outputs: Float[Array, "... C out"]) -> Float[Array, "... C stack hidden"]:
     """A first layer's outputs as they lie in memory; ``architecture.split`` moves axes, which costs a copy."""
-    return outputs.reshape(*outputs.shape[:-1], architecture.stack, -1)
+    return outputs.reshape(*outputs.shape[:-1], architecture.stack, outputs.shape[-1] // architecture.stack)
 
 
 def _slope(architecture: Architecture, objective: Objective, found: _Gradients) -> Float[Array, "*stack C"]:
