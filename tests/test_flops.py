@@ -85,7 +85,9 @@ def test_custom_rules_count_what_runs():
     assert count_flops(product, SQUARE).matrix == PRODUCT
     assert count_flops(jax.grad(lambda x: product(x).sum()), SQUARE).matrix == 4 * PRODUCT
     assert count_flops(jax.nn.relu, SQUARE) == Flops(0, 64)
-    solved = count_flops(lambda x: jax.lax.custom_linear_solve(lambda y: y, x, lambda f, b: b @ b, lambda f, b: b), SQUARE)
+    solved = count_flops(
+        lambda x: jax.lax.custom_linear_solve(lambda y: y, x, lambda f, b: b @ b, lambda f, b: b), SQUARE
+    )
     assert solved.matrix == PRODUCT
 
 

@@ -30,9 +30,9 @@ def blockwise_attention(
 ) -> Float[Array, "batch time heads head_dim"]:
     """Softmax attention of each token to itself and the tokens before it, scores scaled by ``head_dim ** -0.5``.
 
-    Equals `jax.nn.dot_product_attention` under the same mask, and can be differentiated in forward and in reverse mode,
-    in blocks, too; derivatives of second order may keep all tiles. Scores, softmax and sums are in float32 at least, the
-    factors of products in the type of the inputs.
+    Equals `jax.nn.dot_product_attention` under the same mask. Derivatives in forward and in reverse mode are taken in
+    blocks, too; those of second order may keep all tiles. Scores, softmax and sums are in float32 at least, the factors
+    of products in the type of the inputs.
 
     Args:
       query: of the last ``time`` tokens.

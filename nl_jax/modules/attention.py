@@ -122,7 +122,9 @@ class Attention(nnx.Module):
         if self.conv is not None:
             projected, conv = self.conv(jnp.concatenate([query, key, value], axis=-1), conv)
             query, key, value = jnp.split(projected, 3, axis=-1)
-        query, key, value = (u.reshape(batch, time, self.num_heads, width // self.num_heads) for u in (query, key, value))
+        query, key, value = (
+            u.reshape(batch, time, self.num_heads, width // self.num_heads) for u in (query, key, value)
+        )
         held = jnp.minimum(state.position, self.context_length)
         keys = jnp.concatenate([state.keys.astype(key.dtype), key], axis=1)
         values = jnp.concatenate([state.values.astype(value.dtype), value], axis=1)
