@@ -62,8 +62,7 @@ def generate(values: flags.FlagValues) -> None:
     directory, config, tokenizer = chosen_model(values)
     model = restore(directory / CHECKPOINTS, config)
 
-    ids, _ = tokenizer.encode(prompt)
-    read = [tokenizer.separator_id, *ids.tolist()]
+    ids = tokenizer.encode(prompt)[0].tolist()
     options = {"num_tokens": values.num_tokens, "temperature": values.temperature, "seed": values.seed}
     try:
         tokens = sample(model, [tokenizer.separator_id, *ids], **options)

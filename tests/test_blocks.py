@@ -6,28 +6,38 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from nl_jax.modules import Attention, ContinuumMemory, HopeAttentionBlock, HopeBlock, TransformerBlock
+from nl_jax.modules import Attention, Block, ContinuumMemory, mixer
+from nl_jax.modules.attention import rotary
 
 WIDTH, HEADS = 8, 2
 apply = jax.jit(lambda module, x, state=None: module(x, state))
 
 
-def blocks():
-    sizes = (WIDTH, HEADS, 12)
-    return {
-        "hope": HopeBlock(*sizes, (1, 2), chunk_size=4, rngs=nnx.Rngs(0)),
-        "hope, boundary read": HopeBlock(*sizes, (1,), chunk_size=4, read="boundary", rngs=nnx.Rngs(0)),
-        "hope, two chunk sizes": HopeBlock(*sizes, (1,), chunk_size=2, projection_chunk_size=6, rngs=nnx.Rngs(0)),
-        "hope_attention": HopeAttentionBlock(*sizes, (1, 4), context_length=32, rngs=nnx.Rngs(0)),
-        "transformer": TransformerBlock(*sizes, context_length=32, rngs=nnx.Rngs(0)),
-        "transformer, window": TransformerBlock(*sizes, context_length=4, rngs=nnx.Rngs(0)),
-        "transformer, convolution": TransformerBlock(*sizes, context_length=32, convolution=True, rngs=nnx.Rngs(0)),
-    }
+def block_of(periods, name, **options):
+    rngs = nnx.Rngs(0)
+    sequence_mixer = mixer(name, width=WIDTH, num_heads=HEADS, rngs=rngs, **options)
+    return Block(WIDTH, sequence_mixer, ContinuumMemory(WIDTH, 12, periods, rngs=rngs), rngs=rngs)
 
 
-@pytest.mark.parametrize("name", blocks())
+BLOCKS = {
+    "hope": ((1, 2), "self_modifying_titans", {"chunk_size": 4}),
+    "hope, boundary read": ((1,), "self_modifying_titans", {"chunk_size": 4, "read": "boundary"}),
+    "hope, two chunk sizes": ((1,), "self_modifying_titans", {"chunk_size": 2, "projection_chunk_size": 6}),
+    "hope_attention": ((1, 4), "attention", {"context_length": 32}),
+    "transformer": ((1,), "attention", {"context_length": 32}),
+    "transformer, window": ((1,), "attention", {"context_length": 4}),
+    "transformer, convolution": ((1,), "attention", {"context_length": 32, "convolution": True}),
+}
+
+
+def make(name):
+    periods, mixer_name, options = BLOCKS[name]
+    return block_of(periods, mixer_name, **options)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
 def test_causality(name):
-    block = blocks()[name]
+    block = make(name)
     x = jax.random.normal(jax.random.key(0), (1, 15, WIDTH))
     y, _ = apply(block, x)
     for t in (0, 3, 4, 7, 14):
@@ -36,9 +46,9 @@ def test_causality(name):
         assert float(jnp.max(jnp.abs(changed[:, t] - y[:, t]))) > 1e-3
 
 
-@pytest.mark.parametrize("name", blocks())
+@pytest.mark.parametrize("name", BLOCKS)
 def test_a_text_in_parts(name):
-    block = blocks()[name]
+    block = make(name)
     x = jax.random.normal(jax.random.key(0), (2, 11, WIDTH))
     y, last = apply(block, x)
     state, parts = block.init_state(2), []
@@ -130,3 +140,34 @@ def test_attention_is_the_same_at_any_split(context_length, convolution):
         np.testing.assert_allclose(jnp.concatenate(parts, axis=1), y, atol=1e-5)
         for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(last), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("convolution", [False, True])
+def test_attention_does_not_tire_of_a_long_text(convolution):
+    """A state that has read any number of tokens is that of its window: only what the window holds counts."""
+    context = 5
+    module = Attention(WIDTH, HEADS, context_length=context, convolution=convolution, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (1, 44, WIDTH))
+    _, long = apply(module, x[:, :40])
+    _, short = apply(module, x[:, 40 - context - 3 : 40])  # three more for the convolution
+    assert int(long.position) == int(short.position) == context
+    expected, _ = apply(module, x[:, 40:], short)
+    np.testing.assert_allclose(apply(module, x[:, 40:], long)[0], expected, atol=1e-6)
+    for position in (10**5, 2**24 + 1, 2**31 - 2):
+        state = long._replace(position=jnp.asarray(position, jnp.int32))
+        y, after = apply(module, x[:, 40:], state)
+        np.testing.assert_allclose(y, expected, atol=1e-6)
+        assert int(after.position) == context
+
+
+@pytest.mark.parametrize("length", [1, 2, 37, 1_000_003])
+def test_angles_are_exact_however_many_tokens_there_are(length):
+    x = jnp.ones((1, length, 1, 4)).at[..., 2:].set(0.0)
+    last = np.asarray(rotary(x)[0, -5:, 0], np.float64)
+    angle = np.arange(length)[-5:, None] * 10_000.0 ** (-np.arange(2) / 2)
+    np.testing.assert_allclose(last, np.concatenate([np.cos(angle), np.sin(angle)], axis=1), atol=1e-6)
+
+
+def test_rotary_positions_start_anywhere():
+    x = jax.random.normal(jax.random.key(0), (1, 10, 2, 4))
+    np.testing.assert_allclose(rotary(x[:, 7:], start=7), rotary(x)[:, 7:], atol=1e-6)

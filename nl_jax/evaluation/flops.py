@@ -78,6 +78,8 @@ def _equation(equation: core.JaxprEqn) -> Flops:
     bodies = [] if name.startswith(("reduce", "scatter")) else list(_bodies(params))
     if name in _CALLS:
         return _jaxpr(*bodies)
+    if name == "custom_linear_solve":  # its other jaxprs are for derivatives
+        return _jaxpr(params["jaxprs"].solve.jaxpr)
     if name == "scan":
         return _jaxpr(*bodies).times(params["length"])
     if name == "cond":

@@ -66,7 +66,7 @@ class Architecture:
 
     def split(self, outputs: Float[Array, "... C out"]) -> Float[Array, "... stack C hidden"]:
         """Outputs of an MLP's first layer, memory by memory."""
-        return jnp.moveaxis(outputs.reshape(*outputs.shape[:-1], self.stack, -1), -2, -3)
+        return jnp.moveaxis(outputs.reshape(*outputs.shape[:-1], self.stack, outputs.shape[-1] // self.stack), -2, -3)
 
     def __call__(
         self, linear: Linear, x: Float[Array, "... C in"], up_bias: Float[Array, "..."] | None = None

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from nl_jax.memory.transposable import apply_linear
+
 BLOCK_SIZE = 128  # queries, and keys, of a tile
 
 
@@ -28,8 +30,9 @@ def blockwise_attention(
 ) -> Float[Array, "batch time heads head_dim"]:
     """Softmax attention of each token to itself and the tokens before it, scores scaled by ``head_dim ** -0.5``.
 
-    Equals `jax.nn.dot_product_attention` under the same mask; differentiable once, in reverse mode. Scores, softmax and
-    sums are in float32 at least, the factors of products in the type of the inputs.
+    Equals `jax.nn.dot_product_attention` under the same mask. Derivatives in forward and in reverse mode are taken in
+    blocks, too; those of second order may keep all tiles. Scores, softmax and sums are in float32 at least, the factors
+    of products in the type of the inputs.
 
     Args:
       query: of the last ``time`` tokens.
@@ -49,7 +52,9 @@ def blockwise_attention(
     for name, size in (("window", window), ("block_size", block_size)):
         if size < 1:
             raise ValueError(f"{name}={size} must be at least 1")
-    return _attention(query, key, value, empty, window, block_size)
+    if time == 0:
+        return jnp.zeros(query.shape, value.dtype)
+    return _attention(query, key, value, empty, window, block_size)[0]
 
 
 class _Tiling(NamedTuple):
@@ -86,18 +91,14 @@ def _tiling(time: int, keys: int, window: int, block_size: int) -> _Tiling:
     return _Tiling(query_size, key_size, offset, window, np.argwhere(needed & ~whole), np.argwhere(needed & whole))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@partial(jax.custom_jvp, nondiff_argnums=(4, 5))
 def _attention(query, key, value, empty, window, block_size):
-    return _forward(query, key, value, empty, window, block_size)[0]
-
-
-def _forward(query, key, value, empty, window, block_size):
+    """Outputs, and the logarithm of each query's sum of exponentials, [blocks, batch, heads, query_size]."""
     time, head_dim = query.shape[1], query.shape[-1]
     tiling = _tiling(time, key.shape[1], window, block_size)
     wide = jnp.promote_types(query.dtype, jnp.float32)
     lowest = _lowest(wide)
-    queries = _blocks(query * head_dim**-0.5, tiling.query_size)
-    keys, values = _blocks(key, tiling.key_size), _blocks(value, tiling.key_size)
+    queries, keys, values = _cut(tiling, query * head_dim**-0.5, key, value)
 
     def tile(masked, carry, pair):
         outputs, maxima, sums = carry
@@ -119,29 +120,60 @@ def _forward(query, key, value, empty, window, block_size):
     carry = (jnp.zeros((*rows[:3], head_dim, rows[3]), wide), jnp.full(rows, lowest), jnp.zeros(rows, wide))
     outputs, maxima, sums = _run(tile, carry, tiling, empty)
     y = _join(jnp.swapaxes(outputs / sums[..., None, :], -1, -2), time).astype(value.dtype)
-    return y, (query, key, value, empty, y, maxima + jnp.log(sums))
+    return y, maxima + jnp.log(sums)
 
 
-def _backward(window, block_size, saved, cotangent):
+@_attention.defjvp
+def _attention_jvp(window, block_size, primals, tangents):
+    query, key, value, empty = primals
+    y, log_sums = _attention(query, key, value, empty, window, block_size)
+    saved = query, key, value, empty, y, log_sums
+    tiling = _tiling(query.shape[1], key.shape[1], window, block_size)
+    change = apply_linear(partial(_tangent, tiling, saved), partial(_cotangent, tiling, saved), tuple(tangents[:3]))
+    return (y, log_sums), change
+
+
+def _tangent(tiling, saved, tangents):
+    """Change of outputs and log-sums with that of query, key and value."""
     query, key, value, empty, y, log_sums = saved
-    time, head_dim = query.shape[1], query.shape[-1]
-    tiling = _tiling(time, key.shape[1], window, block_size)
-    wide = log_sums.dtype
-    scale = head_dim**-0.5
-    queries, cotangents = _blocks(query * scale, tiling.query_size), _blocks(cotangent, tiling.query_size)
-    keys, values = _blocks(key, tiling.key_size), _blocks(value, tiling.key_size)
+    time, wide, scale = query.shape[1], log_sums.dtype, query.shape[-1] ** -0.5
+    queries, keys, values = _cut(tiling, query * scale, key, value)
+    d_queries, d_keys, d_values = _cut(tiling, tangents[0] * scale, *tangents[1:])
+
+    def tile(masked, carry, pair):
+        outputs, means = carry
+        i, j = pair
+        q, k, v = _at(queries, i), _at(keys, j), _at(values, j)
+        weights = _weights(tiling, q, k, _at(log_sums, i), (i, j, empty) if masked else None)
+        d_scores = _product("bhkd,bhqd->bhkq", k, _at(d_queries, i), wide)
+        d_scores = weights * (d_scores + _product("bhkd,bhqd->bhkq", _at(d_keys, j), q, wide))
+        dy = _product("bhkd,bhkq->bhdq", v, d_scores.astype(value.dtype), wide)
+        dy = dy + _product("bhkd,bhkq->bhdq", _at(d_values, j), weights.astype(value.dtype), wide)
+        outputs = _put(outputs, _at(outputs, i) + dy, i)
+        return (outputs, _put(means, _at(means, i) + jnp.sum(d_scores, axis=-2), i)), None
+
+    shape = (*queries.shape[:3], query.shape[-1], tiling.query_size)
+    outputs, means = _run(tile, (jnp.zeros(shape, wide), jnp.zeros_like(log_sums)), tiling, empty)
+    dy = _join(jnp.swapaxes(outputs, -1, -2), time) - _join(means[..., None], time) * y.astype(wide)
+    return dy.astype(y.dtype), means
+
+
+def _cotangent(tiling, saved, cotangents):
+    """Its transpose: cotangents of query, key and value from those of outputs and log-sums."""
+    query, key, value, empty, y, log_sums = saved
+    cotangent, of_log_sums = cotangents
+    time, wide, scale = query.shape[1], log_sums.dtype, query.shape[-1] ** -0.5
+    queries, keys, values = _cut(tiling, query * scale, key, value)
+    cotangents = _blocks(cotangent, tiling.query_size)
     # Σ_s p_s (dL/dp_s), which the softmax takes away, is the product of output and cotangent
     mean = jnp.sum(y.astype(wide) * cotangent.astype(wide), axis=-1, keepdims=True)
-    means = jnp.squeeze(_blocks(mean, tiling.query_size), -1)
+    means = jnp.squeeze(_blocks(mean, tiling.query_size), -1) - of_log_sums
 
     def tile(masked, carry, pair):
         d_queries, d_keys, d_values = carry
         i, j = pair
         q, k, v, dy = _at(queries, i), _at(keys, j), _at(values, j), _at(cotangents, i)
-        scores = _product("bhkd,bhqd->bhkq", k, q, wide)
-        if masked:
-            scores = jnp.where(tiling.mask(i, j, empty), scores, _lowest(wide))
-        weights = jnp.exp(scores - _at(log_sums, i)[..., None, :])
+        weights = _weights(tiling, q, k, _at(log_sums, i), (i, j, empty) if masked else None)
         d_weights = _product("bhkd,bhqd->bhkq", v, dy, wide)
         d_scores = (weights * (d_weights - _at(means, i)[..., None, :])).astype(query.dtype)
         dq = _product("bhkd,bhkq->bhdq", k, d_scores, wide)
@@ -151,14 +183,19 @@ def _backward(window, block_size, saved, cotangent):
         d_keys, d_values = _put(d_keys, _at(d_keys, j) + dk, j), _put(d_values, _at(d_values, j) + dv, j)
         return (d_queries, d_keys, d_values), None
 
-    shapes = (*queries.shape[:3], head_dim, tiling.query_size), keys.shape, keys.shape
+    shapes = (*queries.shape[:3], query.shape[-1], tiling.query_size), keys.shape, keys.shape
     d_queries, d_keys, d_values = _run(tile, tuple(jnp.zeros(shape, wide) for shape in shapes), tiling, empty)
     dq = _join(jnp.swapaxes(d_queries, -1, -2), time) * scale
     dk, dv = (_join(blocks, key.shape[1]) for blocks in (d_keys, d_values))
-    return dq.astype(query.dtype), dk.astype(key.dtype), dv.astype(value.dtype), None
+    return dq.astype(query.dtype), dk.astype(key.dtype), dv.astype(value.dtype)
 
 
-_attention.defvjp(_forward, _backward)
+def _weights(tiling, q, k, log_sums, masked):
+    """What a tile's queries give its keys, [..., key_size, query_size]; ``masked`` says which tile, where it is cut."""
+    scores = _product("bhkd,bhqd->bhkq", k, q, log_sums.dtype)
+    if masked is not None:
+        scores = jnp.where(tiling.mask(*masked), scores, _lowest(log_sums.dtype))
+    return jnp.exp(scores - log_sums[..., None, :])
 
 
 def _run(tile: Callable[..., Any], carry: Any, tiling: _Tiling, empty: Array | None) -> Any:
@@ -176,6 +213,10 @@ def _lowest(dtype: Any) -> Array:
 
 def _product(subscripts: str, a: Array, b: Array, dtype: Any) -> Array:
     return jnp.einsum(subscripts, a, b, preferred_element_type=dtype)
+
+
+def _cut(tiling, query, key, value):
+    return _blocks(query, tiling.query_size), _blocks(key, tiling.key_size), _blocks(value, tiling.key_size)
 
 
 def _blocks(x: Float[Array, "batch time heads head_dim"], size: int) -> Float[Array, "count batch heads size head_dim"]:

@@ -33,7 +33,7 @@ from nl_jax.memory.triangular import solve_unit_lower
 DECAY_BLOCK_SIZE = 8  # rows whose decay products are taken one after the other
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def decay_products(rate: Float[Array, "... C"]) -> Float[Array, "... C C"]:
     """Lower-triangular matrix of ``Π_{s<i≤t} rate_i`` at [t, s]; ones on the diagonal, zeros above."""
     return _decay_products(rate)
@@ -71,18 +71,12 @@ def _products(rate):
     return jnp.stack(rows, axis=-2)
 
 
-def _decay_forward(rate):
-    products = _decay_products(rate)
-    return products, products
-
-
-def _decay_backward(products, cotangent):
+@decay_products.defjvp
+def _decay_jvp(primals, tangents):
     # d products[t,s] / d rate_i = products[t,i] products[i-1,s]: no division, so exact at rate 0
-    through = jnp.swapaxes(products, -1, -2) @ jnp.tril(cotangent)
-    return (_pad_first(jnp.sum(through[..., 1:, :] * products[..., :-1, :], axis=-1), -1),)
-
-
-decay_products.defvjp(_decay_forward, _decay_backward)
+    (rate,), (tangent,) = primals, tangents
+    products = decay_products(rate)
+    return products, products @ (tangent[..., :, None] * _pad_first(products[..., :-1, :], -2))
 
 
 def _pad_first(x: Array, axis: int, value: float = 0.0) -> Array:
@@ -150,15 +144,6 @@ class Chunk(NamedTuple):
     forcings: Float[Array, "... C out"]  # -η g, less what the delta term takes away where both decay alike
     taken: Float[Array, "... C out"] | None  # β p, p_t = (W_{t-1} - W₀) x_t: what it takes away, where they do not
     decay: Decay
-
-    def outputs(self, which: slice) -> "Chunk":
-        """The same chunk with some of the outputs of W."""
-        return self._replace(
-            change=self.change[..., which],
-            momentum=None if self.momentum is None else self.momentum[..., which],
-            forcings=self.forcings[..., which],
-            taken=None if self.taken is None else self.taken[..., which],
-        )
 
 
 def solve_chunk(

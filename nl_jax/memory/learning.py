@@ -114,12 +114,12 @@ def _square(x: Float[Array, "... C size"]) -> Float[Array, "... C"]:
 
 def _by_memory(architecture: Architecture, outputs: Float[Array, "... C out"]) -> Float[Array, "... C stack hidden"]:
     """A first layer's outputs as they lie in memory; ``architecture.split`` moves axes, which costs a copy."""
-    return outputs.reshape(*outputs.shape[:-1], architecture.stack, -1)
+    return outputs.reshape(*outputs.shape[:-1], architecture.stack, outputs.shape[-1] // architecture.stack)
 
 
 def _slope(architecture: Architecture, objective: Objective, found: _Gradients) -> Float[Array, "*stack C"]:
     """Λ, of each memory."""
-    total = jnp.zeros(())
+    total = jnp.zeros((), found.at_answer.dtype)
     for layer, (x, gradient) in enumerate(zip(found.inputs, found.gradients, strict=True)):
         if layer == 0 and architecture.depth > 1:
             total = total + jnp.swapaxes(_square(_by_memory(architecture, gradient)), -1, -2) * _square(x)[..., None, :]

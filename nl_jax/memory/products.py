@@ -1,7 +1,7 @@
-"""Products with a transpose, over leading axes, whose backward pass makes no copies.
+"""Products with a transpose, over leading axes.
 
-XLA on CPU folds a transpose into a product unless an axis of size 1 stands beside it, and JAX's own rule for the
-operand that was transposed gives its cotangent transposed: both then cost a copy of arrays that are large in memories.
+Written as ``dot_general``, whose own transpose rule leaves no copies of what is large in memories: ``x @ yᵀ`` by
+``swapaxes`` would, and so would an axis of size 1 beside the transposed ones (XLA on CPU).
 """
 
 from collections.abc import Callable
@@ -24,33 +24,17 @@ def outer_products(x: Float[Array, "... C in"], y: Float[Array, "... C out"]) ->
 def over_leading(product: Callable[[Array, Array], Array], x: Array, y: Array) -> Array:
     """``product`` of matrices, over leading axes: it gets operands whose are equal, without those of size 1."""
     leading = jnp.broadcast_shapes(x.shape[:-2], y.shape[:-2])
-    kept = tuple(size for size in leading if size > 1)
+    kept = tuple(size for size in leading if size != 1)
     x, y = (jnp.broadcast_to(u, leading + u.shape[-2:]).reshape(*kept, *u.shape[-2:]) for u in (x, y))
     result = product(x, y)
     return result.reshape(*leading, *result.shape[-2:])
 
 
-def _transpose(x):
-    return jnp.swapaxes(x, -1, -2)
-
-
-@jax.custom_vjp
 def _inner_products(x, y):
-    return x @ _transpose(y)
+    leading = tuple(range(x.ndim - 2))
+    return jax.lax.dot_general(x, y, (((x.ndim - 1,), (x.ndim - 1,)), (leading, leading)))
 
 
-_inner_products.defvjp(
-    lambda x, y: (_inner_products(x, y), (x, y)),
-    lambda saved, cotangent: (cotangent @ saved[1], _transpose(cotangent) @ saved[0]),
-)
-
-
-@jax.custom_vjp
 def _outer_products(x, y):
-    return _transpose(x) @ y
-
-
-_outer_products.defvjp(
-    lambda x, y: (_outer_products(x, y), (x, y)),
-    lambda saved, cotangent: (saved[1] @ _transpose(cotangent), saved[0] @ cotangent),
-)
+    leading = tuple(range(x.ndim - 2))
+    return jax.lax.dot_general(x, y, (((x.ndim - 2,), (x.ndim - 2,)), (leading, leading)))

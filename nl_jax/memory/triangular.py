@@ -20,7 +20,9 @@ def _inverse_of_block(lower: Float[Array, "... n n"]) -> Float[Array, "... n n"]
     return inverse
 
 
+@jax.custom_jvp
 def _inverse(lower: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
+    """``(I + L)^-1``."""
     n = lower.shape[-1]
     if n <= BLOCK_SIZE:
         return _inverse_of_block(lower)
@@ -49,6 +51,12 @@ def _inverse(lower: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
     return inverse[..., 0, :n, :n]
 
 
+@_inverse.defjvp
+def _inverse_jvp(primals, tangents):
+    inverse = _inverse(*primals)
+    return inverse, -inverse @ jnp.tril(tangents[0], -1) @ inverse
+
+
 def solve_unit_lower(
     lower: Float[Array, "... n n"], right: Float[Array, "... n columns"]
 ) -> Float[Array, "... n columns"]:
@@ -60,21 +68,15 @@ def solve_unit_lower(
     return over_leading(_solve, lower, right)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _solve(lower, right):
     return _inverse(lower) @ right
 
 
-def _forward(lower, right):
+@_solve.defjvp
+def _solve_jvp(primals, tangents):
+    lower, right = primals
+    d_lower, d_right = tangents
     inverse = _inverse(lower)
     solution = inverse @ right
-    return solution, (inverse, solution)
-
-
-def _backward(saved, cotangent):
-    inverse, solution = saved
-    right = jnp.swapaxes(inverse, -1, -2) @ cotangent
-    return -jnp.tril(right @ jnp.swapaxes(solution, -1, -2), -1), right
-
-
-_solve.defvjp(_forward, _backward)
+    return solution, inverse @ (d_right - jnp.tril(d_lower, -1) @ solution)

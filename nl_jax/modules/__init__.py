@@ -1,7 +1,7 @@
 """Flax modules: sequence mixers, the continuum memory, and the blocks made of them."""
 
 from nl_jax.modules.attention import Attention, AttentionState
-from nl_jax.modules.blocks import Block, HopeAttentionBlock, HopeBlock, TransformerBlock
+from nl_jax.modules.blocks import Block
 from nl_jax.modules.continuum_memory import ContinuumMemory, FeedForward
 from nl_jax.modules.memory_mixer import MemoryMixer, MemoryState
 from nl_jax.modules.mixers import MIXERS, mixer
@@ -15,11 +15,8 @@ __all__ = [
     "Block",
     "ContinuumMemory",
     "FeedForward",
-    "HopeAttentionBlock",
-    "HopeBlock",
     "MemoryMixer",
     "MemoryState",
     "SelfModifyingTitans",
-    "TransformerBlock",
     "mixer",
 ]

@@ -2,7 +2,9 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -11,27 +13,47 @@ from nl_jax.modules.layers import CausalConv, linear, start_as_induction
 
 
 class AttentionState(NamedTuple):
-    """Keys and values of the last ``context_length`` tokens, the newest last, and how many tokens there were.
+    """Keys and values of the last ``context_length`` tokens, the newest last, before the rotary embedding.
 
-    With a convolution also its last three inputs, ``conv``.
+    With a convolution also its last three inputs, ``conv``. Its sizes and types never change.
     """
 
     keys: Float[Array, "batch context heads head_dim"]
     values: Float[Array, "batch context heads head_dim"]
-    position: Int[Array, ""]
+    position: Int[Array, ""]  # how many of the keys hold a token: it stops growing at the context's length
     conv: Float[Array, "batch 3 channels"] | None = None
 
 
-def rotary(
-    x: Float[Array, "batch time heads head_dim"], positions: Int[Array, " time"]
-) -> Float[Array, "batch time heads head_dim"]:
-    """Rotary position embedding (Su et al., 2021), base 10,000, first half of the channels paired with the second."""
+def rotary(x: Float[Array, "batch time heads head_dim"], start: int = 0) -> Float[Array, "batch time heads head_dim"]:
+    """Rotary position embedding (Su et al., 2021), base 10,000, first half of the channels paired with the second.
+
+    Args:
+      x: of tokens that follow each other.
+      start: position of the first; attention depends on differences of positions only.
+    """
     half = x.shape[-1] // 2
-    frequency = 10_000.0 ** (-jnp.arange(half) / half)
-    angle = positions[:, None, None] * frequency
-    cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
+    cos, sin = (table[start:, None].astype(x.dtype) for table in _angles(start + x.shape[1], half, x.dtype))
     first, second = x[..., :half], x[..., half:]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def _angles(length: int, half: int, dtype: Any) -> tuple[Float[Array, "length half"], Float[Array, "length half"]]:
+    """Cosine and sine of every position's angles, in float32 at least.
+
+    A position is a multiple of ``size`` and a rest. Both have small tables, exact to the last digit however large the
+    position is, and the angle-addition formulas join them.
+    """
+    size = int(np.ceil(np.sqrt(length)))
+    frequency = 10_000.0 ** (-np.arange(half) / half)
+    coarse, fine = (np.arange(size)[:, None] * (step * frequency) for step in (size, 1))
+    wide = jnp.promote_types(dtype, jnp.float32)
+    tables = [jnp.asarray(f(angles), wide) for angles in (coarse, fine) for f in (np.cos, np.sin)]
+    # the barrier keeps XLA from folding the joined table into a constant of the program
+    cos_coarse, sin_coarse, cos_fine, sin_fine = jax.lax.optimization_barrier(tables)
+    cos_coarse, sin_coarse = cos_coarse[:, None], sin_coarse[:, None]
+    cos = cos_coarse * cos_fine - sin_coarse * sin_fine
+    sin = sin_coarse * cos_fine + cos_coarse * sin_fine
+    return cos.reshape(-1, half)[:length], sin.reshape(-1, half)[:length]
 
 
 class Attention(nnx.Module):
@@ -76,11 +98,11 @@ class Attention(nnx.Module):
         self.output = linear(width, width, scale=output_scale, rngs=rngs)
 
     def init_state(self, batch_size: int) -> AttentionState:
-        """No tokens yet."""
-        head_dim = self.query.out_features // self.num_heads
-        empty = jnp.zeros((batch_size, self.context_length, self.num_heads, head_dim))
-        conv = None if self.conv is None else self.conv.init_state(batch_size)
-        return AttentionState(empty, empty, jnp.zeros((), jnp.int32), conv)
+        """No tokens yet; keys and values are kept in the parameters' type."""
+        dtype = self.key.kernel[...].dtype
+        shape = (batch_size, self.context_length, self.num_heads, self.query.out_features // self.num_heads)
+        conv = None if self.conv is None else self.conv.init_state(batch_size).astype(dtype)
+        return AttentionState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32), conv)
 
     def __call__(
         self, x: Float[Array, "batch time width"], state: AttentionState | None = None, *, at_boundary: bool = False
@@ -88,26 +110,31 @@ class Attention(nnx.Module):
         """Each token attends to the last ``context_length`` up to itself; ``state=None`` starts a text.
 
         Attention has no chunks, so ``at_boundary`` says nothing to it. Any number of tokens in any calls gives
-        the same outputs and state as one call, up to rounding.
+        the same outputs and state as one call, up to rounding. No tokens give no outputs, and the state as it was.
         """
         batch, time, width = x.shape
         fresh = state is None
         state = self.init_state(batch) if state is None else state
+        if time == 0:
+            return self.output(x), state
         query, key, value = self.query(x), self.key(x), self.value(x)
         conv: Any = state.conv  # None without a convolution
         if self.conv is not None:
             projected, conv = self.conv(jnp.concatenate([query, key, value], axis=-1), conv)
             query, key, value = jnp.split(projected, 3, axis=-1)
-        heads = (batch, time, self.num_heads, width // self.num_heads)
-        positions = state.position + jnp.arange(time)
-        query, key = rotary(query.reshape(heads), positions), rotary(key.reshape(heads), positions)
-        value = value.reshape(heads)
+        query, key, value = (
+            u.reshape(batch, time, self.num_heads, width // self.num_heads) for u in (query, key, value)
+        )
+        held = jnp.minimum(state.position, self.context_length)
         keys = jnp.concatenate([state.keys.astype(key.dtype), key], axis=1)
         values = jnp.concatenate([state.values.astype(value.dtype), value], axis=1)
         if fresh:
-            y = self.attend(query, key, value, window=self.context_length)
+            y = self.attend(rotary(query), rotary(key), value, window=self.context_length)
         else:
-            empty = self.context_length - state.position
-            y = self.attend(query, keys, values, window=self.context_length, empty=empty)
-        state = AttentionState(keys[:, time:], values[:, time:], state.position + time, conv)
-        return self.output(y.reshape(batch, time, width)), state
+            # positions count from the first key that the state has room for, so that they stay small in a long text
+            query, empty = rotary(query, self.context_length), self.context_length - held
+            y = self.attend(query, rotary(keys), values, window=self.context_length, empty=empty)
+        held = jnp.minimum(held + time, self.context_length)
+        new = AttentionState(keys[:, time:], values[:, time:], held, conv)
+        new = jax.tree.map(lambda u, before: u.astype(before.dtype), new, state)
+        return self.output(y.reshape(batch, time, width)), new

@@ -50,7 +50,8 @@ class CausalConv(nnx.Module):
     width = 4  # tokens seen: the paper's (§8.2)
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (self.width, channels)) / self.width**0.5)
+        kernel = jax.random.normal(rngs.params(), (self.width, channels), jnp.float32) / self.width**0.5
+        self.kernel = nnx.Param(kernel)
 
     def init_state(self, batch_size: int) -> Float[Array, "batch 3 channels"]:
         """The inputs before the first: zeros, in float32, or the kernel's dtype where that is wider."""

@@ -44,14 +44,18 @@ Groups = tuple[Layers, ...]  # layers of each group of memories
 
 
 class MemoryState(NamedTuple):
-    """What the memories have learned since the text began, in float32; sizes do not depend on its length."""
+    """What the memories have learned since the text began.
+
+    All but ``position`` are in float32 (float64 with parameters in float64), whatever the parameters' type is. Sizes do
+    not depend on the text's length.
+    """
 
     conv: Float[Array, "batch 3 channels"]
     change: Groups  # weights minus what retention pulls toward, after the last token
     momentum: Groups  # empty without momentum
     boundary: Groups  # the change at each group's last chunk boundary; empty where nothing depends on it
     past: Any  # inputs of the last window - 1 tokens; None without a window
-    position: Int[Array, ""]  # tokens since the text began
+    position: Int[Array, ""]  # tokens since the text began, modulo a large multiple of the chunk sizes
 
 
 class Inputs(NamedTuple):
@@ -98,7 +102,7 @@ class InitialMemories(nnx.Module):
         def initial(layer, shape):
             key, shape = rngs.params(), (num_heads, *shape)
             if layer == architecture.depth - 1:
-                return 0.1 * jax.random.normal(key, shape) / shape[-2] ** 0.5
+                return 0.1 * jax.random.normal(key, shape, jnp.float32) / shape[-2] ** 0.5
             # each of a gated memory's two factors is 1 / size_in of its square in the mean
             length = (4.0 * architecture.size_in**2 / architecture.hidden) ** 0.25 if architecture.gated else 2.0
             return length * orthogonal_blocks(key, shape)
@@ -113,7 +117,7 @@ def orthogonal_blocks(key: Array, shape: tuple[int, ...]) -> Float[Array, "... i
     which hangs in a program that is split over several CPU devices (jaxlib 0.10.2).
     """
     *leading, size, outputs = shape
-    blocks = jax.random.normal(key, (*leading, -(-outputs // size), size, size))
+    blocks = jax.random.normal(key, (*leading, -(-outputs // size), size, size), jnp.float32)
     blocks /= jnp.linalg.norm(blocks, axis=(-2, -1), keepdims=True)  # singular values below 1: it converges
 
     def improve(_, q):
@@ -154,8 +158,6 @@ class MemoryMixer(nnx.Module):
       retention: "initial" (retention and delta term forget toward the initial weights) or "zero" (the printed form).
       eta, alpha, mu: learning rate, retention, momentum: a number for a constant, a tuple of numbers for a constant per
         head, (activation, bias) for a gate of the input ("softplus" or "sigmoid"); mu None for no momentum.
-      steps: updates with each chunk, gradients of each at the end of the one before; more than one needs
-        ``chunk_size=1``, since a second update has seen the whole chunk.
       window: tokens whose gradients make one update, the last one and those before (Omega rule, Eq. 68).
       transposed: memory of the values' outer side: the delta term acts on values (Oja, Eq. 66-67); matrix only.
       chunk_size: tokens between two boundaries, at which gradients are taken; one for each group, or one for all. The
@@ -184,7 +186,6 @@ class MemoryMixer(nnx.Module):
         eta: Any = ("softplus", 0.0),
         alpha: Any = ("sigmoid", RETENTION_BIAS),
         mu: Any = None,
-        steps: int = 1,
         window: int = 1,
         transposed: bool = False,
         chunk_size: int | tuple[int, ...] = 64,
@@ -204,8 +205,6 @@ class MemoryMixer(nnx.Module):
         ):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
-        if steps < 1 or (steps > 1 and max(sizes) > 1):
-            raise ValueError(f"steps={steps} must be 1, or more with chunk_size=1: a second pass has seen its chunk")
         if window < 1 or (window > 1 and delta):
             raise ValueError(f"window={window} must be at least 1, and 1 with a delta term")
         depth = max(a.depth for a in architectures)
@@ -228,7 +227,7 @@ class MemoryMixer(nnx.Module):
         projecting = self.rule._replace(negative_eigenvalues=False)
         self.rules = (*(projecting for _ in architectures[1:]), self.rule)
         self.read, self.initial, self.retention = read, initial, retention
-        self.steps, self.window, self.transposed = steps, window, transposed
+        self.window, self.transposed = window, transposed
         self.piece = min(sizes)
         exact = rule == "folded" and objective.linear is not None
         # nothing is taken at the boundary by a matrix whose gradients fold, or do not depend on its answer
@@ -271,44 +270,54 @@ class MemoryMixer(nnx.Module):
         """Weights that retention pulls toward, None for zero."""
         return self.initial_weights() if self.memories is not None and self.retention == "initial" else None
 
+    @property
+    def state_dtype(self) -> Any:
+        """Of what the memories keep and learn in: float32, or wider for wider parameters."""
+        return jnp.promote_types(self.key.kernel[...].dtype, jnp.float32)
+
     def initial_weights(self) -> Groups:
         """Weights at the start of a text, [heads, ...] a layer."""
         if self.memories is None:
             return tuple(
-                tuple(jnp.zeros((self.num_heads, *shape)) for shape in architecture.shapes())
+                tuple(jnp.zeros((self.num_heads, *shape), self.state_dtype) for shape in architecture.shapes())
                 for architecture in self.architectures
             )
         return tuple(tuple(layer[...] for layer in group.layers) for group in self.memories)
 
     def init_state(self, batch_size: int) -> MemoryState:
-        """The state before the first token: every memory at its initial weights."""
-        weights = self.initial_weights()
-        zero = jax.tree.map(lambda w: jnp.zeros((batch_size, *w.shape)), weights)
-        start = zero
-        if self.retention == "zero" and self.memories is not None:
-            start = jax.tree.map(lambda w: jnp.broadcast_to(w, (batch_size, *w.shape)), weights)
-        past = None
-        if self.window > 1:
-            heads = (batch_size, self.num_heads, self.window - 1)
-            key, scalar = jnp.zeros((*heads, self.head_dim)), jnp.zeros(heads)
-            past = Inputs(
-                key, key, key, scalar, scalar, None if self.mu is None else scalar, jnp.zeros(self.window - 1)
-            )
+        """The state before the first token: every memory at its initial weights. No two arrays share a buffer."""
+        weights, dtype = self.initial_weights(), self.state_dtype
+
+        def zeros():
+            return jax.tree.map(lambda w: jnp.zeros((batch_size, *w.shape), dtype), weights)
+
+        def start():
+            if self.retention == "initial" or self.memories is None:
+                return zeros()
+            return jax.tree.map(lambda w: jnp.broadcast_to(w.astype(dtype), (batch_size, *w.shape)), weights)
+
         return MemoryState(
-            self.conv.init_state(batch_size),
-            start,
-            () if self.mu is None else zero,
-            start if self.uses_boundary else (),
-            past,
+            self.conv.init_state(batch_size).astype(dtype),
+            start(),
+            () if self.mu is None else zeros(),
+            start() if self.uses_boundary else (),
+            self._no_past(batch_size) if self.window > 1 else None,
             jnp.zeros((), jnp.int32),
         )
+
+    def _no_past(self, batch_size: int) -> Inputs:
+        """Inputs of a window before the first token."""
+        heads, dtype = (batch_size, self.num_heads, self.window - 1), self.state_dtype
+        key, value, query = (jnp.zeros((*heads, self.head_dim), dtype) for _ in range(3))
+        eta, alpha, mu = (jnp.zeros(heads, dtype) for _ in range(3))
+        return Inputs(key, value, query, eta, alpha, None if self.mu is None else mu, jnp.zeros(self.window - 1, dtype))
 
     def slow_inputs(
         self, x: Float[Array, "batch time width"], conv: Float[Array, "batch 3 channels"]
     ) -> tuple[Inputs, Float[Array, "batch 3 channels"]]:
         """Unit-length keys, values and queries from slow projections and the convolution, and the coefficients."""
         batch, time, _ = x.shape
-        wide = jnp.promote_types(x.dtype, jnp.float32)  # memories learn in float32, whatever the products run in
+        wide = self.state_dtype  # memories learn in float32, whatever the products run in
         projected = jnp.concatenate([self.query(x), self.key(x), self.value(x)], axis=-1)
         projected, conv = self.conv(projected, conv)
         query, key, value = (
@@ -325,16 +334,19 @@ class MemoryMixer(nnx.Module):
 
         Any number of tokens in any number of calls gives the same outputs and state as one call, up to rounding.
         ``at_boundary`` is the caller's word that the state is at a boundary of all chunk sizes, which saves padding.
+        The state keeps its types; no tokens give no outputs, and the state as it was.
         """
         batch, time, width = x.shape
         fresh = state is None
-        if state is None:
-            state = self.init_state(batch)
+        state = self.init_state(batch) if state is None else state
+        if time == 0:
+            return self.output(x), state
         origin = state.position
         inputs, conv = keep_products(self.slow_inputs)(x, state.conv)
         past = self.window - 1
         if past:
-            inputs = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=time_axis(b)), state.past, inputs)
+            past_inputs = astype(state.past, self.state_dtype)
+            inputs = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=time_axis(b)), past_inputs, inputs)
         # a first token inside a piece is put at its place there, so that pieces end where chunks end
         if fresh or time == 1 or at_boundary:
             size, offset = min(self.piece, time), jnp.zeros((), jnp.int32)
@@ -345,7 +357,7 @@ class MemoryMixer(nnx.Module):
             pieces = -(-(time + size - 1) // size)
             padded = jax.tree.map(lambda u: place(u, past + pieces * size, offset), inputs)
         starts = state.position - offset + size * jnp.arange(pieces)
-        memories = state.change, state.momentum, state.boundary
+        memories = astype((state.change, state.momentum, state.boundary), self.state_dtype)
         fixed = Fixed(self.anchor(), self.coefficient_parameters(), self.answering_bias())
         fixed = jax.tree.map(lambda w: jnp.broadcast_to(w, (batch, *w.shape)), fixed)
         aligned = (fresh or at_boundary) and len(set(self.chunk_sizes)) == 1  # every piece starts at a boundary
@@ -378,8 +390,11 @@ class MemoryMixer(nnx.Module):
             boundary = self._at_boundary(end, change, boundary, jnp.asarray(True))
         if past:
             last = jax.tree.map(lambda u: jax.lax.slice_in_dim(u, time, time + past, axis=time_axis(u)), inputs)
-        state = MemoryState(conv, change, momentum, boundary, last if past else None, end)
-        return self.output(y.astype(x.dtype)), state
+        period = math.lcm(*self.chunk_sizes)
+        end %= period * max(1, 2**30 // period)  # else it would overflow in a text without end
+        new = MemoryState(conv, change, momentum, boundary, last if past else None, end)
+        new = jax.tree.map(lambda u, before: u.astype(before.dtype), new, state)
+        return self.output(y.astype(x.dtype)), new
 
     def _at_boundary(self, position: Array, change: Groups, boundary: Groups, due: Array) -> Groups:
         """The change of each group whose chunk ends at ``position``, the old boundary for the others."""
@@ -451,36 +466,33 @@ class MemoryMixer(nnx.Module):
         key, targets = generated.key, generated.targets
         if self.transposed:
             key, targets = targets[0], (key,)
-        taken_at = weights  # at which gradients are taken
-        for step in range(self.steps):
-            changes, momenta = [], []
-            for group, architecture in enumerate(self.architectures):
-                chunks = learn_chunk(
-                    architecture,
-                    self.objective,
-                    self.rules[group],
-                    anchor=None if anchor is None else anchor[group],
-                    change=change[group],
-                    momentum=momentum[group] if momentum else None,
-                    boundary=taken_at[group],
-                    keys=key,
-                    values=targets[group],
-                    eta=eta,
-                    alpha=alpha,
-                    damping=jnp.ones_like(eta) if inputs.mu is None else 1.0 - inputs.mu,
-                    decay=decay,
-                    chunk_size=self.chunk_sizes[group] * self.window,
-                    at_boundary=at_boundary and step == 0,
-                    gates=generated.gates[group],
-                    up_bias=fixed.up_bias if group == len(self.architectures) - 1 else None,
-                )
-                ends = [end_of_chunk(chunk) for chunk in chunks]
-                if self.uses_boundary and self.rule.form == "printed":  # the one rule that is not bounded by itself
-                    ends = jax.tree.map(lambda w: limit_norm(w, LARGEST_STATE, (-2, -1)), ends)
-                changes.append(tuple(end[0] for end in ends))
-                momenta.append(tuple(end[1] for end in ends))
-            change, momentum = tuple(changes), tuple(momenta) if momentum else ()
-            taken_at = change if anchor is None else jax.tree.map(jnp.add, anchor, change)
+        changes, momenta = [], []
+        for group, architecture in enumerate(self.architectures):
+            chunks = learn_chunk(
+                architecture,
+                self.objective,
+                self.rules[group],
+                anchor=None if anchor is None else anchor[group],
+                change=change[group],
+                momentum=momentum[group] if momentum else None,
+                boundary=weights[group],
+                keys=key,
+                values=targets[group],
+                eta=eta,
+                alpha=alpha,
+                damping=jnp.ones_like(eta) if inputs.mu is None else 1.0 - inputs.mu,
+                decay=decay,
+                chunk_size=self.chunk_sizes[group] * self.window,
+                at_boundary=at_boundary,
+                gates=generated.gates[group],
+                up_bias=fixed.up_bias if group == len(self.architectures) - 1 else None,
+            )
+            ends = [end_of_chunk(chunk) for chunk in chunks]
+            if self.uses_boundary and self.rule.form == "printed":  # the one rule that is not bounded by itself
+                ends = jax.tree.map(lambda w: limit_norm(w, LARGEST_STATE, (-2, -1)), ends)
+            changes.append(tuple(end[0] for end in ends))
+            momenta.append(tuple(end[1] for end in ends))
+        change, momentum = tuple(changes), tuple(momenta) if momentum else ()
         if self.transposed:
             y = read_chunk_transposed(chunks[0], inputs.query)
         else:
@@ -493,6 +505,11 @@ def head_size(width: int, num_heads: int) -> int:
     if num_heads < 1 or width % num_heads:
         raise ValueError(f"num_heads={num_heads} must divide width={width}")
     return width // num_heads
+
+
+def astype(tree: Any, dtype: Any) -> Any:
+    """Every array of a pytree in this type."""
+    return jax.tree.map(lambda u: u.astype(dtype), tree)
 
 
 def time_axis(u: Array) -> int:

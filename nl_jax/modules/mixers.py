@@ -37,12 +37,20 @@ def _mlp(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
 
 
 def linear_attention(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
-    """Hebbian matrix without decay (Eq. 64; Katharopoulos et al., 2020)."""
+    """Hebbian matrix without decay (Eq. 64; Katharopoulos et al., 2020).
+
+    Departures: keys and queries have unit length where the paper applies the feature map ``elu(x) + 1``, and a root
+    mean square norm of each head's answer takes the place of the paper's normaliser, the sum of all keys.
+    """
     return _matrix(width, num_heads, **HEBBIAN | parts)
 
 
 def retention(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
-    """Hebbian matrix, a constant decay for each head, 1 - 2^(-5-h) (RetNet; Sun et al., 2023)."""
+    """Hebbian matrix, a constant decay for each head, 1 - 2^(-5-h) (RetNet; Sun et al., 2023).
+
+    Departures: keys and queries have no xPos rotation, so that a token's position shows in the decay only, and the
+    output has no swish gate.
+    """
     decay = tuple(1.0 - 2.0 ** (-5 - h) for h in range(num_heads))
     return _matrix(width, num_heads, **HEBBIAN | {"alpha": decay} | parts)
 
@@ -53,12 +61,20 @@ def linear_attention_pp(width: int, num_heads: int, **parts: Any) -> MemoryMixer
 
 
 def delta_net(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
-    """``W ← W (I - β k kᵀ) + β v kᵀ`` (Eq. 65; Yang et al., 2024); β in (0, 1), or to 2: ``negative_eigenvalues``."""
+    """``W ← W (I - β k kᵀ) + β v kᵀ`` (Eq. 65; Yang et al., 2024); β in (0, 1), or to 2: ``negative_eigenvalues``.
+
+    Departures: keys and queries pass through no feature map and no SiLU before they get unit length, and values through
+    no SiLU.
+    """
     return _matrix(width, num_heads, **DELTA | parts)
 
 
 def gated_delta_net(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
-    """``W ← α W (I - β k kᵀ) + β v kᵀ`` (Yang et al., 2025)."""
+    """``W ← α W (I - β k kᵀ) + β v kᵀ`` (Yang et al., 2025).
+
+    Departures: those of ``delta_net``; α is a sigmoid of the input, without the paper's decay rate of each head; and
+    the output has no SiLU gate.
+    """
     return _matrix(
         width, num_heads, **DELTA | {"delta_after_retention": True, "alpha": ("sigmoid", RETENTION_BIAS)} | parts
     )

@@ -143,15 +143,17 @@ class SelfModifyingTitans(MemoryMixer):
         self.frozen, self.self_targets = frozen, self_targets
         if memory_gates is None:
             memory_gates = self.rule.form != "printed"
-        shut = jnp.full((num_heads, count + 1), -2.0)  # sigmoid: 0.12; and 0.98 for the memory that answers
+        shut = jnp.full(
+            (num_heads, count + 1), -2.0, jnp.float32
+        )  # sigmoid: 0.12; and 0.98 for the memory that answers
         self.memory_gates = nnx.Param(shut.at[:, -1].set(4.0)) if memory_gates else None
-        self.up_bias = nnx.Param(jnp.full((num_heads,), up_bias / UP_BIAS_SCALE)) if gated else None
+        self.up_bias = nnx.Param(jnp.full((num_heads,), up_bias / UP_BIAS_SCALE, jnp.float32)) if gated else None
         if self.eta is None:
-            self.eta_read = nnx.Param(jax.random.normal(rngs.params(), (num_heads, head_dim)))
-            self.eta_bias = nnx.Param(jnp.full((num_heads,), eta_bias))
+            self.eta_read = nnx.Param(jax.random.normal(rngs.params(), (num_heads, head_dim), jnp.float32))
+            self.eta_bias = nnx.Param(jnp.full((num_heads,), eta_bias, jnp.float32))
         if self.alpha is None:
-            self.alpha_read = nnx.Param(jax.random.normal(rngs.params(), (num_heads, head_dim)))
-            self.alpha_bias = nnx.Param(jnp.full((num_heads,), alpha_bias))
+            self.alpha_read = nnx.Param(jax.random.normal(rngs.params(), (num_heads, head_dim), jnp.float32))
+            self.alpha_bias = nnx.Param(jnp.full((num_heads,), alpha_bias, jnp.float32))
 
     def _answers(self, weights: Groups, u: Array, names: tuple[str, ...]) -> dict[str, Array]:
         """Answers to u of those memories of ``names`` that there are; they are neighbours in the first group."""
