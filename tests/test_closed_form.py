@@ -38,14 +38,14 @@ def test_every_model(name, sizes, batch_size, length):
         ("titans", {"rule": "printed", "depth": 3, "delta": True}),
         ("ttt_mlp", {"read": "boundary"}),
         ("ttt_linear", {"rule": "folded", "objective": "huber", "window": 3}),
-        ("gated_delta_net", {"mu": ("sigmoid", 1.0), "steps": 2}),
+        ("gated_delta_net", {"mu": ("sigmoid", 1.0)}),
+        ("linear_attention", {"rule": "normalized"}),
         ("attention", {"convolution": True}),
         ("sliding_window_attention", {"window": 17}),
     ],
 )
 def test_options(name, options):
-    sizes = {**SIZES, "chunk_size": 1} if "steps" in options else SIZES
-    config = named_config(name, "tiny", **sizes, mixer_options=tuple(options.items()))
+    config = named_config(name, "tiny", **SIZES, mixer_options=tuple(options.items()))
     parts = forward_flops(config, 1, 150)
     assert sum(parts.values()) == pytest.approx(counted(config, 1, 150), rel=0.05)
 

@@ -4,6 +4,7 @@ A tangent rule (``jax.custom_jvp``) gives forward mode, and JAX derives reverse 
 transpose that JAX derives is slow, this puts a hand-written one in its place.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ def apply_linear(function: Callable[[Any], Any], transpose: Callable[[Any], Any]
     """
     outputs = jax.eval_shape(function, x)
     # an empty sum of x instead of a constant: reverse mode wants every right-hand side to depend on what it transposes
-    zero = sum(jnp.sum(leaf.reshape(-1)[:0]) for leaf in jax.tree.leaves(x))
+    zero = functools.reduce(jnp.add, (jnp.sum(leaf.reshape(-1)[:0]) for leaf in jax.tree.leaves(x)))
     zeros = jax.tree.map(lambda s: jnp.broadcast_to(zero.astype(s.dtype), s.shape), outputs)
 
     def residual(unknown):
