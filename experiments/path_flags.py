@@ -13,8 +13,11 @@ class PathParser(flags.ArgumentParser):
     syntactic_help = "a path on this machine"
 
     def parse(self, argument: str) -> str:
-        """The path with ``~`` expanded; ``InputError``, which absl takes for a bad flag, for what is no local path."""
-        return str(local_path(argument))
+        """The path with ``~`` expanded; ``InputError``, which absl takes for a bad flag, for what is no local path.
+
+        Empty text stays as it is: whoever needs the flag says that it is missing.
+        """
+        return str(local_path(argument)) if argument else ""
 
     def flag_type(self) -> str:
         """Names the type in absl's help."""
