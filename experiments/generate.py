@@ -43,7 +43,7 @@ def define_flags() -> flags.FlagValues:
 def define_tokenizer_flag(values: flags.FlagValues) -> None:
     """For launchers that read a run's tokenizer."""
     text = "The run's tokenizer.json, where it is no longer where the run found it."
-    flags.DEFINE_string("tokenizer", None, text, flag_values=values)
+    define_path("tokenizer", None, text, flag_values=values)
 
 
 def main(argv: list[str] | None = None) -> int:

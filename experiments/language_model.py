@@ -96,7 +96,7 @@ def define_data_flags(values: flags.FlagValues) -> None:
     kinds = "plain text, .jsonl, .ndjson or .json, each also as .gz or .zst"
     define(define_path, "data", None, f"Text file or directory ({kinds}); without it Python's standard library.")
     define(flags.DEFINE_string, "text_key", "text", "Key of the text in JSON objects.")
-    define(flags.DEFINE_boolean, "skip_bad", False, "Leave out files and records that are no text, and count them.")
+    define(flags.DEFINE_boolean, "skip_bad", False, "Leave out, and count, what cannot be read as text.")
     define(define_path, "tokenizer", None, "Hugging Face tokenizer.json; without it bytes are the tokens.")
     flags.DEFINE_enum(
         "document_boundaries",

@@ -127,7 +127,7 @@ def test_starting_parameters_and_their_tokenizer_are_named_by_digest(files, monk
         return LanguageModel(config, rngs=nnx.Rngs(seed))
 
     monkeypatch.setattr(context, "restore", restore)
-    monkeypatch.setattr(context, "config_of", lambda _: config)
+    monkeypatch.setattr(context.LanguageModelConfig, "from_json", lambda _: config)
     monkeypatch.setattr(context, "configurations", lambda *_: {"transformer": config})
     small = ["--models=transformer", "--seeds=1", f"--data={files / 'a'}", *SIZES]
     run = functools.partial(call, context.main, f"--workdir={files / 'on'}", *small)

@@ -123,7 +123,7 @@ def _piece(mixer: MemoryMixer, c: int) -> Counter[str]:
                 )  # of the right side too, where forcings and answers decay unlike
                 inverse_and_products = layer.inputs * (_inverse(c) + products * c**2 * layer.size_out)
                 parts["gram"] += layer.inputs * c**2 * layer.size_in
-                parts["solve"] += (inverse_and_products + (1 + momentum) * c * layer.weights)
+                parts["solve"] += inverse_and_products + (1 + momentum) * c * layer.weights
                 parts["solve"] -= known * c * layer.weights
             if group is not groups[-1]:
                 continue
