@@ -22,7 +22,7 @@ def counted(config, batch_size, length, transform=lambda loss: loss):
 @pytest.mark.parametrize(("sizes", "batch_size", "length"), [(SIZES, 2, 96), (WIDE, 1, 275)])
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_every_model(name, sizes, batch_size, length):
-    config = named_config(name, "tiny", **sizes)
+    config = named_config(name, "tiny", **SIZES)
     parts = forward_flops(config, batch_size, length)
     assert sum(parts.values()) == pytest.approx(counted(config, batch_size, length), rel=0.05)
 
@@ -38,14 +38,13 @@ def test_every_model(name, sizes, batch_size, length):
         ("titans", {"rule": "printed", "depth": 3, "delta": True}),
         ("ttt_mlp", {"read": "boundary"}),
         ("ttt_linear", {"rule": "folded", "objective": "huber", "window": 3}),
-        ("gated_delta_net", {"mu": ("sigmoid", 1.0), "steps": 2}),
+        ("gated_delta_net", {"mu": ("sigmoid", 1.0)}),
         ("attention", {"convolution": True}),
         ("sliding_window_attention", {"window": 17}),
     ],
 )
 def test_options(name, options):
-    sizes = {**SIZES, "chunk_size": 1} if "steps" in options else SIZES
-    config = named_config(name, "tiny", **sizes, mixer_options=tuple(options.items()))
+    config = named_config(name, "tiny", **SIZES, mixer_options=tuple(options.items()))
     parts = forward_flops(config, 1, 150)
     assert sum(parts.values()) == pytest.approx(counted(config, 1, 150), rel=0.05)
 

@@ -107,22 +107,22 @@ def _piece(mixer: MemoryMixer, c: int) -> Counter[str]:
     for group in groups:
         at_boundary = len(group) > 1 or not (folded or linear == 0.0)  # gradients are taken there
         if at_boundary:
-            parts["gradients"] += mixer.steps * c * (_answer(group) + _answer(group[1:]))  # none at the keys
+            parts["gradients"] += c * (_answer(group) + _answer(group[1:]))  # none at the keys
         for layer in group:
             # a last layer that folds takes its gradient at every token, by a delta term
             folds = folded and layer is group[-1]
             delta = rule.delta or (folds and linear != 0.0)
             # updates whose gradients were taken where the piece starts know the answers of its start
             known = int(at_boundary and len(set(mixer.chunk_sizes)) == 1)
-            parts["anchor"] += anchored * (mixer.steps if folds else delta * known) * c * layer.weights
-            parts["writes"] += mixer.steps * (1 + momentum) * c * layer.weights
+            parts["anchor"] += anchored * (1 if folds else delta * known) * c * layer.weights
+            parts["writes"] += (1 + momentum) * c * layer.weights
             if delta:
                 products = (
                     2 if momentum or window else 1
                 )  # of the right side too, where forcings and answers decay unlike
                 inverse_and_products = layer.inputs * (_inverse(c) + products * c**2 * layer.size_out)
-                parts["gram"] += mixer.steps * layer.inputs * c**2 * layer.size_in
-                parts["solve"] += mixer.steps * (inverse_and_products + (1 + momentum) * c * layer.weights)
+                parts["gram"] += layer.inputs * c**2 * layer.size_in
+                parts["solve"] += inverse_and_products + (1 + momentum) * c * layer.weights
                 parts["solve"] -= known * c * layer.weights
             if group is not groups[-1]:
                 continue

@@ -93,7 +93,7 @@ def _tiling(time: int, keys: int, window: int, block_size: int) -> _Tiling:
 
 @partial(jax.custom_jvp, nondiff_argnums=(4, 5))
 def _attention(query, key, value, empty, window, block_size):
-    """Outputs, and the logarithm of each query's sum of exponentials, [blocks, batch, heads, query_size]."""
+    """Outputs, and the logarithm of each query's sum of exponentials, [batch, time, heads, 1]."""
     time, head_dim = query.shape[1], query.shape[-1]
     tiling = _tiling(time, key.shape[1], window, block_size)
     wide = jnp.promote_types(query.dtype, jnp.float32)
@@ -120,31 +120,41 @@ def _attention(query, key, value, empty, window, block_size):
     carry = (jnp.zeros((*rows[:3], head_dim, rows[3]), wide), jnp.full(rows, lowest), jnp.zeros(rows, wide))
     outputs, maxima, sums = _run(tile, carry, tiling, empty)
     y = _join(jnp.swapaxes(outputs / sums[..., None, :], -1, -2), time).astype(value.dtype)
-    return y, maxima + jnp.log(sums)
+    return y, _join((maxima + jnp.log(sums))[..., None], time)
 
 
 @_attention.defjvp
 def _attention_jvp(window, block_size, primals, tangents):
     query, key, value, empty = primals
     y, log_sums = _attention(query, key, value, empty, window, block_size)
-    saved = query, key, value, empty, y, log_sums
     tiling = _tiling(query.shape[1], key.shape[1], window, block_size)
-    change = apply_linear(partial(_tangent, tiling, saved), partial(_cotangent, tiling, saved), tuple(tangents[:3]))
-    return (y, log_sums), change
+    # side by side along time, since that is what `apply_linear` takes
+    side_by_side = jnp.concatenate([u.astype(log_sums.dtype) for u in tangents[:3]], axis=1)
+    rules = (partial(rule, tiling, (query, key, value, empty, y, log_sums)) for rule in (_tangent, _cotangent))
+    dy, d_log_sums = jnp.split(apply_linear(*rules, side_by_side), 2, axis=1)
+    return (y, log_sums), (dy.astype(y.dtype), d_log_sums[..., :1])
+
+
+def _split(tangents: Array, *like: Array) -> list[Array]:
+    """Of arrays side by side along time: each of the type and length of its pattern."""
+    ends = np.cumsum([u.shape[1] for u in like])[:-1]
+    return [part.astype(u.dtype) for part, u in zip(jnp.split(tangents, ends, axis=1), like, strict=True)]
 
 
 def _tangent(tiling, saved, tangents):
-    """Change of outputs and log-sums with that of query, key and value."""
+    """Change of outputs and, in the first channel, log-sums with that of query, key and value; all side by side."""
     query, key, value, empty, y, log_sums = saved
     time, wide, scale = query.shape[1], log_sums.dtype, query.shape[-1] ** -0.5
     queries, keys, values = _cut(tiling, query * scale, key, value)
-    d_queries, d_keys, d_values = _cut(tiling, tangents[0] * scale, *tangents[1:])
+    d_query, d_key, d_value = _split(tangents, query, key, value)
+    d_queries, d_keys, d_values = _cut(tiling, d_query * scale, d_key, d_value)
+    sums = jnp.squeeze(_blocks(log_sums, tiling.query_size), -1)
 
     def tile(masked, carry, pair):
         outputs, means = carry
         i, j = pair
         q, k, v = _at(queries, i), _at(keys, j), _at(values, j)
-        weights = _weights(tiling, q, k, _at(log_sums, i), (i, j, empty) if masked else None)
+        weights = _weights(tiling, q, k, _at(sums, i), (i, j, empty) if masked else None)
         d_scores = _product("bhkd,bhqd->bhkq", k, _at(d_queries, i), wide)
         d_scores = weights * (d_scores + _product("bhkd,bhqd->bhkq", _at(d_keys, j), q, wide))
         dy = _product("bhkd,bhkq->bhdq", v, d_scores.astype(value.dtype), wide)
@@ -153,27 +163,29 @@ def _tangent(tiling, saved, tangents):
         return (outputs, _put(means, _at(means, i) + jnp.sum(d_scores, axis=-2), i)), None
 
     shape = (*queries.shape[:3], query.shape[-1], tiling.query_size)
-    outputs, means = _run(tile, (jnp.zeros(shape, wide), jnp.zeros_like(log_sums)), tiling, empty)
-    dy = _join(jnp.swapaxes(outputs, -1, -2), time) - _join(means[..., None], time) * y.astype(wide)
-    return dy.astype(y.dtype), means
+    outputs, means = _run(tile, (jnp.zeros(shape, wide), jnp.zeros_like(sums)), tiling, empty)
+    mean = _join(means[..., None], time)
+    dy = _join(jnp.swapaxes(outputs, -1, -2), time) - mean * y.astype(wide)
+    return jnp.concatenate([dy, jnp.pad(mean, [(0, 0)] * 3 + [(0, y.shape[-1] - 1)])], axis=1)
 
 
 def _cotangent(tiling, saved, cotangents):
     """Its transpose: cotangents of query, key and value from those of outputs and log-sums."""
     query, key, value, empty, y, log_sums = saved
-    cotangent, of_log_sums = cotangents
+    cotangent, of_log_sums = _split(cotangents, y, y.astype(log_sums.dtype))
     time, wide, scale = query.shape[1], log_sums.dtype, query.shape[-1] ** -0.5
     queries, keys, values = _cut(tiling, query * scale, key, value)
     cotangents = _blocks(cotangent, tiling.query_size)
     # Σ_s p_s (dL/dp_s), which the softmax takes away, is the product of output and cotangent
     mean = jnp.sum(y.astype(wide) * cotangent.astype(wide), axis=-1, keepdims=True)
-    means = jnp.squeeze(_blocks(mean, tiling.query_size), -1) - of_log_sums
+    means = jnp.squeeze(_blocks(mean - of_log_sums[..., :1], tiling.query_size), -1)
+    sums = jnp.squeeze(_blocks(log_sums, tiling.query_size), -1)
 
     def tile(masked, carry, pair):
         d_queries, d_keys, d_values = carry
         i, j = pair
         q, k, v, dy = _at(queries, i), _at(keys, j), _at(values, j), _at(cotangents, i)
-        weights = _weights(tiling, q, k, _at(log_sums, i), (i, j, empty) if masked else None)
+        weights = _weights(tiling, q, k, _at(sums, i), (i, j, empty) if masked else None)
         d_weights = _product("bhkd,bhqd->bhkq", v, dy, wide)
         d_scores = (weights * (d_weights - _at(means, i)[..., None, :])).astype(query.dtype)
         dq = _product("bhkd,bhkq->bhdq", k, d_scores, wide)
@@ -187,7 +199,8 @@ def _cotangent(tiling, saved, cotangents):
     d_queries, d_keys, d_values = _run(tile, tuple(jnp.zeros(shape, wide) for shape in shapes), tiling, empty)
     dq = _join(jnp.swapaxes(d_queries, -1, -2), time) * scale
     dk, dv = (_join(blocks, key.shape[1]) for blocks in (d_keys, d_values))
-    return dq.astype(query.dtype), dk.astype(key.dtype), dv.astype(value.dtype)
+    gradients = ((dq, query), (dk, key), (dv, value))
+    return jnp.concatenate([u.astype(like.dtype).astype(wide) for u, like in gradients], axis=1)
 
 
 def _weights(tiling, q, k, log_sums, masked):
