@@ -120,3 +120,19 @@ def test_bad_arguments():
             blockwise_attention(query, key, value, **options)
     with pytest.raises(ValueError, match="2 keys for 3 queries"):
         blockwise_attention(query, key[:, 1:], value[:, 1:])
+
+
+def test_gradients_of_a_batch_of_calls():
+    """`jax.vmap` over some of the arguments, of gradients and of tangents, is the loop."""
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 2, 1, 9, 2, 4))
+
+    def loss(query, key, value):
+        return jnp.sum(jnp.sin(blockwise_attention(query, key, value, block_size=4)))
+
+    def both(*arguments):
+        return jax.grad(loss, (0, 1, 2))(*arguments), jax.jvp(loss, arguments, arguments)[1]
+
+    found = jax.jit(jax.vmap(both, (0, None, 0)))(query, key[0], value)
+    loop = [both(q, key[0], v) for q, v in zip(query, value, strict=True)]
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(jax.tree.map(lambda *x: jnp.stack(x), *loop)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -141,10 +141,14 @@ def loss(module, x):
 
 
 @every_mixer
-def test_forward_mode_of_the_gradient_can_be_traced(case):
+def test_derivatives_of_second_order_can_be_traced(case):
     module, x = jax.eval_shape(lambda: (make(case), tokens(6)))
-    hessian = types(lambda *a: jax.jvp(jax.grad(loss, 1), a, a)[1], module, x)
-    assert hessian[0] == x.shape
+
+    def pulled(x):
+        return jnp.sum(jnp.square(jax.checkpoint(jax.grad(loss, 1))(module, x)))
+
+    assert types(lambda x: jax.jvp(jax.grad(loss, 1), (module, x), (module, x))[1], x)[0] == x.shape
+    assert types(jax.grad(pulled), x)[0] == x.shape
 
 
 @some_mixers
@@ -159,9 +163,11 @@ def test_forward_mode_equals_reverse_mode_and_finite_differences(case):
         @jax.jit
         def derivatives(step):
             reverse = jax.grad(at)
-            return at(step), jax.jvp(at, (step,), (1.0,))[1], reverse(step), jax.jvp(reverse, (step,), (1.0,))[1]
+            forward, over_reverse = (jax.jvp(f, (step,), (1.0,))[1] for f in (at, reverse))
+            return at(step), forward, reverse(step), over_reverse, jax.grad(reverse)(step)
 
         here, ahead, behind = (derivatives(jnp.asarray(step)) for step in (0.0, 1e-5, -1e-5))
         np.testing.assert_allclose(here[1], here[2], rtol=1e-9)
         np.testing.assert_allclose(here[1], (ahead[0] - behind[0]) / 2e-5, rtol=1e-5)
         np.testing.assert_allclose(here[3], (ahead[2] - behind[2]) / 2e-5, rtol=1e-4)
+        np.testing.assert_allclose(here[4], here[3], rtol=1e-9)

@@ -80,6 +80,8 @@ def _equation(equation: core.JaxprEqn) -> Flops:
         return _jaxpr(*bodies)
     if name == "custom_linear_solve":  # its other jaxprs are for derivatives
         return _jaxpr(params["jaxprs"].solve.jaxpr)
+    if name == "apply_linear":  # ``nl_jax/memory/transposable.py``: the other one is its transpose
+        return _jaxpr(params["forward"].jaxpr)
     if name == "scan":
         return _jaxpr(*bodies).times(params["length"])
     if name == "cond":

@@ -129,7 +129,7 @@ def _attention_jvp(window, block_size, primals, tangents):
     y, log_sums = _attention(query, key, value, empty, window, block_size)
     saved = query, key, value, empty, y, log_sums
     tiling = _tiling(query.shape[1], key.shape[1], window, block_size)
-    change = apply_linear(partial(_tangent, tiling, saved), partial(_cotangent, tiling, saved), tuple(tangents[:3]))
+    change = apply_linear(partial(_tangent, tiling), partial(_cotangent, tiling), saved, tuple(tangents[:3]))
     return (y, log_sums), change
 
 
