@@ -221,6 +221,7 @@ def test_competitors_train(name, tmp_path):
         assert program.parameters == count_parameters(config)
 
 
+@pytest.mark.slow
 def test_jax_attention_is_our_transformer():
     shape = {"vocab_size": 257, "width": 16, "num_heads": 2, "num_layers": 2, "mlp_hidden": 32}
     batch_size, length = 2, 150

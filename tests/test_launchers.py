@@ -300,6 +300,7 @@ def test_decode_stream_holds_back_what_is_not_a_character_yet():
     assert pieces[:4] == ["a", "é", "€", "😀"]
 
 
+@pytest.mark.slow
 def test_sampling_with_state_is_what_the_whole_text_gives(finished):
     """Greedy tokens one by one, memory carried, against one pass over all of them."""
     config = json.loads((finished[0] / "config.json").read_text())["models"]["hope"]

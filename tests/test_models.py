@@ -85,7 +85,8 @@ def test_layers_written_out_are_those_of_a_scan(name):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("batch", "time"), [(1, 32), pytest.param(2, 80, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("batch", "time"), [(1, 32), (2, 80)])
 def test_compiled_gradient_is_right_in_float32(batch, time):
     # XLA on CPU got this wrong where its YNNPACK fusions were on (BUILD_NOTES.md); they do not exist in float64
     tokens = np.random.default_rng(0).integers(0, 257, (batch, time))
