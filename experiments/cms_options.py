@@ -21,7 +21,11 @@ def define_cms_flags(values: flags.FlagValues) -> None:
     regime = "What periods count: optimizer steps (outer), or tokens in context: online (first order) or meta (exact)."
     flags.DEFINE_list("cms_levels", None, levels, flag_values=values)
     flags.DEFINE_string("cms_regime", "outer", regime, flag_values=values)
-    flags.DEFINE_string("cms_variant", "sequential", f"One of {', '.join(VARIANTS)}.", flag_values=values)
+    variant = (
+        f"One of {', '.join(VARIANTS)}. With --cms_regime=meta nested is exact, and each level more makes it many times "
+        "slower to compile; nested_first_order is quick."
+    )
+    flags.DEFINE_string("cms_variant", "sequential", variant, flag_values=values)
     rate = "Learning rate of CMS blocks in context, at the start: the length of their steps."
     chunk = "Tokens between two boundaries of the memories. Without it 64, or less where the shortest CMS level is."
     flags.DEFINE_integer("chunk_size", None, chunk, flag_values=values)

@@ -160,7 +160,7 @@ def directional(function, model, seed=2):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_meta_gradient_is_exact(variant):
     with jax.enable_x64(True):
-        # three levels of exact nesting are derivatives of fourth order, which take ten minutes to compile with Titans
+        # three levels of exact nesting are derivatives of fourth order, which did not compile in fifteen minutes
         small = {"mixer": "delta_net", "periods": (4, 8), "num_layers": 1} if variant == "nested" else {}
         tokens, targets = text(32)
         model = make(variant, wide=True, **small)
