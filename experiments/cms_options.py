@@ -22,8 +22,8 @@ def define_cms_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list("cms_levels", None, levels, flag_values=values)
     flags.DEFINE_string("cms_regime", "outer", regime, flag_values=values)
     variant = (
-        f"One of {', '.join(VARIANTS)}. With --cms_regime=meta nested is exact, and each level more makes it many times "
-        "slower to compile; nested_first_order is quick."
+        f"One of {', '.join(VARIANTS)}. With --cms_regime=meta nested is exact, and each level more makes it many "
+        "times slower to compile; nested_first_order is quick."
     )
     flags.DEFINE_string("cms_variant", "sequential", variant, flag_values=values)
     rate = "Learning rate of CMS blocks in context, at the start: the length of their steps."
