@@ -223,6 +223,7 @@ def test_default_rule_is_bounded_over_65536_tokens(chunk, alpha):
         ("other", {}, "unknown mixer 'other'"),
         ("titans", {"num_heads": 3}, "num_heads=3 must divide width=8"),
         ("titans", {"chunk_size": 0}, "chunk_size=0 must be at least 1"),
+        ("titans", {"chunk_size": True}, "chunk_size=True must be at least 1"),
         ("titans", {"rule": "other"}, "rule='other' must be one of 'folded', 'normalized', 'printed'"),
         ("titans", {"objective": "other"}, "objective='other' must be one of"),
         ("titans", {"read": "other"}, "read='other' must be one of 'token', 'boundary'"),

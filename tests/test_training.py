@@ -273,7 +273,7 @@ def test_rates_that_do_not_depend_on_the_number_of_steps(steps, more, warmup):
 
 
 def test_a_run_that_is_given_more_steps_is_one_that_had_them_all(tmp_path):
-    """Bit for bit, with levels of the continuum memory that wait for their update when the first run ends."""
+    """Bit for bit: parameters, the optimizer's state and the figures."""
 
     def run(workdir, steps):
         rates = {"learning_rate": 1e-2, "steps": steps, "warmup_steps": 3, "schedule": "constant"}

@@ -64,7 +64,7 @@ class ContinuumMemory(nnx.Module):
         output_scale: float = 1.0,
         rngs: nnx.Rngs,
     ):
-        if not periods or any(not isinstance(p, int) or p < 1 for p in periods):
+        if not periods or any(isinstance(p, bool) or not isinstance(p, int) or p < 1 for p in periods):
             raise ValueError(f"periods={tuple(periods)} must be one or more integers, each at least 1")
         if width < 1 or hidden < 1:
             raise ValueError(f"width={width} and hidden={hidden} must be at least 1")

@@ -195,7 +195,8 @@ class MemoryMixer(nnx.Module):
         head_dim = head_size(width, num_heads)
         architectures = (architecture,) if isinstance(architecture, Architecture) else architecture
         sizes = (chunk_size,) * len(architectures) if isinstance(chunk_size, int) else chunk_size
-        if min(sizes) < 1 or any(size % min(sizes) for size in sizes):
+        whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
+        if not whole or min(sizes) < 1 or any(size % min(sizes) for size in sizes):
             raise ValueError(f"chunk_size={chunk_size} must be at least 1, and the smallest must divide the others")
         for name, value, allowed in (
             ("read", read, READS),
