@@ -114,7 +114,7 @@ def test_continuum_memory_is_the_chain_of_its_levels():
     np.testing.assert_allclose(cms(x), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("periods", [(), (0,), (1, -2), (1.5,)])
+@pytest.mark.parametrize("periods", [(), (0,), (1, -2), (1.5,), (True,)])
 def test_bad_periods(periods):
     with pytest.raises(ValueError, match="periods="):
         ContinuumMemory(WIDTH, 12, periods, rngs=nnx.Rngs(0))
