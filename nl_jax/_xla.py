@@ -11,5 +11,5 @@ def set_default_flag(name: str, value: str) -> None:
 
 
 def disable_faulty_fusions() -> None:
-    """Turns off YNNPACK fusions on CPU, which read memory that nothing wrote in fused reductions (BUILD_NOTES.md)."""
+    """Turns off YNNPACK fusions on CPU: fused reductions read memory that nothing wrote (BUILD_NOTES.md, D54)."""
     set_default_flag("xla_cpu_experimental_ynn_fusion_type", "")

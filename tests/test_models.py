@@ -88,7 +88,7 @@ def test_layers_written_out_are_those_of_a_scan(name):
 @pytest.mark.slow
 @pytest.mark.parametrize(("batch", "time"), [(1, 32), (2, 80)])
 def test_compiled_gradient_is_right_in_float32(batch, time):
-    # XLA on CPU got this wrong where its YNNPACK fusions were on (BUILD_NOTES.md); they do not exist in float64
+    # XLA on CPU got this wrong where its YNNPACK fusions were on (BUILD_NOTES.md, D54); they do not exist in float64
     tokens = np.random.default_rng(0).integers(0, 257, (batch, time))
     gradient = jax.jit(jax.grad(lambda m, tokens: jnp.sum(jnp.sin(m(tokens)[0])) / 257))
     model = LanguageModel(named_config("hope", "tiny"), rngs=nnx.Rngs(0))

@@ -18,7 +18,7 @@ Without momentum D is A, and one system gives what each token writes in all, u_t
 All ratios are products of numbers in [0, 1], taken without logarithms, so α = 0 and μ = 0 are exact.
 
 ``chunk_update`` and ``sequential_update`` take W as [..., out, in], as the equations do. All others take weights as
-Flax's kernels lie, [..., in, out]: products with many outputs are then up to 2.7 times faster on CPU (BUILD_NOTES.md).
+Flax's kernels lie, [..., in, out]: products with many outputs are then twice as fast on CPU (BUILD_NOTES.md, D8).
 """
 
 from typing import Any, NamedTuple

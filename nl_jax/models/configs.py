@@ -2,8 +2,8 @@
 
 The paper names sizes (760M, 1.3B) and the vocabulary (32K) but no widths: those here are ours, GPT-3's widths for these
 sizes, with heads of 128 channels: a memory's capacity grows with the square of its head, and heads of 32 lost 0.2 bits
-per byte (BUILD_NOTES.md). The hidden size of the feed-forward blocks is solved for, so that every model reaches the
-preset's count.
+per byte (BUILD_NOTES.md, D15). The hidden size of the feed-forward blocks is solved for, so that every model reaches
+the preset's count.
 """
 
 import math
@@ -23,7 +23,7 @@ from nl_jax.modules import MIXERS
 class Preset:
     """Sizes that all models of a preset share; ``parameters`` is the count at ``vocab_size``, embedding included.
 
-    Attention without a convolution has heads of its own number: it needs more of them than memories (BUILD_NOTES.md).
+    Attention without a convolution has its own number of heads: it needs more than memories (BUILD_NOTES.md, D15).
     """
 
     parameters: int

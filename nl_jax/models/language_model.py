@@ -15,7 +15,7 @@ from nl_jax.modules import MIXERS, Block, ContinuumMemory, mixer
 
 REGIMES = ("outer", "online", "meta")
 
-UNROLLED_LAYERS = 4  # take 20 s to compile, a scan 15; a step is a tenth faster (BUILD_NOTES.md)
+UNROLLED_LAYERS = 4  # take 20 s to compile, a scan 15; a step is a tenth faster (BUILD_NOTES.md, D57)
 
 
 @dataclass(frozen=True)

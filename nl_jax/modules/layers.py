@@ -14,7 +14,7 @@ class Linear(nnx.Linear):
     """``nnx.Linear`` as one product of two matrices, whatever the leading axes.
 
     With several of them XLA on CPU copies its operands into transposed order in the backward pass, which took a tenth
-    of a training step (BUILD_NOTES.md).
+    of a training step (BUILD_NOTES.md, D56).
 
     Weights [batch, in, out] are each of one row of the batch.
     """
@@ -73,7 +73,8 @@ def start_as_induction(query: Linear, key: Linear, conv: CausalConv) -> None:
     """Sets the initial weights so that a token's key is the query of the token before, and its value is its own.
 
     A query then finds, from the first training step on, what followed the last tokens when they came before: an
-    induction head (Olsson et al., 2022), which models else learn late or, in short training, never (BUILD_NOTES.md).
+    induction head (Olsson et al., 2022). Without this start models learn one late or, in short training, never
+    (BUILD_NOTES.md, D13).
 
     Args:
       query, key: projections of equal sizes; key becomes a copy of query.

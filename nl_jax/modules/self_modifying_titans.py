@@ -11,7 +11,7 @@ and every memory descends ``‖M_□(k) - v‖²`` with retention. Everything is
 boundary (Eq. 90, 93). Answers that make k, v, η and α are brought to unit length, so that η is at most
 softplus(‖r_η‖ + b_η): a memory that makes its own learning rate would else grow without bound.
 
-Departures from the paper's form, each for a measured reason (BUILD_NOTES.md): keys and values come from slow
+Departures from the paper's form, each for a measured reason (BUILD_NOTES.md, D21): keys and values come from slow
 projections of their own; retention pulls toward the meta-learned initial weights; the learning rule is the folded one
 (``memory/learning.py``); all memories learn v, where the paper's make targets of their own, ``v̂_□ = M_□(v)``; there is
 neither momentum nor Delta Gradient Descent (the folded rule has the delta term of the loss itself); hidden layers are

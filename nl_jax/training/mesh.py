@@ -22,7 +22,7 @@ def use_cpu_cores(batch_size: int | None = None) -> None:
     """Makes the cores of the CPU as many devices of JAX, which else sees one: a mesh can then split a batch over them.
 
     The small products of memories leave cores idle within one device; side by side on two, training is a quarter faster
-    (BUILD_NOTES.md). Where every core is a device, no device uses another one's. Does nothing where JAX has started, or
+    (BUILD_NOTES.md, D55). Threading inside an operation is then off. Does nothing where JAX has started, or
     where its user has set the number of CPU devices; flags that are in ``XLA_FLAGS`` stay as they are.
 
     Args:
