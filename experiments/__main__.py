@@ -1,0 +1,53 @@
+"""Runs a launcher by its name: ``nl-jax NAME --flags``, or ``python -m experiments NAME --flags``."""
+
+import ast
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+COMMANDS = (
+    "language_model",
+    "context",
+    "generate",
+    "stream",
+    "subjects",
+    "recall",
+    "parity",
+    "optimizers",
+    "benchmark",
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the launcher's exit code; 0 after help, 2 for a name that is none.
+
+    Args:
+        argv: program name and arguments; default ``sys.argv``.
+    """
+    program, *arguments = sys.argv if argv is None else argv
+    program = "python -m experiments" if Path(program).name == "__main__.py" else Path(program).name
+    name = arguments[0] if arguments else "--help"
+    if name in ("--help", "-h"):
+        print(f"{program} NAME --flags runs a launcher; {program} NAME --help explains its flags.\n")
+        for command in COMMANDS:
+            print(f"  {command:14}  {summary(command)}")
+        return 0
+    if name not in COMMANDS:
+        print(f"error: launcher {name!r}: expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    sys.argv = [f"{program} {name}", *arguments[1:]]
+    return importlib.import_module(f"experiments.{name}").main()
+
+
+def summary(command: str) -> str:
+    """The first line of a launcher's docstring, read from its source: to import it would start JAX."""
+    spec = importlib.util.find_spec(f"experiments.{command}")
+    assert spec is not None
+    assert spec.origin is not None
+    text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    return text.splitlines()[0] if text else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
