@@ -13,6 +13,10 @@ def test_decisions_are_numbered_in_order():
     assert list(range(1, len(DECISIONS) + 1)) == DECISIONS
 
 
+def test_notes_stay_short():
+    assert len(NOTES.splitlines()) <= 600
+
+
 def test_citations_are_of_decisions_that_are_there():
     own = re.findall(r"\bD(\d+)\b", NOTES)
     files = [path for folder in ("nl_jax", "experiments", "tests") for path in (ROOT / folder).rglob("*.py")]
