@@ -23,7 +23,7 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
     "delta_momentum": delta_momentum,
     "delta_momentum_0.01": lambda rate: delta_momentum(rate, strength=0.01),
-    "delta_momentum_printed": lambda rate: delta_momentum(rate, form="printed"),
+    "delta_momentum_paper": lambda rate: delta_momentum(rate, form="paper"),
     "preconditioned_momentum": preconditioned_momentum,
     "feature_momentum": feature_momentum,
     "deep_momentum": deep_momentum,

@@ -1,8 +1,8 @@
 """Parity: can a model keep one bit of state, on strings longer than any it was trained on?
 
     python -m experiments.parity --workdir=runs/parity
-    python -m experiments.parity --workdir=runs/negative --mixer_option=negative_eigenvalues=True
-    python -m experiments.parity --workdir=runs/hope --models=hope --mixer_option=negative_eigenvalues=True \
+    python -m experiments.parity --workdir=runs/negative --mixer_option=allow_neg_eigval=True
+    python -m experiments.parity --workdir=runs/hope --models=hope --mixer_option=allow_neg_eigval=True \
         --mixer_option=delta=True
 
 After each symbol of a string of 0s and 1s the model says whether the number of 1s so far is even. It trains on fresh

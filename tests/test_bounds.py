@@ -67,7 +67,7 @@ def test_no_rule_expands_what_the_delta_term_acts_on(rule, eta, alpha, size):
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    rule=rules.filter(lambda rule: rule.form != "printed" and not rule.negative_eigenvalues),
+    rule=rules.filter(lambda rule: rule.form != "paper" and not rule.allow_neg_eigval),
     eta=rates,
     alpha=fractions,
     likeness=st.sampled_from([0.0, 0.9, 1.0]),
@@ -143,17 +143,17 @@ def assert_finite(outcomes):
 @pytest.mark.parametrize(
     ("name", "options", "time"),
     [
-        ("titans", {"eta": ("softplus", 5.0), "alpha": ("sigmoid", 0.0), "negative_eigenvalues": True}, 1024),
-        ("oja", {"eta": ("sigmoid", 5.0), "alpha": ("sigmoid", 0.0), "negative_eigenvalues": True}, 1024),
+        ("titans", {"eta": ("softplus", 5.0), "alpha": ("sigmoid", 0.0), "allow_neg_eigval": True}, 1024),
+        ("oja", {"eta": ("sigmoid", 5.0), "alpha": ("sigmoid", 0.0), "allow_neg_eigval": True}, 1024),
         ("ttt_linear", {}, 1024),
         ("ttt_linear", {"objective": "dot_product"}, 64),
         pytest.param(
-            "self_modifying_titans", {"rule": "printed", "delta": True, "eta_bias": 5.0}, 512, marks=pytest.mark.slow
+            "self_modifying_titans", {"rule": "paper", "delta": True, "eta_bias": 5.0}, 512, marks=pytest.mark.slow
         ),
         pytest.param("self_modifying_titans", {"memory_gates": False, "eta_bias": 20.0}, 512, marks=pytest.mark.slow),
         pytest.param(
             "self_modifying_titans",
-            {"alpha_bias": 0.0, "eta_bias": 50.0, "negative_eigenvalues": True, "chunk_size": 64},
+            {"alpha_bias": 0.0, "eta_bias": 50.0, "allow_neg_eigval": True, "chunk_size": 64},
             1024,
             marks=pytest.mark.slow,
         ),
@@ -180,7 +180,7 @@ def compositions(draw):
         "rule": RULES,
         "delta": (True, False),
         "delta_after_retention": (True, False),
-        "negative_eigenvalues": (True, False),
+        "allow_neg_eigval": (True, False),
         "read": ("token", "boundary"),
         "retention": ("initial", "zero"),
         "objective": tuple(OBJECTIVES),

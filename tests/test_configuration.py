@@ -39,7 +39,7 @@ OWN = {
 # Values of each option; of others, by their default's type.
 VALUES = {
     "objective": ["dot_product"],
-    "rule": ["printed", "normalized"],
+    "rule": ["paper", "normalized"],
     "read": ["boundary"],
     "initial": ["zero"],
     "retention": ["zero"],

@@ -35,7 +35,7 @@ def reference(lr, decay=0.9, strength=1.0, form="contractive", rms=False):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"decay": 0.7, "strength": 0.1}, {"strength": 0.0}, {"strength": 0.01, "form": "printed"}],
+    [{}, {"decay": 0.7, "strength": 0.1}, {"strength": 0.0}, {"strength": 0.01, "form": "paper"}],
     ids=str,
 )
 def test_equals_the_equation(options):
@@ -62,14 +62,14 @@ def test_infinite_strength_forgets_all_along_the_gradient():
     np.testing.assert_allclose(trace[2] - trace[1], trace[1] - trace[0], rtol=1e-5)
 
 
-def test_contractive_for_every_gradient_where_the_printed_form_is_not():
-    """|m| ≤ Σ α^i max|g| for the default; ten gradients of size 3 make the printed one grow without bound."""
+def test_contractive_for_every_gradient_where_the_papers_form_is_not():
+    """|m| ≤ Σ α^i max|g| for the default; ten gradients of size 3 make the paper's one grow without bound."""
     gradients = [jnp.full((4, 4), 3.0)] * 40
     trace, _ = run(delta_momentum(1.0), jnp.zeros((4, 4)), gradients)
     moves = np.abs(np.diff(np.stack(trace), axis=0)).max()
     assert moves <= 3.0 / (1 - 0.9)
-    printed, _ = run(delta_momentum(1.0, form="printed"), jnp.zeros((4, 4)), gradients[:10])
-    assert np.abs(printed[-1]).max() > 1e6
+    papers, _ = run(delta_momentum(1.0, form="paper"), jnp.zeros((4, 4)), gradients[:10])
+    assert np.abs(papers[-1]).max() > 1e6
 
 
 def test_reaches_the_minimum_of_equation_53_sooner_than_momentum():

@@ -28,7 +28,7 @@ def test_parameters_without_delta_layer_take_gradient_descent():
     compare(dgd(0.1), sgd(0.1))
 
 
-@pytest.mark.parametrize("form", ["contractive", "printed"])
+@pytest.mark.parametrize("form", ["contractive", "paper"])
 @pytest.mark.parametrize("batch", [1, 5])
 def test_equals_equation_57(form, batch):
     """A layer on squared loss, trained on new samples at every step, against the equation in NumPy."""
@@ -88,10 +88,10 @@ def test_bounded_for_every_learning_rate(rate):
     assert largest < 5.0
 
 
-def test_the_printed_form_is_not():
+def test_the_papers_form_is_not():
     p = {"kernel": jnp.ones((2, 2)), "key_square": jnp.zeros(())}
     x = jnp.full((1, 2), 10.0)
-    tx = dgd(1.0, form="printed")
+    tx = dgd(1.0, form="paper")
     loss = lambda p: jnp.mean(delta_matmul(x, p["kernel"], p["key_square"]))  # noqa: E731
     step = jax.jit(lambda p: optax.apply_updates(p, tx.update(jax.grad(loss)(p), tx.init(p))[0]))
     for _ in range(20):

@@ -56,7 +56,7 @@ def reference(
                 v_hat = v
             once_more = b1 * m1 + (1 - b1) * g if accumulate == "ema" else m1 + b1 * g
             o = orthogonalized(once_more if nesterov else m1) + alpha * sum(o2, 0 * w)
-            if denominator == "printed":
+            if denominator == "paper":
                 o = o / (np.sqrt(v_hat) + 1e-8)
             else:
                 r = np.sqrt(np.mean(v_hat, axis=(-2, -1), keepdims=True)) + 1e-8
@@ -86,8 +86,8 @@ def reference(
     [
         {},
         {"periods": (3,), "alpha": 0.7, "b1": 0.8, "b3": 0.5},
-        {"periods": (2, 5), "denominator": "printed", "nesterov": False},
-        {"periods": (4,), "accumulate": "sum", "denominator": "printed"},
+        {"periods": (2, 5), "denominator": "paper", "nesterov": False},
+        {"periods": (4,), "accumulate": "sum", "denominator": "paper"},
         {"periods": ()},
     ],
     ids=str,

@@ -34,12 +34,12 @@ def in_parts(module, x, split):
 
 
 CASES = [(name, {}) for name in MIXERS] + [
-    ("self_modifying_titans", {"rule": "printed", "retention": "zero", "eta_bias": -4.0}),  # grows with larger steps
+    ("self_modifying_titans", {"rule": "paper", "retention": "zero", "eta_bias": -4.0}),  # grows with larger steps
     ("titans", {"depth": 3}),
     ("titans", {"gated": True, "objective": "huber"}),
     ("titans", {"objective": "lp"}),
     ("self_modifying_titans", {"adaptive": ("query", "value"), "momentum": True, "objective": "dot_product"}),
-    ("gated_delta_net", {"negative_eigenvalues": True}),
+    ("gated_delta_net", {"allow_neg_eigval": True}),
     ("sliding_window_attention", {"window": 3}),
 ]
 
@@ -133,9 +133,9 @@ def test_a_mixer_starts_as_an_induction_head():
     np.testing.assert_allclose(np.sum(p["key"][1:] * p["query"][:-1], axis=-1), 1, atol=0.05)
 
 
-def test_negative_eigenvalues_reach_minus_one():
+def test_allow_neg_eigval_reach_minus_one():
     """β = 2 mirrors the memory at a key; a value of zero then flips its answer's sign: parity."""
-    module = make("delta_net", negative_eigenvalues=True, eta=1.0)
+    module = make("delta_net", allow_neg_eigval=True, eta=1.0)
     key = jnp.zeros((1, HEADS, 1, D)).at[..., 0].set(1.0)
     W = jnp.broadcast_to(jnp.eye(D), (1, HEADS, D, D))
     inputs = module.slow_inputs(tokens(1, batch=1), module.conv.init_state(1))[0]._replace(key=key, value=0.0 * key)
@@ -224,7 +224,7 @@ def test_default_rule_is_bounded_over_65536_tokens(chunk, alpha):
         ("titans", {"num_heads": 3}, "num_heads=3 must divide width=8"),
         ("titans", {"chunk_size": 0}, "chunk_size=0 must be at least 1"),
         ("titans", {"chunk_size": True}, "chunk_size=True must be at least 1"),
-        ("titans", {"rule": "other"}, "rule='other' must be one of 'folded', 'normalized', 'printed'"),
+        ("titans", {"rule": "other"}, "rule='other' must be one of 'implicit', 'normalized', 'paper'"),
         ("titans", {"objective": "other"}, "objective='other' must be one of"),
         ("titans", {"read": "other"}, "read='other' must be one of 'token', 'boundary'"),
         ("titans", {"initial": "zero"}, "initial='zero' with depth=2"),

@@ -145,7 +145,7 @@ def test_divergence_is_reported_with_the_first_layer():
         return jax.jit(lambda state: train_step(optimizer, state, batch)[1])(state)
 
     assert set(finite_outputs("hope", 3, outputs())) == {"loss", "grad_norm"}
-    assert set(finite_outputs("hope", 3, outputs(rule="printed", retention="zero"))) == {"loss", "grad_norm"}
+    assert set(finite_outputs("hope", 3, outputs(rule="paper", retention="zero"))) == {"loss", "grad_norm"}
     for layer in (0, 1):
         with pytest.raises(TrainingDiverged, match=f"hope diverged at step 3, the memories of layer {layer} first"):
             finite_outputs("hope", 3, outputs(layer))

@@ -149,7 +149,7 @@ def test_whole_sequences_are_counted_once_and_padding_not_at_all():
 
 FLAGS = ["--max_length=8", "--long_length=12", "--validation_sequences=20", "--width=8", "--num_layers=1"]
 FLAGS += ["--chunk_size=4", "--batch_size=8", "--steps=5", "--eval_every=2", "--seeds=2", "--models=delta_net"]
-FLAGS += ["--mixer_option=negative_eigenvalues=True", '--mixer_option=eta=("sigmoid", 1.0)']
+FLAGS += ["--mixer_option=allow_neg_eigval=True", '--mixer_option=eta=("sigmoid", 1.0)']
 
 
 def call(*arguments):
@@ -181,7 +181,7 @@ BAD_FLAGS = [
     (["--mixer_option=windows=3"], "unexpected keyword argument 'windows'"),
     (["--mixer_option=rngs=3"], "multiple values for keyword argument 'rngs'"),
     (["--mixer_option=mu=()"], "--models=delta_net"),
-    (["--models=transformer"], "unexpected keyword argument 'negative_eigenvalues'"),
+    (["--models=transformer"], "unexpected keyword argument 'allow_neg_eigval'"),
 ]
 
 
@@ -201,8 +201,8 @@ def test_given_options_are_added_to_the_models_own():
         return [dict(config.mixer_options) for config in tasks.check(parity.TASK, values).values()]
 
     assert options() == [{"frozen": True}, {}]
-    given = {"rule": "printed", "eta": ("softplus", 0.0)}
-    arguments = ["--mixer_option=rule=printed", '--mixer_option=eta=("softplus",0.0)']
+    given = {"rule": "paper", "eta": ("softplus", 0.0)}
+    arguments = ["--mixer_option=rule=paper", '--mixer_option=eta=("softplus",0.0)']
     assert options(*arguments) == [{"frozen": True, **given}, given]
     assert options("--models=hope_frozen", "--mixer_option=frozen=False") == [{"frozen": False}]
 
@@ -237,7 +237,7 @@ def test_a_whole_run(finished, capsys):
     ]
     assert (figures["steps"], figures["steps_to_all_right"]) == ([5, 5], [None, None])
     config = json.loads((finished / "config.json").read_text())
-    options = [["negative_eigenvalues", True], ["eta", ["sigmoid", 1.0]]]
+    options = [["allow_neg_eigval", True], ["eta", ["sigmoid", 1.0]]]
     assert config["models"]["delta_net"]["mixer_options"] == options
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     for seed in (0, 1):

@@ -512,11 +512,11 @@ def test_matrix_memory_is_the_recurrence():
 
 
 def test_mlp_memory_descends_by_chunks():
-    """The printed rule without a delta term is gradient descent, gradients at the chunk's start."""
+    """The paper's rule without a delta term is gradient descent, gradients at the chunk's start."""
     with jax.enable_x64(True):
         n, period = 12, 4
         architecture = Architecture(3, 2, hidden=4, depth=2)
-        level = from_memory("m", architecture, rule=Rule("printed", delta=False), period=period, batch=(2, 3), eta=0.1)
+        level = from_memory("m", architecture, rule=Rule("paper", delta=False), period=period, batch=(2, 3), eta=0.1)
         schedule = Schedule([level])
         data = {"m": Pair(normal(n, 2, 3, 3), normal(n, 2, 3, 2, seed=1))}
         state = schedule.init(jax.random.key(0), jax.tree.map(lambda x: x[0], data))

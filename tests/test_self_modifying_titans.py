@@ -53,7 +53,7 @@ def reference(mixer, x):
     def softplus(u):
         return np.log1p(np.exp(u))
 
-    printed, delta = p.rule.form == "printed", float(p.rule.delta)
+    paper, delta = p.rule.form == "paper", float(p.rule.delta)
     c = p.objective.linear  # 2 for L2, 0 for the dot product
     y = np.zeros((time, HEADS, d))
     for h in range(HEADS):
@@ -102,10 +102,10 @@ def reference(mixer, x):
             else:
                 alpha = coefficient(p.alpha, h, t, sigmoid)
             mu = 0.0 if p.mu is None else coefficient(p.mu, h, t, sigmoid)
-            damp = 1.0 if printed else 1.0 - mu
+            damp = 1.0 if paper else 1.0 - mu
             new = {}
             for i, name in enumerate(stack):
-                reflect = 2.0 if p.rule.negative_eigenvalues and name == "memory" else 1.0
+                reflect = 2.0 if p.rule.allow_neg_eigval and name == "memory" else 1.0
                 gate = 1.0 if p.memory_gates is None else sigmoid(p.memory_gates[...][h, i])
                 inner, outer = boundary[name]
                 z, derivative = features(inner @ k, up_bias[name])
@@ -114,7 +114,7 @@ def reference(mixer, x):
                 g = derivative.T @ (outer.T @ e)
                 (w2, w1), (s2, s1), (i2, i1) = weights[name], momentum[name], initial[name]
                 i2, i1 = keep * i2, keep * i1
-                if printed:
+                if paper:
                     s2, s1 = mu * s2 - eta * np.outer(g, k), mu * s1 - eta * np.outer(e, z)
                     w2 = i2 + alpha * (w2 - i2) - delta * eta * np.outer((w2 - i2) @ k, k) + s2
                     w1 = i1 + alpha * (w1 - i1) - delta * eta * np.outer((w1 - i1) @ z, z) + s1
@@ -150,7 +150,7 @@ def test_equals_the_rule_written_out(chunk, projections, read):
 
 @pytest.mark.parametrize("chunk", [1, 4])
 @pytest.mark.parametrize("options", [{}, {"momentum": False}, {"retention": "initial", "read": "token"}], ids=str)
-def test_printed_rule_is_the_papers(chunk, options):
+def test_paper_rule_is_the_papers(chunk, options):
     """At chunk size 1 the recurrence of Eq. 83-88, at larger ones that of Eq. 90, both written out plainly."""
     with jax.enable_x64(True):
         mixer = make(float64=True, chunk_size=chunk, **PAPER_FORM | options)
@@ -163,7 +163,7 @@ SWITCHES = [
     {"delta": True},
     {"momentum": True},
     {"self_targets": True},
-    {**PAPER_FORM, "rule": "folded"},
+    {**PAPER_FORM, "rule": "implicit"},
     {"weight_decay": False},
     {"adaptive": ("value", "eta", "alpha")},
     {"adaptive": ("key", "eta", "alpha")},
@@ -175,7 +175,7 @@ SWITCHES = [
     {"gated": False},
     {"up_bias": 0.0},
     {"memory_gates": False},
-    {"negative_eigenvalues": True},
+    {"allow_neg_eigval": True},
 ]
 
 
@@ -267,7 +267,7 @@ def test_gradients_are_exact_through_the_inner_updates(chunk):
 @pytest.mark.slow
 def test_gradients_stay_small_where_eigenvalues_reach_minus_one():
     """With such eigenvalues in the memories that make keys and rates, too, it was 1e10 (parity at chunk size 1)."""
-    options = {"negative_eigenvalues": True, "delta": True, "eta": ("softplus", 20.0)}
+    options = {"allow_neg_eigval": True, "delta": True, "eta": ("softplus", 20.0)}
     mixer = SelfModifyingTitans(64, 2, chunk_size=1, rngs=nnx.Rngs(0), **options)
     x = jax.random.normal(jax.random.key(1), (8, 100, 64))
     gradient = jax.jit(jax.grad(lambda mixer: jnp.mean(jnp.square(mixer(x)[0]))))(mixer)

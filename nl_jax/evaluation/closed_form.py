@@ -95,7 +95,7 @@ def _piece(mixer: MemoryMixer, c: int) -> Counter[str]:
     groups = [[_Layer(*(1,) * (3 - len(s)), *s) for s in architecture.shapes()] for architecture in mixer.architectures]
     linear, rule, momentum, window = mixer.objective.linear, mixer.rule, mixer.mu is not None, mixer.window > 1
     anchored = mixer.memories is not None and mixer.retention == "initial"
-    folded = rule.form == "folded" and linear is not None
+    implicit = rule.form == "implicit" and linear is not None
     parts: Counter[str] = Counter()
     if isinstance(mixer, SelfModifyingTitans):
         if mixer.frozen and anchored:  # it only reads
@@ -106,12 +106,12 @@ def _piece(mixer: MemoryMixer, c: int) -> Counter[str]:
     parts["decay"] = (1 + momentum) * _decay(c) + (momentum + window) * c**3 + momentum * c**2
     for group in groups:
         # gradients are taken there
-        at_boundary = len(group) > 1 or rule.form == "normalized" or not (folded or linear == 0.0)
+        at_boundary = len(group) > 1 or rule.form == "normalized" or not (implicit or linear == 0.0)
         if at_boundary:
             parts["gradients"] += c * (_answer(group) + _answer(group[1:]))  # none at the keys
         for layer in group:
             # a last layer that folds takes its gradient at every token, by a delta term
-            folds = folded and layer is group[-1]
+            folds = implicit and layer is group[-1]
             delta = rule.delta or (folds and linear != 0.0)
             # updates whose gradients were taken where the piece starts know the answers of its start
             known = int(at_boundary and len(set(mixer.chunk_sizes)) == 1)

@@ -285,7 +285,7 @@ def chunk_update(
       alpha: retention of each token, in [0, 1].
       mu: momentum of each token, in [0, 1].
       beta: delta strength of each token; β‖x‖² ≤ 1 + α keeps the update non-expansive.
-      anchor: the weights that retention and the delta term pull toward; None for zero, the form printed in the paper.
+      anchor: the weights that retention and the delta term pull toward; None for zero, the paper's form.
 
     Returns:
       ``(W, S)`` after the last token, with the leading axes that all arguments broadcast to.

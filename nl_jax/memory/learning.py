@@ -6,11 +6,12 @@ gradients are taken at the weights of the last chunk boundary. Let c be the slop
 answer (2 for L2), δ = 1 with Delta Gradient Descent (Eq. 54-57) and 0 without, N the number of gradients that are taken
 at one boundary (tokens of a chunk, times the window); 1 - μ damps, since momentum sums to 1 / (1 - μ) of its forcing:
 
-``printed`` (Eq. 83-90):    β = δ η,  f = -η g_i, not damped
-``folded``, last layer:     β = (c + δ) η',  η' = η / (1 + (c + δ) η ‖x‖²),  f = -(1 - μ) η' (g at the answer that this
-                            layer gives with D = 0): exact at every token, a contraction for every η
-``folded``, inner layers:   β = δ η / (1 + δ η ‖x‖²),  f = -(1 - μ) η g_i / (1 + η N (δ ‖x‖² + Λ))
-``normalized``:             every layer as an inner one
+``paper`` (Eq. 83-90)         β = δ η,  f = -η g_i, not damped
+``implicit``, last layer      β = (c + δ) η',  η' = η / (1 + (c + δ) η ‖x‖²),  f = -(1 - μ) η' g, with g the gradient at
+                              the answer that this layer gives with D = 0. It is the exact implicit (proximal) step at
+                              every token, a contraction for every η.
+``implicit``, inner layers    β = δ η / (1 + δ η ‖x‖²),  f = -(1 - μ) η g_i / (1 + η N (δ ‖x‖² + Λ))
+``normalized``                every layer as an inner one
 
 with Λ = curvature · Σ_i ‖g_i‖²‖x_i‖² / ‖∂L/∂answer‖², the slope of the loss along the gradient of all weights: for L2 a
 step with 1 / (δ‖x‖² + Λ) is at most twice Polyak's. Dividing by N answers for staleness: in the worst case all keys of
@@ -19,11 +20,11 @@ boundary, as in TTT, they would add up to 1 + 1/2 + ... + 1/N: from N = 4 on tha
 itself, which made normalized memories diverge on repeated text, and gradients through inner layers explode.
 
 **Bound of the recurrence.** αI - βxxᵀ has the eigenvalue α - β‖x‖² along x, so it expands nothing while
-β‖x‖² ≤ 1 + α. The folded and normalized steps keep β‖x‖² below 1. Negative eigenvalues double β, and the printed β is η
-itself: where these would pass 1 + α, β is cut to it.
+β‖x‖² ≤ 1 + α. The implicit and normalized steps keep β‖x‖² below 1. Negative eigenvalues double β, and the paper's β
+is η itself: where these would pass 1 + α, β is cut to it.
 
-**Bound of the state.** With unit-length keys and values, T tokens, any η, μ, α in [0, 1] and any chunk size the folded
-L2 rule keeps
+**Bound of the state.** With unit-length keys and values, T tokens, any η, μ, α in [0, 1] and any chunk size the
+implicit L2 rule keeps
 
     ‖W1 - W1₀‖ ≤ T (‖W1₀‖ + √(2η)),    ‖W2 - W2₀‖ ≤ T max(1, √(2η)) (1 + ½ max ‖W1‖)
 
@@ -34,7 +35,7 @@ the last layer's input, its forcing is at most c η' ‖z‖ (‖W1₀‖‖z‖
 Momentum is an average of forcings, so it obeys the same bound. With α < 1 the factor T becomes 1 / (1 - α). A chunk of
 the normalized L2 rule maps a matrix D to D (aI - K) plus what the values write, with 0 ≤ K ≤ I: no longer than D.
 
-The printed rule has no such bound, so its forcings and its state have limits (``guards.py``).
+The paper's rule has no such bound, so its forcings and its state have limits (``guards.py``).
 """
 
 from typing import NamedTuple
@@ -48,7 +49,7 @@ from nl_jax.memory.chunkwise import Chunk, Decay, read_chunk, solve_chunk
 from nl_jax.memory.guards import LARGEST_FORCING, limit_norm
 from nl_jax.memory.objectives import Objective
 
-RULES = ("folded", "normalized", "printed")
+RULES = ("implicit", "normalized", "paper")
 Layers = tuple[Array, ...]
 
 
@@ -56,16 +57,16 @@ class Rule(NamedTuple):
     """How gradients change a memory.
 
     Attributes:
-      form: "folded", "normalized" or "printed", see above.
+      form: "implicit", "normalized" or "paper", see above.
       delta: Delta Gradient Descent; without it gradient descent.
       delta_after_retention: the delta term acts on what retention has left, β ← α β (Gated DeltaNet).
-      negative_eigenvalues: twice the last layer's β, up to (1 + α) / ‖x‖², where its eigenvalue is -1.
+      allow_neg_eigval: twice the last layer's β, up to (1 + α) / ‖x‖², where its eigenvalue is -1.
     """
 
-    form: str = "folded"
+    form: str = "implicit"
     delta: bool = True
     delta_after_retention: bool = False
-    negative_eigenvalues: bool = False
+    allow_neg_eigval: bool = False
 
 
 def apply_layer(weights: Layers):
@@ -166,13 +167,13 @@ def learn_chunk(
       up_bias: of gated memories, as ``Architecture`` takes it.
     """
     last = architecture.depth - 1
-    fold = rule.form == "folded" and objective.linear is not None
+    fold = rule.form == "implicit" and objective.linear is not None
     # a matrix whose gradient folds, or does not depend on its answer, needs none at the boundary
     if last == 0 and rule.form != "normalized" and (fold or objective.linear == 0.0):
         found = None
     else:
         found = _gradients(architecture, objective, boundary, keys, values, up_bias)
-        slope = _slope(architecture, objective, found) if rule.form != "printed" else None
+        slope = _slope(architecture, objective, found) if rule.form != "paper" else None
     chunks = []
     for layer in range(architecture.depth):
         x = keys if found is None else found.inputs[layer]
@@ -186,15 +187,15 @@ def learn_chunk(
         # coefficients, with the axis that the stack has behind the first layer
         rate, damp, retention = ((u if layer == 0 else u[..., None, :]) for u in (eta, damping, alpha))
         side_by_side = layer == 0 and last > 0  # first layers of memories, whose steps differ
-        mirror = 2.0 if layer == last and rule.negative_eigenvalues else 1.0
+        mirror = 2.0 if layer == last and rule.allow_neg_eigval else 1.0
         square = _square(x)
         if folds:
-            beta, step = _folded_step(rate, square, objective.linear or 0.0, rule.delta, mirror)
+            beta, step = _implicit_step(rate, square, objective.linear or 0.0, rule.delta, mirror)
             answer = jnp.zeros_like(values) if rest is None else rest
             if architecture.residual:
                 answer = answer + (keys if last == 0 else keys[..., None, :, :])
             step, gradient = damp * step, objective.gradient(answer, values)
-        elif rule.form == "printed":
+        elif rule.form == "paper":
             beta = step = mirror * rate
             gradient = objective.gradient(jnp.zeros_like(values), values) if found is None else found.gradients[layer]
             step = step[..., None, :] if side_by_side else step
@@ -213,7 +214,7 @@ def learn_chunk(
             forcing = forcing.reshape(gradient.shape)
         else:
             forcing = -step[..., None] * gradient
-        if rule.form == "printed" and found is not None:  # its gradient grows with the state, without a bound
+        if rule.form == "paper" and found is not None:  # its gradient grows with the state, without a bound
             forcing = limit_norm(forcing, LARGEST_FORCING, -1)
         chunks.append(
             solve_chunk(
@@ -229,7 +230,7 @@ def learn_chunk(
     return tuple(chunks)
 
 
-def _folded_step(rate: Array, square: Array, linear: float, delta: bool, mirror: float) -> tuple[Array, Array]:
+def _implicit_step(rate: Array, square: Array, linear: float, delta: bool, mirror: float) -> tuple[Array, Array]:
     """``(c + δ) η'`` and η' of a last layer, from η and ‖x‖²; ``mirror`` times as large with negative eigenvalues."""
     strength = linear + float(delta)
     step = mirror * rate / (1.0 + strength * rate * square)
@@ -242,7 +243,7 @@ def _non_expansive(
     """β, where need be cut so that no eigenvalue of ``α I - β x xᵀ`` is below -1: β‖x‖² ≤ 1 + α."""
     if rule.delta_after_retention:
         beta = alpha * beta
-    if rule.form != "printed" and not rule.negative_eigenvalues:
+    if rule.form != "paper" and not rule.allow_neg_eigval:
         return beta  # at most 1 / ‖x‖² by construction
     return beta * jnp.minimum(1.0, (1.0 + alpha) / jnp.maximum(beta * square, 1.0))
 

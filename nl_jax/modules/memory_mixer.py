@@ -148,14 +148,14 @@ class MemoryMixer(nnx.Module):
       architecture: of one head's memory, keys and answers of the head's size; several for groups of memories, of which
         the last one answers.
       objective: what it is trained on: one of ``nl_jax.memory.OBJECTIVES``, or an ``Objective``.
-      rule: how gradients change it: "folded", "normalized" or "printed" (``memory/learning.py``).
+      rule: how gradients change it: "implicit", "normalized" or "paper" (``memory/learning.py``).
       delta: Delta Gradient Descent; without it gradient descent.
       delta_after_retention: the delta term acts on what retention has left (Gated DeltaNet).
-      negative_eigenvalues: in the memory that answers, the last layer's delta strength reaches (1 + α) / ‖x‖², where
-        the eigenvalue along x is -1; with "folded" as η grows. An MLP needs delta=True besides to keep a state long.
+      allow_neg_eigval: in the memory that answers, the last layer's delta strength reaches (1 + α) / ‖x‖², where
+        the eigenvalue along x is -1; with "implicit" as η grows. An MLP needs delta=True besides to keep a state long.
       read: "token" (each token reads the memory updated up to itself) or "boundary" (Eq. 90: up to the last boundary).
       initial: "learned" or "zero" weights at the start of a text.
-      retention: "initial" (retention and delta term forget toward the initial weights) or "zero" (the printed form).
+      retention: "initial" (retention and delta term forget toward the initial weights) or "zero" (the paper's form).
       eta, alpha, mu: learning rate, retention, momentum: a number for a constant, a tuple of numbers for a constant per
         head, (activation, bias) for a gate of the input ("softplus" or "sigmoid"); mu None for no momentum.
       window: tokens whose gradients make one update, the last one and those before (Omega rule, Eq. 68).
@@ -176,10 +176,10 @@ class MemoryMixer(nnx.Module):
         *,
         architecture: Architecture | tuple[Architecture, ...],
         objective: str | Objective = "l2",
-        rule: str = "folded",
+        rule: str = "implicit",
         delta: bool = True,
         delta_after_retention: bool = False,
-        negative_eigenvalues: bool = False,
+        allow_neg_eigval: bool = False,
         read: str = "token",
         initial: str = "learned",
         retention: str = "initial",
@@ -223,14 +223,14 @@ class MemoryMixer(nnx.Module):
                 raise ValueError(f"objective={objective!r} must be one of {', '.join(map(repr, OBJECTIVES))}")
             objective = OBJECTIVES[objective]
         self.architectures, self.chunk_sizes, self.objective = architectures, sizes, objective
-        self.rule = Rule(rule, delta, delta_after_retention, negative_eigenvalues)
+        self.rule = Rule(rule, delta, delta_after_retention, allow_neg_eigval)
         # an eigenvalue of -1 keeps a state in what answers; where keys and rates are made, gradients would explode
-        projecting = self.rule._replace(negative_eigenvalues=False)
+        projecting = self.rule._replace(allow_neg_eigval=False)
         self.rules = (*(projecting for _ in architectures[1:]), self.rule)
         self.read, self.initial, self.retention = read, initial, retention
         self.window, self.transposed = window, transposed
         self.piece = min(sizes)
-        exact = rule == "folded" and objective.linear is not None
+        exact = rule == "implicit" and objective.linear is not None
         # nothing is taken at the boundary by a matrix whose gradients fold, or do not depend on its answer
         self.uses_boundary = depth > 1 or read == "boundary" or not (exact or objective.linear == 0.0)
         self.query = linear(width, width, rngs=rngs)
@@ -489,7 +489,7 @@ class MemoryMixer(nnx.Module):
                 up_bias=fixed.up_bias if group == len(self.architectures) - 1 else None,
             )
             ends = [end_of_chunk(chunk) for chunk in chunks]
-            if self.uses_boundary and self.rule.form == "printed":  # the one rule that is not bounded by itself
+            if self.uses_boundary and self.rule.form == "paper":  # the one rule that is not bounded by itself
                 ends = jax.tree.map(lambda w: limit_norm(w, LARGEST_STATE, (-2, -1)), ends)
             changes.append(tuple(end[0] for end in ends))
             momenta.append(tuple(end[1] for end in ends))

@@ -13,8 +13,8 @@ from nl_jax.modules.attention import Attention
 from nl_jax.modules.memory_mixer import MOMENTUM_BIAS, RETENTION_BIAS, MemoryMixer, head_size
 from nl_jax.modules.self_modifying_titans import SelfModifyingTitans
 
-HEBBIAN: dict[str, Any] = {"rule": "printed", "delta": False, "eta": 1.0}  # W ← α W + v kᵀ
-DELTA: dict[str, Any] = {"rule": "printed", "delta": True, "eta": ("sigmoid", 0.0)}  # W ← W (α I - η k kᵀ) + η v kᵀ
+HEBBIAN: dict[str, Any] = {"rule": "paper", "delta": False, "eta": 1.0}  # W ← α W + v kᵀ
+DELTA: dict[str, Any] = {"rule": "paper", "delta": True, "eta": ("sigmoid", 0.0)}  # W ← W (α I - η k kᵀ) + η v kᵀ
 MINI_BATCH: dict[str, Any] = {
     "rule": "normalized",
     "delta": False,
@@ -61,7 +61,7 @@ def linear_attention_pp(width: int, num_heads: int, **parts: Any) -> MemoryMixer
 
 
 def delta_net(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
-    """``W ← W (I - β k kᵀ) + β v kᵀ`` (Eq. 65; Yang et al., 2024); β in (0, 1), or to 2: ``negative_eigenvalues``.
+    """``W ← W (I - β k kᵀ) + β v kᵀ`` (Eq. 65; Yang et al., 2024); β in (0, 1), or to 2: ``allow_neg_eigval``.
 
     Departures: keys and queries pass through no feature map and no SiLU before they get unit length, and values through
     no SiLU.

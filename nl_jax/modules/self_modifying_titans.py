@@ -12,9 +12,9 @@ boundary (Eq. 90, 93). Answers that make k, v, η and α are brought to unit len
 softplus(‖r_η‖ + b_η): a memory that makes its own learning rate would else grow without bound.
 
 Departures from the paper's form, each for a measured reason (BUILD_NOTES.md, D21): keys and values come from slow
-projections of their own; retention pulls toward the meta-learned initial weights; the learning rule is the folded one
+projections of their own; retention pulls toward the meta-learned initial weights; the learning rule is the implicit one
 (``memory/learning.py``); all memories learn v, where the paper's make targets of their own, ``v̂_□ = M_□(v)``; there is
-neither momentum nor Delta Gradient Descent (the folded rule has the delta term of the loss itself); hidden layers are
+neither momentum nor Delta Gradient Descent (the implicit rule has the delta term of the loss itself); hidden layers are
 gated, ``M_□(x) = x + W1 (silu(A x) * (B x))``, since features of second order tell keys apart; the memory that answers
 has ``B x + c`` there, c a slow weight of each head: with features of first order beside the others training finds out
 sooner what to recall, and then can do without; and every memory has a gate on what it learns, nearly shut at the start
@@ -50,7 +50,7 @@ PROJECTIONS = (*READ_KEY, "value", "query")
 ADAPTIVE = ("key", "value", "eta", "alpha")
 UP_BIAS_SCALE = 8.0  # how far a step moves c, beside other weights
 PAPER_FORM: dict[str, Any] = {
-    "rule": "printed",
+    "rule": "paper",
     "delta": True,
     "momentum": True,
     "self_targets": True,
@@ -77,7 +77,7 @@ class SelfModifyingTitans(MemoryMixer):
       weight_decay: with retention; without it α = 1, and no memory makes it.
       frozen: η = 0, memories that never learn in context: the control. It has the same parameters.
       eta_bias, alpha_bias: initial biases of η and α: softplus(0) ≈ 0.69, sigmoid(8) ≈ 0.9997.
-      memory_gates: a learned gate on the forcing of each memory; None: with every rule but the printed one.
+      memory_gates: a learned gate on the forcing of each memory; None: with every rule but the paper's.
       self_targets: every memory makes its own target, ``v̂ = M(v)``; without it all learn v.
       **options: of ``MemoryMixer``: objective, rule, delta (here False by default), read, retention, output_scale, ...;
         an eta or alpha given here takes the place of its memory.
@@ -142,7 +142,7 @@ class SelfModifyingTitans(MemoryMixer):
         )
         self.frozen, self.self_targets = frozen, self_targets
         if memory_gates is None:
-            memory_gates = self.rule.form != "printed"
+            memory_gates = self.rule.form != "paper"
         shut = jnp.full(
             (num_heads, count + 1), -2.0, jnp.float32
         )  # sigmoid: 0.12; and 0.98 for the memory that answers

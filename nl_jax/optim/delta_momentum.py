@@ -30,13 +30,13 @@ def scale_by_delta_momentum(
     """The rule of ``delta_momentum`` without its learning rate; arguments and errors are the same."""
     check_range("decay", decay, 0.0, 1.0)
     check_range("strength", strength, 0.0, float("inf"))
-    check_choice("form", form, ("contractive", "printed"))
+    check_choice("form", form, ("contractive", "paper"))
     precondition = optax.identity() if preconditioner is None else preconditioner
 
     def forget(m, g):
         """The momentum before the new gradient is added."""
         matrix = g.ndim >= 2
-        if form == "printed":
+        if form == "paper":
             u = jnp.sqrt(strength) * g
         else:
             # sqrt(κ / (1 + κ ‖g‖²)) g: at most of length 1, so that no product overflows
@@ -47,7 +47,7 @@ def scale_by_delta_momentum(
             delta = (u @ t) @ m if u.shape[-2] < u.shape[-1] else u @ (t @ m)
         else:
             delta = u * u * m
-        return decay * m - (delta if form == "printed" else decay * delta)
+        return decay * m - (delta if form == "paper" else decay * delta)
 
     def init(params):
         return DeltaMomentumState(jax.tree.map(jnp.zeros_like, params), precondition.init(params))
@@ -80,7 +80,7 @@ def delta_momentum(
 
     so that what the momentum holds along directions that the gradient has now is forgotten, and the rest is kept. The
     map that forgets is a contraction for every gradient, and exact (the proximal step on :math:`\frac{\kappa}{2} \lVert
-    m g_t^\top \rVert^2`) for one of rank one. ``form="printed"`` is the paper's :math:`m_{t-1} (\alpha I - \kappa
+    m g_t^\top \rVert^2`) for one of rank one. ``form="paper"`` is the paper's :math:`m_{t-1} (\alpha I - \kappa
     g_t^\top g_t)`, which diverges once :math:`\kappa \lVert g \rVert^2` exceeds :math:`1 + \alpha`.
 
     Parameters of two axes or more are matrices [..., in, out], as in Flax: :math:`g^\top g` acts on axis -2, and
@@ -91,7 +91,7 @@ def delta_momentum(
       learning_rate: η, or a schedule.
       decay: α, in [0, 1].
       strength: κ, 0 (momentum) or more; infinity takes the whole component along the gradient, whatever its size.
-      form: "contractive" or "printed".
+      form: "contractive" or "paper".
       preconditioner: any transformation as P, such as ``optax.scale_by_rms()``; default none.
 
     Returns:

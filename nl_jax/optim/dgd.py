@@ -139,7 +139,7 @@ def dgd(learning_rate: optax.ScalarOrSchedule, *, form: str = "contractive") -> 
 
     Args:
       learning_rate: η, or a schedule.
-      form: "contractive", or "printed" for the paper's :math:`\eta' = \eta / (1 + \eta)`, which is right for ‖x‖ = 1.
+      form: "contractive", or "paper" for the paper's :math:`\eta' = \eta / (1 + \eta)`, which is right for ‖x‖ = 1.
 
     Returns:
       The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are left out and counted.
@@ -163,7 +163,7 @@ def dgd(learning_rate: optax.ScalarOrSchedule, *, form: str = "contractive") -> 
       >>> print(bool(loss(layer) < 0.8 * first))
       True
     """
-    check_choice("form", form, ("contractive", "printed"))
+    check_choice("form", form, ("contractive", "paper"))
 
     def init(params):
         del params

@@ -51,7 +51,7 @@ def scale_by_m3(
     periods = tuple(periods)
     check_integer("periods", periods, 1)
     check_choice("accumulate", accumulate, ("ema", "sum"))
-    check_choice("denominator", denominator, ("normalized", "printed"))
+    check_choice("denominator", denominator, ("normalized", "paper"))
     ema = accumulate == "ema"
     check_range("b1", b1, 0.0, 1.0)
     check_range("b2", b2, 0.0, 1.0, below=ema)  # an average that never learns has no size to divide by
@@ -101,7 +101,7 @@ def scale_by_m3(
         def divide(o, v, axes):
             v = v / (1.0 - b2**count) if ema else v
             root = jnp.sqrt(v)
-            if denominator == "printed":
+            if denominator == "paper":
                 return (o / (root + eps)).astype(o.dtype)
             mean = jnp.sqrt(jnp.mean(v, axis=(*axes.reduction_axis, *axes.output_axis), keepdims=True)) + eps
             return (o * (mean / (root + mean))).astype(o.dtype)
@@ -145,7 +145,7 @@ def m3(
     where :math:`O^{(2)}` counts from the step after the period's end on, and its Newton-Schulz iteration runs at that
     end only. :math:`D_t = r_t / (\sqrt{\hat V_t} + r_t)`, with :math:`\hat V` the bias-corrected :math:`V` and
     :math:`r` the root of its mean over the matrix. Its entries are in (0, 1] and do not depend on the scale of the
-    gradients, so learning rates are as for Muon. ``denominator="printed"`` is the paper's :math:`1 / (\sqrt{\hat V} +
+    gradients, so learning rates are as for Muon. ``denominator="paper"`` is the paper's :math:`1 / (\sqrt{\hat V} +
     \epsilon)`, whose learning rate goes with the size of the gradients. ``accumulate="sum"`` is Algorithm 1 as printed,
     sums :math:`M \leftarrow M + \beta g` that forget nothing, no bias correction. With ``nesterov``, as in Muon, and
     not in Algorithm 1, :math:`M^{(1)}` counts the gradient once more before it is orthogonalised.
@@ -160,7 +160,7 @@ def m3(
         ``accumulate="sum"`` the weights of the sums.
       alpha: α, the weight of each slow memory.
       accumulate: "ema" or "sum".
-      denominator: "normalized" or "printed".
+      denominator: "normalized" or "paper".
       nesterov: whether the direction counts the last gradient once more.
       eps: added to the denominators of M3 and AdamW.
       weight_decay: decoupled; times the learning rate is what all parameters lose per step.
