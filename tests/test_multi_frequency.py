@@ -1,5 +1,3 @@
-import doctest
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,12 +69,3 @@ def test_bad_period(period):
 def test_label_without_transformation():
     with pytest.raises(ValueError, match="slow"):
         multi_frequency({"fast": (optax.sgd(0.1), 1)}, LABELS).init({"fast": jnp.ones(3), "slow": jnp.ones(3)})
-
-
-def test_docstring_example():
-    import importlib
-
-    module = importlib.import_module("nl_jax.optim.multi_frequency")
-    result = doctest.testmod(module)
-    assert result.attempted > 0
-    assert result.failed == 0

@@ -1,9 +1,7 @@
 """Every optimizer against the same table: what it composes with, and what bad gradients do to it."""
 
 import contextlib
-import doctest
 import functools
-import importlib
 import json
 import os
 import pathlib
@@ -421,24 +419,3 @@ def test_sharded_parameters():
     command = [sys.executable, "-c", SHARDED, os.path.dirname(__file__)]
     report = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
     assert set(map(tuple, report.values())) == {(True, True)}, report
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "bounded",
-        "m3",
-        "matrices",
-        "delta_momentum",
-        "deep_momentum",
-        "preconditioned_momentum",
-        "feature_momentum",
-        "generalized_momentum",
-        "dgd",
-        "generalized_gradient_descent",
-    ],
-)
-def test_docstring_example(name):
-    result = doctest.testmod(importlib.import_module(f"nl_jax.optim.{name}"))
-    assert result.attempted > 0
-    assert result.failed == 0

@@ -1,14 +1,12 @@
 """Knowledge transfer between levels: MAML, a hypernetwork and a learned optimizer, made of it; and each part alone."""
 
-import doctest
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from nl_jax import Level, Schedule, transfer
+from nl_jax import Level, Schedule
 from nl_jax.levels import Pair, from_loss, from_optax
 from nl_jax.transfer import by_backpropagation, by_context, by_generation, by_initialisation, by_parameters, first_order
 
@@ -237,9 +235,3 @@ def test_a_kept_context_is_attended_to():
         assert np.count_nonzero(np.any(gradient(values) != 0, axis=1)) == 6
     with pytest.raises(ValueError, match="level 'seen': window=1 must be at least the period 2"):
         by_context("seen", 4, 2, window=1, period=2)
-
-
-def test_docstring_examples():
-    result = doctest.testmod(transfer)
-    assert result.attempted > 0
-    assert result.failed == 0

@@ -54,7 +54,7 @@ class Stream:
       >>> config = named_config("hope_attention", "tiny", **sizes, cms_regime="online")
       >>> stream = Stream(LanguageModel(config, rngs=nnx.Rngs(0)))
       >>> stream.feed(b"nested learning").updated
-      {'mixers': 3, 'cms_0': 3, 'cms_1': 1}
+      {'cms_0': 3, 'cms_1': 1, 'mixers': 3}
     """
 
     def __init__(self, model: LanguageModel, state: ScheduleState | None = None, *, frozen: Iterable[str] = ()):
