@@ -46,7 +46,9 @@ def test_causality(name):
         assert float(jnp.max(jnp.abs(changed[:, t] - y[:, t]))) > 1e-3
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("hope, ") else name for name in BLOCKS]
+)
 def test_a_text_in_parts(name):
     block = make(name)
     x = jax.random.normal(jax.random.key(0), (2, 11, WIDTH))

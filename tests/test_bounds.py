@@ -143,7 +143,12 @@ def assert_finite(outcomes):
 @pytest.mark.parametrize(
     ("name", "options", "time"),
     [
-        ("titans", {"eta": ("softplus", 5.0), "alpha": ("sigmoid", 0.0), "allow_neg_eigval": True}, 1024),
+        pytest.param(
+            "titans",
+            {"eta": ("softplus", 5.0), "alpha": ("sigmoid", 0.0), "allow_neg_eigval": True},
+            1024,
+            marks=pytest.mark.slow,
+        ),
         ("oja", {"eta": ("sigmoid", 5.0), "alpha": ("sigmoid", 0.0), "allow_neg_eigval": True}, 1024),
         ("ttt_linear", {}, 1024),
         ("ttt_linear", {"objective": "dot_product"}, 64),

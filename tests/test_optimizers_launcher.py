@@ -325,6 +325,7 @@ def test_training_keeps_everything(trained):
     assert (workdir / "vit.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_training_side_by_side_is_the_same(trained, tmp_path, monkeypatch):
     workdir, arguments = trained
     monkeypatch.setattr(optimizers, "_lanes", lambda values: 2)
@@ -335,6 +336,7 @@ def test_training_side_by_side_is_the_same(trained, tmp_path, monkeypatch):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_training_goes_on(trained, capsys, monkeypatch):
     workdir, arguments = trained
     before = results_of(workdir)

@@ -105,6 +105,7 @@ def test_reading_in_parts_and_without_targets(model):
     np.testing.assert_allclose(jnp.concatenate(logits, 1), learn(model, tokens, targets), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_samples_are_of_the_logits_that_learn(model):
     """The likeliest tokens after a prompt of more than a chunk, by a new text, and by a stream that has read before."""
     prompt = [1, 5, 3, 3, 7, 2]
