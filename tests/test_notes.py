@@ -34,3 +34,7 @@ def test_files_that_are_named_exist():
     names = re.findall(r"\]\((experiments/[\w/.]+)\)", NOTES)
     assert names
     assert all((ROOT / name).is_file() for name in names)
+
+
+def test_no_figure_is_still_to_come():
+    assert not re.search(r"[A-Z]_HERE", NOTES)
