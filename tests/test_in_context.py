@@ -16,6 +16,8 @@ from nl_jax.modules import ContinuumMemory
 from nl_jax.training import TrainState, train_step
 
 VARIANTS = ("sequential", "nested", "nested_first_order", "independent")
+# exact nesting of three levels is a derivative of fourth order, which did not compile in fifteen minutes
+SMALL = {"nested": {"mixer": "delta_net", "periods": (4, 8), "num_layers": 1}}
 PERIODS = (4, 8, 16)
 
 
@@ -128,7 +130,7 @@ def test_causality(mixer):
 @pytest.mark.slow
 def test_a_text_in_parts(variant, mixer):
     with jax.enable_x64(True):
-        model = make(variant, mixer=mixer, wide=True)
+        model = make(variant, wide=True, **{"mixer": mixer} | SMALL.get(variant, {}))
         tokens, targets = text(48)
         learn = jax.jit(functools.partial(read_and_learn, model))
         logits, last = learn(tokens, targets)
@@ -160,10 +162,8 @@ def directional(function, model, seed=2):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_meta_gradient_is_exact(variant):
     with jax.enable_x64(True):
-        # three levels of exact nesting are derivatives of fourth order, which did not compile in fifteen minutes
-        small = {"mixer": "delta_net", "periods": (4, 8), "num_layers": 1} if variant == "nested" else {}
         tokens, targets = text(32)
-        model = make(variant, wide=True, **small)
+        model = make(variant, wide=True, **SMALL.get(variant, {}))
         exact, difference = directional(jax.jit(lambda model: nats(model, tokens, targets)), model)
         assert exact == pytest.approx(difference, rel=1e-6)
 

@@ -140,7 +140,7 @@ def loss(module, x):
     return jnp.sum(jnp.sin(module(x)[0]))
 
 
-@every_mixer
+@pytest.mark.parametrize("case", [c if c in MIXERS else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
 def test_derivatives_of_second_order_can_be_traced(case):
     module, x = jax.eval_shape(lambda: (make(case), tokens(6)))
 
