@@ -84,6 +84,10 @@ def test_a_saved_stream_is_the_same_learner(model, tmp_path):
         Stream.load(tmp_path / "saved", make(cms_periods=(4, 16)))
     with pytest.raises(InputError, match="no saved stream there"):
         Stream.load(tmp_path / "none", model)
+    about = tmp_path / "saved/about/metadata"
+    about.write_text(about.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(InputError, match="a saved stream of format 1; expected format 2"):
+        Stream.load(tmp_path / "saved", model)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="not a saved stream"):
         Stream.load(tmp_path / "empty", model)

@@ -24,7 +24,7 @@ from nl_jax.schedule import ScheduleState
 from nl_jax.streaming import saved
 from nl_jax.training.sharding import named_leaves
 
-FORMAT = 1
+FORMAT = 2  # 1 kept attention's keys turned by absolute positions
 
 
 class Fed(NamedTuple):
@@ -193,6 +193,8 @@ class Stream:
         """
         path = saved.newest(local_path(directory))
         about = saved.read_about(path)
+        if about["format"] != FORMAT:
+            raise InputError(f"{path}: a saved stream of format {about['format']}; expected format {FORMAT}")
         own = json.loads(json.dumps(model.config.to_json()))  # as JSON gives it back
         for name, value in about["model"].items():
             if own.get(name) != value:
