@@ -5,6 +5,8 @@ from nl_jax.errors import Diverged, InputError, StorageError
 from nl_jax.levels import Level
 from nl_jax.schedule import Schedule
 
+__version__ = "0.1.0"
+
 disable_faulty_fusions()  # none of the imports above asks for devices
 
-__all__ = ["Diverged", "InputError", "Level", "Schedule", "StorageError"]
+__all__ = ["Diverged", "InputError", "Level", "Schedule", "StorageError", "__version__"]
