@@ -26,7 +26,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from nl_jax.memory import OBJECTIVES, Architecture, Objective, Rule, apply_layer, chunk_decay, end_of_chunk, learn_chunk
+from nl_jax.memory import (
+    OBJECTIVES,
+    Architecture,
+    Objective,
+    Rule,
+    apply_layer,
+    chunk_decay,
+    end_of_memory,
+    learn_chunk,
+)
 
 if TYPE_CHECKING:
     from nl_jax.schedule import Schedule
@@ -350,10 +359,11 @@ def from_memory(
         one = jnp.ones(key.shape[:-1], key.dtype)
         rate = eta * one if pairs.eta is None else tokens(pairs.eta, -1)
         retention = alpha * one if pairs.alpha is None else tokens(pairs.alpha, -1)
+        learning = rule or Rule()
         chunks = learn_chunk(
             architecture,
             target,
-            rule or Rule(),
+            learning,
             anchor=heads(state.initial),
             change=heads(state.change),
             momentum=None,
@@ -367,7 +377,7 @@ def from_memory(
             chunk_size=period,
             at_boundary=True,
         )
-        ends = (end_of_chunk(chunk)[0] for chunk in chunks)
+        ends, _ = end_of_memory(architecture, target, learning, chunks)
         return state._replace(change=tuple(end.reshape(old.shape) for end, old in zip(ends, state.change, strict=True)))
 
     def read(state, queries):

@@ -7,6 +7,16 @@ import subprocess
 
 import pytest
 
+# What results.json has of each model that experiments.language_model has trained.
+MODEL_FIGURES = (
+    "parameters",
+    "tokens",
+    "validation_bits_per_byte",
+    "test_bits_per_byte",
+    "tokens_per_second",
+    "peak_memory_bytes",
+)
+
 
 def error_line(capsys):
     """What is on stderr, if it is one line and stdout is empty."""

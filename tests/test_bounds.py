@@ -8,6 +8,8 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nl_jax import Schedule
+from nl_jax.levels import Pair, from_memory
 from nl_jax.memory import (
     OBJECTIVES,
     RULES,
@@ -86,6 +88,30 @@ def test_curvature_bounds_the_slope(name):
     error = jnp.concatenate([-jnp.logspace(2, -8, 200), jnp.logspace(-8, 2, 200)])
     slope = jax.vmap(jax.grad(lambda e: OBJECTIVES[name].gradient(e[None], jnp.zeros(1))[0]))(error)
     assert np.all((slope >= -1e-6) & (slope <= OBJECTIVES[name].curvature * (1 + 1e-5)))
+
+
+def test_a_level_has_the_limits_of_a_mixer():
+    """The paper's rule at an absurd rate on one pair again and again; a matrix's sum of outer products is exact."""
+    pair = {"m": Pair(jnp.tile(jnp.eye(SIZE)[0], (400, 1)), jnp.tile(jnp.eye(SIZE)[1], (400, 1)))}
+
+    def change(architecture, objective, eta):
+        rule = Rule("paper", delta=False)
+        schedule = Schedule([from_memory("m", architecture, objective=objective, rule=rule, period=4, eta=eta)])
+        state = schedule.init(jax.random.key(0), jax.tree.map(lambda x: x[0], pair))
+        return [np.linalg.norm(w) for w in schedule.run(state, pair).levels["m"].change]
+
+    assert max(change(Architecture(SIZE, SIZE, hidden=8, depth=2, gated=True), "l2", 1e4)) <= 1000.1
+    assert max(change(Architecture(SIZE, SIZE), "lp", 1e30)) <= 1000.1
+    assert change(Architecture(SIZE, SIZE), "dot_product", 10.0) == pytest.approx([4000.0])
+
+
+@pytest.mark.parametrize("read", ["token", "boundary"])
+def test_a_sum_that_needs_no_limit_has_none(read):
+    """Linear attention's state after 2,000 equal tokens is 2,000 times what one writes, wherever it is read."""
+    module = mixer("linear_attention", width=WIDTH, num_heads=HEADS, rngs=nnx.Rngs(0), chunk_size=16, read=read)
+    x = jnp.repeat(jax.random.normal(jax.random.key(0), (1, 1, WIDTH)), 2000, axis=1)
+    _, state = jax.jit(lambda module, x: module(x))(module, x)
+    np.testing.assert_allclose(np.linalg.norm(state.change[0][0][0], axis=(-2, -1)), 2000, rtol=1e-2)
 
 
 def test_limits():

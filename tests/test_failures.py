@@ -50,8 +50,9 @@ def call(name, *arguments):
 
 
 def test_the_list_of_launchers_is_complete():
-    files = Path(launcher.__file__).parent.glob("*.py")
-    assert {file.stem for file in files if "def main(" in file.read_text()} == set(LAUNCHERS)
+    files = {file.stem: file.read_text() for file in Path(launcher.__file__).parent.glob("*.py")}
+    del files["__main__"]  # which runs any of them
+    assert {name for name, text in files.items() if "def main(" in text} == set(LAUNCHERS)
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)

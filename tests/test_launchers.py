@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launcher_cases import error_line, results_of
+from launcher_cases import MODEL_FIGURES, error_line, results_of
 
 from experiments import context, generate, language_model, stream
 from nl_jax.data import ByteTokenizer, decode_stream
@@ -140,14 +140,7 @@ def test_a_whole_run(finished, capsys):
     results = results_of(workdir)
     assert list(results["models"]) == ["hope", "transformer"]
     for figures in results["models"].values():
-        assert set(figures) == {
-            "parameters",
-            "tokens",
-            "validation_bits_per_byte",
-            "test_bits_per_byte",
-            "tokens_per_second",
-            "peak_memory_bytes",
-        }
+        assert set(figures) == set(MODEL_FIGURES)
         assert figures["tokens"] == 6 * 2 * 16
         assert 0 < figures["validation_bits_per_byte"] < 10
         assert 0 < figures["test_bits_per_byte"] < 10

@@ -9,7 +9,7 @@ import sys
 import pytest
 import tokenizer_cases as cases
 from flax import nnx
-from launcher_cases import error_line, results_of
+from launcher_cases import MODEL_FIGURES, error_line, results_of
 
 from experiments import context, generate, language_model, launcher, optimizers, stream, subjects
 from nl_jax import InputError
@@ -17,17 +17,7 @@ from nl_jax.models import LanguageModel, named_config
 
 LINES = "".join(f"hello world, hello there {'the ' * (i % 7)}\n" for i in range(120))
 SIZES = ["--steps=2", "--batch_size=1", "--seq_len=16", "--mesh=data:1"]
-FIGURES = dict.fromkeys(
-    (
-        "parameters",
-        "tokens",
-        "validation_bits_per_byte",
-        "test_bits_per_byte",
-        "tokens_per_second",
-        "peak_memory_bytes",
-    ),
-    1,
-)
+FIGURES = dict.fromkeys(MODEL_FIGURES, 1)
 
 
 @pytest.fixture(autouse=True)

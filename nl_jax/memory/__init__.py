@@ -13,13 +13,11 @@ from nl_jax.memory.chunkwise import (
     sequential_update,
     solve_chunk,
 )
-from nl_jax.memory.guards import LARGEST_RATE, LARGEST_STATE, limit_cotangent, limit_norm
-from nl_jax.memory.learning import RULES, Rule, apply_layer, learn_chunk, read_memory
+from nl_jax.memory.guards import limit_cotangent, limit_norm
+from nl_jax.memory.learning import RULES, Rule, apply_layer, end_of_memory, learn_chunk, read_memory
 from nl_jax.memory.objectives import OBJECTIVES, Objective, dot_product, huber, l2, lp
 
 __all__ = [
-    "LARGEST_RATE",
-    "LARGEST_STATE",
     "OBJECTIVES",
     "RULES",
     "Architecture",
@@ -33,6 +31,7 @@ __all__ = [
     "chunk_update",
     "dot_product",
     "end_of_chunk",
+    "end_of_memory",
     "huber",
     "l2",
     "learn_chunk",

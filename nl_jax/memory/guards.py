@@ -1,9 +1,9 @@
 """What keeps states and gradients finite where a learning rule alone does not.
 
-The rules "implicit" and "normalized" keep every state bounded by construction (``learning.py``). Two things are not:
-the rule that the paper prints is unstable for large steps (its error can double at every chunk), and the exact gradient
-through many chunks can grow without bound although no state does, since a memory that makes its own keys and rates is a
-nonlinear dynamical system. So both have a limit, far beyond what a working memory ever reaches.
+The rules "implicit" and "normalized" keep every state bounded by construction (``learning.py``). Two quantities
+have no bound of their own. The rule that the paper prints is unstable for large steps: its error can double at every
+chunk. And the exact gradient through many chunks can grow without bound although no state does, since a memory that
+makes its own keys and rates is a nonlinear dynamical system. So both have a limit, which no working memory reaches.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 LARGEST_STATE = 1e3  # Frobenius norm of one layer's change, and of its momentum; working memories stay below 100
 LARGEST_FORCING = 1e2  # length of what one token writes; about 1 in a working memory
 LARGEST_COTANGENT = 1e6  # of each element of a state; in training they are below 1
-LARGEST_RATE = 1e6  # of η: an implicit step with it is as long as any
+LARGEST_RATE = 1e6  # of η; larger ones hardly lengthen an implicit step
 
 
 def limit_norm(x: Float[Array, "..."], limit: float, axis: int | tuple[int, ...]) -> Float[Array, "..."]:

@@ -38,15 +38,15 @@ the normalized L2 rule maps a matrix D to D (aI - K) plus what the values write,
 The paper's rule has no such bound, so its forcings and its state have limits (``guards.py``).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nl_jax.memory.architectures import Architecture
-from nl_jax.memory.chunkwise import Chunk, Decay, read_chunk, solve_chunk
-from nl_jax.memory.guards import LARGEST_FORCING, limit_norm
+from nl_jax.memory.chunkwise import Chunk, Decay, end_of_chunk, read_chunk, solve_chunk
+from nl_jax.memory.guards import LARGEST_FORCING, LARGEST_RATE, LARGEST_STATE, limit_norm
 from nl_jax.memory.objectives import Objective
 
 RULES = ("implicit", "normalized", "paper")
@@ -158,7 +158,7 @@ def learn_chunk(
       boundary: weights at the last chunk boundary, at which gradients are taken.
       keys: unit length for the bound to hold.
       values: [..., stack, C, out] for MLPs, [..., C, out] for a matrix.
-      eta, alpha: learning rate and retention of each token; η = 0, α = 1 for padding.
+      eta, alpha: learning rate and retention of each token; η = 0, α = 1 for padding. An η above 1e6 counts as 1e6.
       damping: what momentum's forcing is scaled by, 1 - μ; ones without momentum.
       decay: of alpha and mu.
       chunk_size: N, gradients that are taken at one boundary: tokens from one to the next, times the window.
@@ -166,6 +166,7 @@ def learn_chunk(
       gates: of each memory of an MLP stack, in [0, 1]: its forcing is multiplied by it; None for 1.
       up_bias: of gated memories, as ``Architecture`` takes it.
     """
+    eta = jnp.minimum(eta, LARGEST_RATE)
     last = architecture.depth - 1
     fold = rule.form == "implicit" and objective.linear is not None
     # a matrix whose gradient folds, or does not depend on its answer, needs none at the boundary
@@ -204,9 +205,8 @@ def learn_chunk(
             assert slope is not None
             gradient, delta = found.gradients[layer], float(rule.delta)
             beta = mirror * rate / (1.0 + rate * square)
-            if side_by_side:
-                rate, damp, square = (u[..., None, :] for u in (rate, damp, square))
-            step = damp * rate / (1.0 + rate * chunk_size * (delta * square + slope))
+            rate, damp, own = (u[..., None, :] if side_by_side else u for u in (rate, damp, square))
+            step = damp * rate / (1.0 + rate * chunk_size * (delta * own + slope))
         if gates is not None:
             step = gates[..., None] * step
         if side_by_side:
@@ -214,7 +214,7 @@ def learn_chunk(
             forcing = forcing.reshape(gradient.shape)
         else:
             forcing = -step[..., None] * gradient
-        if rule.form == "paper" and found is not None:  # its gradient grows with the state, without a bound
+        if _is_unbounded(architecture, objective, rule):
             forcing = limit_norm(forcing, LARGEST_FORCING, -1)
         chunks.append(
             solve_chunk(
@@ -222,7 +222,7 @@ def learn_chunk(
                 None if momentum is None else momentum[layer],
                 x,
                 forcing,
-                _non_expansive(beta, _square(x), retention, rule) if has_delta else None,
+                _non_expansive(beta, square, retention, rule) if has_delta else None,
                 decay if layer == 0 else jax.tree.map(lambda d: jnp.expand_dims(d, 2), decay),
                 changes,
             )
@@ -246,6 +246,24 @@ def _non_expansive(
     if rule.form != "paper" and not rule.allow_neg_eigval:
         return beta  # at most 1 / ‖x‖² by construction
     return beta * jnp.minimum(1.0, (1.0 + alpha) / jnp.maximum(beta * square, 1.0))
+
+
+def _is_unbounded(architecture: Architecture, objective: Objective, rule: Rule) -> bool:
+    """Whether what a token writes grows with the state: by the paper's rule, unless a matrix learns a dot product."""
+    return rule.form == "paper" and (architecture.depth > 1 or objective.linear != 0.0)
+
+
+def end_of_memory(
+    architecture: Architecture, objective: Objective, rule: Rule, chunks: tuple[Chunk, ...]
+) -> tuple[Layers, tuple[Array | None, ...]]:
+    """``(W - W₀, S)`` of every layer after the last token of ``learn_chunk``'s chunks; S is None without momentum.
+
+    Where the rule has no bound of its own, each matrix is scaled down to the Frobenius norm 1,000 (``guards.py``).
+    """
+    ends: Any = [end_of_chunk(chunk) for chunk in chunks]
+    if _is_unbounded(architecture, objective, rule):
+        ends = jax.tree.map(lambda w: limit_norm(w, LARGEST_STATE, (-2, -1)), ends)
+    return tuple(change for change, _ in ends), tuple(momentum for _, momentum in ends)
 
 
 def read_memory(

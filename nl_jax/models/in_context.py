@@ -33,7 +33,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from nl_jax.levels import Level, from_optax
+from nl_jax.levels import Level, from_optax, own_buffers
 from nl_jax.modules import FeedForward
 from nl_jax.optim import clip_by_norm, smooth_norm
 from nl_jax.schedule import Schedule, ScheduleState
@@ -159,7 +159,7 @@ class _Maker:
         start: Weights = None
         for i in inside:
             # a copy, so that no buffer is in the state twice and it can be donated
-            found[i] = start = {"own": blocks[i], "start": _copy(start)} if self.nested and found else blocks[i]
+            found[i] = start = {"own": blocks[i], "start": own_buffers(start)} if self.nested and found else blocks[i]
         return found
 
     def sums_of_period(self, slow: int, block: FeedForward) -> Level:
@@ -179,7 +179,7 @@ class _Maker:
             1,
             init=lambda key, data: self.model.init_state(self.batch_size),
             update=lambda state, context: jax.tree.map(lambda c: c[0], context),
-            start=_copy,
+            start=own_buffers,
             context="tokens",
             objective="of the memories",
         )
@@ -194,7 +194,7 @@ class _Maker:
             begin = level.start
             assert begin is not None
             if self.nested and i != self.order[-1]:
-                level = replace(level, start=lambda answer: begin(_copy(answer["start"])))
+                level = replace(level, start=lambda answer: begin(own_buffers(answer["start"])))
         return replace(level, starts_from=f"cms_{slower[0]}") if self.nested and slower else level
 
     def exact_level(self, i: int, weights: Weights, slower: list[int], fixed: Mapping[int, FeedForward]) -> Level:
@@ -202,7 +202,7 @@ class _Maker:
         top = f"cms_{self.order[self.order.index(i) - 1]}"  # the level that starts from this one
 
         def begin(params, mixers):
-            return NestedLearner(params, self.optimizers[i].init(params), _copy(mixers))
+            return NestedLearner(params, self.optimizers[i].init(params), own_buffers(mixers))
 
         def update(state, context):
             still = {j: own_blocks([context.answers[f"cms_{j}"]])[0] for j in slower}
@@ -218,7 +218,7 @@ class _Maker:
             start, own = jax.grad(period, has_aux=True)(state.params["start"])
             moves, optimizer = self.optimizers[i].update({"own": own, "start": start}, state.optimizer, state.params)
             params = optax.apply_updates(state.params, moves)
-            return NestedLearner(params, optimizer, _copy(context.answers["mixers"]))
+            return NestedLearner(params, optimizer, own_buffers(context.answers["mixers"]))
 
         return Level(
             f"cms_{i}",
@@ -228,7 +228,7 @@ class _Maker:
             read=lambda state, query: {**state.params, "mixers": state.mixers},
             needs=("mixers",),
             sees=tuple(f"cms_{j}" for j in slower),
-            start=lambda answer: begin(_copy(answer["start"]), answer["mixers"]),
+            start=lambda answer: begin(own_buffers(answer["start"]), answer["mixers"]),
             context="the text of its period",
             objective="next token, through the updates of faster levels",
             parts=lambda state: (state.params, state.optimizer),
@@ -313,10 +313,6 @@ def _wide(x: Array) -> Array:
 def _like(new: Any, old: Any) -> Any:
     """In the dtypes of the old one."""
     return jax.tree.map(lambda a, b: a.astype(b.dtype), new, old)
-
-
-def _copy(tree: Any) -> Any:
-    return jax.tree.map(jnp.copy, tree)
 
 
 def _per_sequence(transformation: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -14,8 +14,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from nl_jax.memory import (
-    LARGEST_RATE,
-    LARGEST_STATE,
     OBJECTIVES,
     RULES,
     Architecture,
@@ -24,10 +22,9 @@ from nl_jax.memory import (
     Rule,
     apply_layer,
     chunk_decay,
-    end_of_chunk,
+    end_of_memory,
     learn_chunk,
     limit_cotangent,
-    limit_norm,
     read_chunk_transposed,
     read_memory,
 )
@@ -460,14 +457,15 @@ class MemoryMixer(nnx.Module):
         boundary = boundary if self.uses_boundary else change
         weights = boundary if anchor is None else jax.tree.map(jnp.add, anchor, boundary)
         generated = self.generate(inputs, weights, fixed)
-        eta = jnp.minimum(generated.eta, LARGEST_RATE) * inputs.valid
+        eta = generated.eta * inputs.valid
         alpha = jnp.where(valid > 0, generated.alpha, 1.0)
         mu = None if inputs.mu is None else jnp.where(valid > 0, inputs.mu, 1.0)
         decay = chunk_decay(alpha, mu, valid, self.window)
         key, targets = generated.key, generated.targets
         if self.transposed:
             key, targets = targets[0], (key,)
-        changes, momenta = [], []
+        changes: list[Any] = []
+        momenta: list[Any] = []
         for group, architecture in enumerate(self.architectures):
             chunks = learn_chunk(
                 architecture,
@@ -488,11 +486,9 @@ class MemoryMixer(nnx.Module):
                 gates=generated.gates[group],
                 up_bias=fixed.up_bias if group == len(self.architectures) - 1 else None,
             )
-            ends = [end_of_chunk(chunk) for chunk in chunks]
-            if self.uses_boundary and self.rule.form == "paper":  # the one rule that is not bounded by itself
-                ends = jax.tree.map(lambda w: limit_norm(w, LARGEST_STATE, (-2, -1)), ends)
-            changes.append(tuple(end[0] for end in ends))
-            momenta.append(tuple(end[1] for end in ends))
+            ends = end_of_memory(architecture, self.objective, self.rules[group], chunks)
+            changes.append(ends[0])
+            momenta.append(ends[1])
         change, momentum = tuple(changes), tuple(momenta) if momentum else ()
         if self.transposed:
             y = read_chunk_transposed(chunks[0], inputs.query)

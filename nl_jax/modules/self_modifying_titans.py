@@ -143,9 +143,8 @@ class SelfModifyingTitans(MemoryMixer):
         self.frozen, self.self_targets = frozen, self_targets
         if memory_gates is None:
             memory_gates = self.rule.form != "paper"
-        shut = jnp.full(
-            (num_heads, count + 1), -2.0, jnp.float32
-        )  # sigmoid: 0.12; and 0.98 for the memory that answers
+        # after the sigmoid 0.12, and 0.98 for the memory that answers
+        shut = jnp.full((num_heads, count + 1), -2.0, jnp.float32)
         self.memory_gates = nnx.Param(shut.at[:, -1].set(4.0)) if memory_gates else None
         self.up_bias = nnx.Param(jnp.full((num_heads,), up_bias / UP_BIAS_SCALE, jnp.float32)) if gated else None
         if self.eta is None:

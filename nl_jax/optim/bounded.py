@@ -59,11 +59,11 @@ def bounded(
     own = lambda node: keeps_itself is not None and isinstance(node, keeps_itself)  # noqa: E731
 
     def init(params):
-        state = jax.tree.map(_copy, rule.init(_widen(params)))
+        state = jax.tree.map(_copy, rule.init(widen(params)))
         return BoundedState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), state)
 
     def update(updates, state, params=None, **extra):
-        wide = _widen(updates)
+        wide = widen(updates)
         # one pass over the gradients: their largest entry is NaN where one is
         largest = jax.tree.map(lambda g: jnp.max(jnp.abs(g), initial=0.0), wide)
         finite = _all(jax.tree.map(jnp.isfinite, largest))
@@ -73,7 +73,7 @@ def bounded(
 
         safe = jax.tree.map(limit, wide, largest)
         extra["finite"] = finite
-        steps, inner_state = rule.update(safe, state.inner_state, None if params is None else _widen(params), **extra)
+        steps, inner_state = rule.update(safe, state.inner_state, None if params is None else widen(params), **extra)
         steps = jax.tree.map(lambda s, u: s.astype(u.dtype), steps, updates)
         was = state.inner_state
         lasting = jax.tree.map(lambda n, o: own(n) or _stays_finite(n, o), inner_state, was, is_leaf=own)
@@ -108,7 +108,8 @@ def _copy(x: Any) -> Array:
     return jnp.array(x, copy=True)
 
 
-def _widen(tree: PyTree) -> PyTree:
+def widen(tree: PyTree) -> PyTree:
+    """Every array in float32, or in its own dtype where that is wider."""
     return jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.promote_types(jnp.result_type(x), jnp.float32)), tree)
 
 

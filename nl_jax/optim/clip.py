@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from nl_jax.optim.bounded import widen
+
 
 def smooth_norm(tree: Any) -> Float[Array, ""]:
     """L2 norm of all leaves of a tree; where all are zero its derivatives are zero, those of ``optax.tree.norm`` NaN.
@@ -56,5 +58,4 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
 
 def _square(tree: Any) -> Float[Array, ""]:
     """Sum of squares, in float32 or wider."""
-    wide = jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.promote_types(jnp.result_type(x), jnp.float32)), tree)
-    return jnp.asarray(optax.tree.norm(wide, squared=True))
+    return jnp.asarray(optax.tree.norm(widen(tree), squared=True))
