@@ -24,8 +24,13 @@ from experiments import launcher
 from experiments.cms_options import cms_fields, define_cms_flags
 from experiments.launcher import RESULTS
 from experiments.mixer_options import configuration, define_mixer_option
+from experiments.optimizer_flags import (
+    define_optimizer_flags,
+    define_schedule_flags,
+    optimizer_arguments,
+    set_default_rates,
+)
 from experiments.path_flags import define_path
-from experiments.schedules import define_schedule_flags, schedule_arguments
 from nl_jax import InputError
 from nl_jax.data import (
     BOUNDARIES,
@@ -73,7 +78,7 @@ def define_flags() -> flags.FlagValues:
     define(flags.DEFINE_integer, "steps", 400, "Optimizer steps for each model.")
     define(flags.DEFINE_integer, "batch_size", 8, "Sequences in a batch, all devices together.")
     define(flags.DEFINE_integer, "seq_len", 256, "Tokens in a sequence.")
-    define(flags.DEFINE_float, "learning_rate", 3e-3, "Peak learning rate of AdamW.")
+    define_optimizer_flags(values)
     define_schedule_flags(values)
     define(flags.DEFINE_integer, "seed", 0, "Decides initial parameters and the order of the data.")
     define(flags.DEFINE_integer, "eval_every", 100, "Steps between evaluations.")
@@ -224,7 +229,7 @@ def fit_model(
         leaves = [known.get(path, leaf) for path, leaf in named_leaves(model).items()]
         return jax.tree.unflatten(jax.tree.structure(model), leaves)
 
-    optimizer = make_optimizer(**schedule_arguments(values), cms_periods=config.optimizer_periods)
+    optimizer = make_optimizer(**optimizer_arguments(values), cms_periods=config.optimizer_periods)
     return fit(
         run,
         init_model,
@@ -266,7 +271,7 @@ def check(values: flags.FlagValues) -> jax.sharding.Mesh:
         launcher.check_range(values, name, 1)
     if "seed" in values:
         launcher.check_range(values, "seed", 0, 2**31 - 1)
-    launcher.check_range(values, "learning_rate", 1e-12, 1e3)
+    set_default_rates(values)
     if "models" in values:
         launcher.check_names("models", values.models, MODEL_NAMES, required=True)
     if values.mesh is None:

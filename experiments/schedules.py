@@ -1,33 +1,16 @@
-"""The flags --schedule and --warmup_steps, and when a run can be given other --steps than it was begun with."""
+"""When a run can be given other --steps than it was begun with."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
 
 from nl_jax import InputError
-from nl_jax.training import SCHEDULES, learning_rate_schedule
+from nl_jax.training import learning_rate_schedule
 from nl_jax.training.loop import CHECKPOINTS
 
 MAY_CHANGE = ("steps", "schedule")  # as long as no learning rate of a step already taken changes
-
-
-def define_schedule_flags(values: flags.FlagValues) -> None:
-    """Adds the flags."""
-    schedule = (
-        f"Learning rates after the warm-up, one of {', '.join(SCHEDULES)}. Only a run whose rate is constant so far "
-        "(constant, or wsd before the decay in its last fifth) can be given more --steps."
-    )
-    warmup = "Steps until the peak learning rate. Without it a tenth of --steps with cosine, else 100."
-    flags.DEFINE_enum("schedule", "cosine", SCHEDULES, schedule, flag_values=values)
-    flags.DEFINE_integer("warmup_steps", None, warmup, lower_bound=0, flag_values=values)
-
-
-def schedule_arguments(values: flags.FlagValues) -> dict[str, Any]:
-    """What `make_optimizer` takes of the flags: ``learning_rate``, ``steps``, ``warmup_steps``, ``schedule``."""
-    return {name: values[name].value for name in ("learning_rate", "steps", "warmup_steps", "schedule")}
 
 
 def continued(workdir: Path, stored: Mapping[str, Any], given: Mapping[str, Any], has_results: bool) -> dict[str, Any]:

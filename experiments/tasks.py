@@ -17,6 +17,7 @@ from flax import nnx
 from experiments import launcher
 from experiments.launcher import RESULTS
 from experiments.mixer_options import configuration, define_mixer_option
+from experiments.optimizer_flags import define_optimizer_flags, optimizer_arguments, set_default_rates
 from experiments.path_flags import define_path
 from nl_jax.models import MODEL_NAMES, LanguageModel, LanguageModelConfig, count_parameters
 from nl_jax.training import (
@@ -99,7 +100,7 @@ def define_flags(
     define(flags.DEFINE_integer, "chunk_size", 8, "Tokens between two boundaries of the memories (Hope).")
     define_mixer_option(values)
     define(flags.DEFINE_integer, "batch_size", 32, "Sequences in a batch.")
-    define(flags.DEFINE_float, "learning_rate", 3e-3, "Peak learning rate of AdamW.")
+    define_optimizer_flags(values)
     define(flags.DEFINE_integer, "steps", steps, "Optimizer steps of each run at most; the cosine ends there.")
     define(flags.DEFINE_integer, "eval_every", eval_every, "Steps between evaluations.")
     define(flags.DEFINE_integer, "seeds", 3, "Runs of each model, with seeds 0, 1, ...")
@@ -145,9 +146,7 @@ def train_model(
     if done == values.seeds:
         return
     mesh = parse_mesh(devices=jax.devices()[:1])  # the models are small
-    optimizer = make_optimizer(
-        learning_rate=values.learning_rate, steps=values.steps, cms_periods=config.optimizer_periods
-    )
+    optimizer = make_optimizer(**optimizer_arguments(values), cms_periods=config.optimizer_periods)
 
     def make(key: jax.Array) -> TrainState:
         return init_state(lambda: LanguageModel(config, rngs=nnx.Rngs(key)), optimizer)
@@ -211,7 +210,7 @@ def check(task: Task, values: flags.FlagValues) -> dict[str, LanguageModelConfig
     """Checks the flags that the batches do not check, and makes the models' configurations."""
     for name in ("width", "num_heads", "num_layers", "chunk_size", "batch_size", "steps", "eval_every", "seeds"):
         launcher.check_range(values, name, 1)
-    launcher.check_range(values, "learning_rate", 1e-12, 1e3)
+    set_default_rates(values)
     launcher.check_names("models", values.models, MODEL_NAMES, required=True)
     sizes = {name: values[name].value for name in ("width", "num_heads", "num_layers", "chunk_size")}
     sizes |= {"mlp_hidden": 2 * values.width, **task.sizes(values)}

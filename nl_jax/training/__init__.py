@@ -9,7 +9,14 @@ from nl_jax.training.checkpoint import Checkpoint, CheckpointWriter, restore_new
 from nl_jax.training.loop import Progress, TrainingDiverged, TrainingInterrupted, finite_outputs, fit, progress_bar
 from nl_jax.training.mesh import parse_mesh, use_cpu_cores
 from nl_jax.training.metrics import MetricsWriter, plot_accuracy, plot_validation, read_metrics
-from nl_jax.training.optimizer import SCHEDULES, decay_mask, learning_rate_schedule, make_optimizer
+from nl_jax.training.optimizer import (
+    OPTIMIZERS,
+    SCHEDULES,
+    decay_mask,
+    learning_rate_schedule,
+    make_optimizer,
+    peak_rates,
+)
 from nl_jax.training.sharding import batch_sharding, logical_axes, named_leaves, parameter_shardings, state_shardings
 from nl_jax.training.step import (
     Accuracies,
@@ -25,6 +32,7 @@ from nl_jax.training.step import (
 )
 
 __all__ = [
+    "OPTIMIZERS",
     "SCHEDULES",
     "Accuracies",
     "Checkpoint",
@@ -51,6 +59,7 @@ __all__ = [
     "parameter_shardings",
     "parse_mesh",
     "peak_memory_bytes",
+    "peak_rates",
     "plot_accuracy",
     "plot_validation",
     "progress_bar",

@@ -1,36 +1,112 @@
-"""The optimizer of pre-training: AdamW with clipping and a schedule of rates, each CMS level at its own cadence."""
+"""The optimizer of pre-training: clipping, a schedule of learning rates, and each CMS level at its own cadence.
+
+Hidden matrices are moved by one of ``OPTIMIZERS``, everything else by AdamW: embeddings, the output head, scales and
+biases have no rows and columns that an orthogonal step would mean anything for.
+"""
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from nl_jax.optim import multi_frequency, parameter_roles, schedule_of_updates
+from nl_jax.optim import (
+    bounded,
+    hidden_matrices,
+    m3,
+    matrix_dimensions,
+    multi_frequency,
+    parameter_roles,
+    scale_by_deep_momentum,
+    scale_by_delta_momentum,
+    schedule_of_updates,
+)
 from nl_jax.parameter_axes import path_name
 
 PyTree = Any
 SCHEDULES = ("cosine", "constant", "wsd")
 WARMUP_STEPS = 100  # by default, where the rates must not depend on the number of steps
+ADAM = {"b1": 0.9, "b2": 0.95}
+
+
+class Optimizer(NamedTuple):
+    """A rule for hidden matrices, and the rates that a language model is trained with unless others are given.
+
+    Attributes:
+        make: the transformation, from a learning rate or schedule and a decoupled weight decay; its parameters are the
+            hidden matrices only. None for AdamW.
+        learning_rate: the default peak for what is no hidden matrix.
+        matrix_learning_rate: the default peak for hidden matrices; None for ``learning_rate``.
+    """
+
+    make: Callable[[optax.ScalarOrSchedule, float], optax.GradientTransformation] | None
+    learning_rate: float
+    matrix_learning_rate: float | None = None
+
+
+def _by_rule(
+    rule: optax.GradientTransformation, rate: optax.ScalarOrSchedule, weight_decay: float
+) -> optax.GradientTransformation:
+    decay = optax.add_decayed_weights(weight_decay)
+    return bounded(optax.chain(rule, decay, optax.scale_by_learning_rate(rate)))
+
+
+def _muon(rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
+    rule = optax.contrib.scale_by_muon(weight_dimension_numbers=matrix_dimensions)
+    return _by_rule(rule, rate, weight_decay)
+
+
+def _adamuon(rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
+    """Muon's orthogonal steps by the root of their second moment, every matrix' step then of root mean square 0.2.
+
+    That is AdaMuon (Si et al., arXiv 2507.11005) but for its sign of the momentum.
+    """
+
+    def align(u: jax.Array) -> jax.Array:
+        return 0.2 * u * jax.lax.rsqrt(jnp.mean(jnp.square(u), axis=(-2, -1), keepdims=True) + 1e-16)
+
+    rule = optax.chain(
+        optax.contrib.scale_by_muon(weight_dimension_numbers=matrix_dimensions),
+        optax.scale_by_rms(0.95, bias_correction=True),
+        optax.stateless(lambda updates, _: jax.tree.map(align, updates)),
+    )
+    return _by_rule(rule, rate, weight_decay)
+
+
+OPTIMIZERS = {
+    "adamw": Optimizer(None, 3e-3),
+    "muon": Optimizer(_muon, 3e-3, 2e-2),
+    "adamuon": Optimizer(_adamuon, 3e-3, 1e-2),
+    "m3": Optimizer(lambda rate, decay: m3(rate, weight_decay=decay), 3e-3, 5e-2),
+    "delta_momentum": Optimizer(lambda rate, decay: _by_rule(scale_by_delta_momentum(), rate, decay), 3e-3, 0.2),
+    "deep_momentum": Optimizer(lambda rate, decay: _by_rule(scale_by_deep_momentum(), rate, decay), 3e-3, 3.2),
+    "momentum": Optimizer(lambda rate, decay: _by_rule(optax.trace(0.9), rate, decay), 3e-3, 0.2),
+}
 
 
 def make_optimizer(
     *,
-    learning_rate: float,
+    optimizer: str = "adamw",
+    learning_rate: float | None = None,
+    matrix_learning_rate: float | None = None,
     steps: int,
     warmup_steps: int | None = None,
     schedule: str = "cosine",
     weight_decay: float = 0.1,
     cms_periods: Sequence[int] = (1,),
 ) -> optax.GradientTransformation:
-    r"""AdamW (β₁ 0.9, β₂ 0.95) on gradients clipped to global norm 1.
+    r"""One of ``OPTIMIZERS`` for hidden matrices, AdamW (β₁ 0.9, β₂ 0.95) for the rest, gradients clipped to norm 1.
 
     The blocks of CMS level :math:`\ell` are updated every ``cms_periods[l]`` steps with the sum of the clipped
     gradients of these steps and are unchanged in between (paper Eq. 70-71); all other parameters at every step.
 
     Args:
-        learning_rate: the peak; reached after the warm-up, and then as ``schedule`` says.
+        optimizer: one of ``OPTIMIZERS``.
+        learning_rate: the peak; reached after the warm-up, and then as ``schedule`` says. Default: the optimizer's.
+        matrix_learning_rate: likewise for hidden matrices. Default: the optimizer's, which for AdamW is
+            ``learning_rate``.
         steps: optimizer steps of the run.
         warmup_steps: steps of linear warm-up; default as for `learning_rate_schedule`.
         schedule: one of ``SCHEDULES``.
@@ -41,20 +117,44 @@ def make_optimizer(
         An optax transformation for the parameters of a model.
 
     Raises:
-        ValueError: for an unknown schedule.
+        ValueError: for an unknown optimizer or schedule.
     """
-    rates = learning_rate_schedule(learning_rate, steps, warmup_steps, schedule)
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer {optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
+    peak, matrix_peak = peak_rates(optimizer, learning_rate, matrix_learning_rate)
 
-    def adamw(period: int) -> optax.GradientTransformation:
-        rate = schedule_of_updates(rates, period)
-        return optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=weight_decay, mask=decay_mask)
+    def at(peak: float, period: int) -> optax.Schedule:
+        return schedule_of_updates(learning_rate_schedule(peak, steps, warmup_steps, schedule), period)
+
+    def of_period(period: int) -> optax.GradientTransformation:
+        make = OPTIMIZERS[optimizer].make
+        others = optax.adamw(at(peak, period), **ADAM, weight_decay=weight_decay, mask=decay_mask)
+        if make is None:
+            if matrix_peak == peak:
+                return others
+            make = lambda rate, decay: optax.adamw(rate, **ADAM, weight_decay=decay)  # noqa: E731
+        return optax.partition({"matrix": make(at(matrix_peak, period), weight_decay), "other": others}, _matrix_labels)
 
     clip = optax.clip_by_global_norm(1.0)
     periods = sorted({1, *cms_periods})
     if periods == [1]:
-        return optax.chain(clip, adamw(1))
-    transforms = {f"every_{period}": (adamw(period), period) for period in periods}
+        return optax.chain(clip, of_period(1))
+    transforms = {f"every_{period}": (of_period(period), period) for period in periods}
     return optax.chain(clip, multi_frequency(transforms, lambda params: _cadence_labels(params, cms_periods)))
+
+
+def peak_rates(
+    optimizer: str, learning_rate: float | None = None, matrix_learning_rate: float | None = None
+) -> tuple[float, float]:
+    """Peak learning rates of what is no hidden matrix and of hidden matrices, the optimizer's where none is given."""
+    known = OPTIMIZERS[optimizer]
+    rate = known.learning_rate if learning_rate is None else learning_rate
+    own = rate if known.matrix_learning_rate is None else known.matrix_learning_rate
+    return rate, own if matrix_learning_rate is None else matrix_learning_rate
+
+
+def _matrix_labels(params: PyTree) -> PyTree:
+    return jax.tree.map(lambda matrix: "matrix" if matrix else "other", hidden_matrices(params))
 
 
 def learning_rate_schedule(
