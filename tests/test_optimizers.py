@@ -1,6 +1,7 @@
 """Every optimizer against the same table: what it composes with, and what bad gradients do to it."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -387,6 +388,38 @@ def test_with_nnx_optimizer(name):
 
     losses = [step(model, optimizer) for _ in range(60)]
     assert losses[-1] < 0.5 * losses[0]
+
+
+@every_optimizer
+def test_parameters_that_are_a_module(name):
+    """A module is a tree that can be called: labels and masks of its shape are no functions."""
+    params = Named(tree(0))
+    (trace, _), (modules, _) = (
+        run(make(name), start, [kind(tree(1)), kind(tree(2))])
+        for start, kind in ((params.params, dict), (params, Named))
+    )
+    for key, value in trace[-1].items():
+        np.testing.assert_array_equal(modules[-1].params[key], value)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Named:
+    params: dict
+
+    def __call__(self, x):
+        raise AssertionError("called")
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+def test_labels_and_matrices_that_are_a_module(as_function):
+    params = Named({"a": jnp.ones((2, 3)), "b": jnp.ones((2, 3))})
+    labels, matrices = Named({"a": "fast", "b": "slow"}), Named({"a": True, "b": None})
+    given = (lambda _: labels, lambda _: matrices) if as_function else (labels, matrices)
+    transforms = {"fast": (optax.sgd(0.1), 1), "slow": (optax.sgd(0.1), 2)}
+    trace, _ = run(optim.multi_frequency(transforms, given[0]), params, [params])
+    assert [float(trace[0].params[key][0, 0]) for key in "ab"] == pytest.approx([0.9, 1.0])
+    assert optim.matrix_dimensions(params, given[1]).params["b"] is None
 
 
 SHARDED = """

@@ -216,7 +216,7 @@ def m3(
         """The transformation for parameters of this structure, whose leaves are matrices by these axes, or None."""
         axes = structure.unflatten(optax.MaskedNode() if one is None else one for one in dimensions)
         labels = structure.unflatten("adamw" if one is None else "m3" for one in dimensions)
-        return optax.partition({"m3": optax.chain(rule(matrices=axes), *after), "adamw": adamw}, labels)
+        return optax.partition({"m3": optax.chain(rule(matrices=axes), *after), "adamw": adamw}, lambda _: labels)
 
     def of(params):
         structure: Any = jax.tree.structure(params)

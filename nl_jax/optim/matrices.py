@@ -34,6 +34,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from nl_jax.parameter_axes import logical_axes, path_name
+from nl_jax.trees import tree_of
 
 PyTree = Any
 
@@ -180,7 +181,7 @@ def matrix_dimensions(
     """
     if matrices is None:
         return jax.tree.map(lambda role: role.dimensions, parameter_roles(params))
-    chosen = matrices(params) if callable(matrices) else matrices
+    chosen = tree_of(matrices, params)
     spread = jax.tree.broadcast(chosen, params, is_leaf=lambda x: x is None or isinstance(x, MuonDimensionNumbers))
     leaves = jax.tree_util.tree_leaves_with_path(params)
     structure: Any = jax.tree.structure(params)

@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Int
 
 from nl_jax.optim.bounded import check_integer
+from nl_jax.trees import tree_of
 
 
 class EveryState(NamedTuple):
@@ -119,5 +120,5 @@ def multi_frequency(
             raise ValueError(f"period of {label!r} is {period!r}; it must be an integer of at least 1")
     return optax.partition(
         {label: tx if period == 1 else _every(tx, period) for label, (tx, period) in transforms.items()},
-        param_labels,
+        lambda params: tree_of(param_labels, params),
     )
