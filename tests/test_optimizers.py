@@ -393,13 +393,11 @@ def test_with_nnx_optimizer(name):
 @every_optimizer
 def test_parameters_that_are_a_module(name):
     """A module is a tree that can be called: labels and masks of its shape are no functions."""
-    params = Named(tree(0))
     (trace, _), (modules, _) = (
-        run(make(name), start, [kind(tree(1)), kind(tree(2))])
-        for start, kind in ((params.params, dict), (params, Named))
+        run(make(name), kind(tree(0)), [kind(tree(1)), kind(tree(2))]) for kind in (dict, Named)
     )
-    for key, value in trace[-1].items():
-        np.testing.assert_array_equal(modules[-1].params[key], value)
+    for key, value in trace.items():
+        np.testing.assert_array_equal(modules.params[key], value)
 
 
 @jax.tree_util.register_dataclass
@@ -418,7 +416,7 @@ def test_labels_and_matrices_that_are_a_module(as_function):
     given = (lambda _: labels, lambda _: matrices) if as_function else (labels, matrices)
     transforms = {"fast": (optax.sgd(0.1), 1), "slow": (optax.sgd(0.1), 2)}
     trace, _ = run(optim.multi_frequency(transforms, given[0]), params, [params])
-    assert [float(trace[0].params[key][0, 0]) for key in "ab"] == pytest.approx([0.9, 1.0])
+    assert [float(trace.params[key][0, 0]) for key in "ab"] == pytest.approx([0.9, 1.0])
     assert optim.matrix_dimensions(params, given[1]).params["b"] is None
 
 
