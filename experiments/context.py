@@ -29,9 +29,11 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from experiments import launcher
-from experiments.generate import restore, shapes_of
-from experiments.language_model import (
+from experiments.common import launcher
+from experiments.common.launcher import RESULTS
+from experiments.common.path_flags import define_path
+from experiments.common.restoring import restore, shapes_of
+from experiments.common.text_runs import (
     FREE_FLAGS,
     batches_of,
     check,
@@ -42,15 +44,14 @@ from experiments.language_model import (
     summary_of,
     text_of,
 )
-from experiments.launcher import RESULTS
-from experiments.path_flags import define_path
 from nl_jax import InputError
+from nl_jax.evaluation import bits_by_position
 from nl_jax.files import local_path
 from nl_jax.models import LanguageModelConfig
-from nl_jax.training import bits_by_position
+from nl_jax.plotting import plot_band, save_figure
 from nl_jax.training.loop import CHECKPOINTS
-from nl_jax.training.metrics import METRICS, plot_band, save_figure
-from nl_jax.training.sharding import named_leaves
+from nl_jax.training.metrics import METRICS
+from nl_jax.trees import named_leaves
 
 NAME = "context"
 FIGURE = "context.png"

@@ -8,20 +8,15 @@ is carried from token to token as state. One whose continuum memory learns in co
 
 import itertools
 import sys
-from pathlib import Path
-from typing import Any
 
-import jax
 from absl import flags
-from flax import nnx
 
-from experiments import language_model, launcher
-from experiments.path_flags import define_path
+from experiments.common import launcher
+from experiments.common.path_flags import define_path
+from experiments.common.restoring import chosen_model, define_tokenizer_flag, restore
 from nl_jax import InputError
-from nl_jax.data import Tokenizer, decode_stream, load_tokenizer
-from nl_jax.models import LanguageModel, LanguageModelConfig
-from nl_jax.models.sampling import sample
-from nl_jax.training import restore_newest
+from nl_jax.data import decode_stream
+from nl_jax.streaming.generation import sample
 from nl_jax.training.loop import CHECKPOINTS
 
 
@@ -38,12 +33,6 @@ def define_flags() -> flags.FlagValues:
     )
     flags.DEFINE_integer("seed", 0, "Decides the sample.", flag_values=values)
     return values
-
-
-def define_tokenizer_flag(values: flags.FlagValues) -> None:
-    """For launchers that read a run's tokenizer."""
-    text = "The run's tokenizer.json, where it is no longer where the run found it."
-    define_path("tokenizer", None, text, flag_values=values)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,50 +62,6 @@ def generate(values: flags.FlagValues) -> None:
     for text in decode_stream(tokenizer, document, context=ids):
         print(text, end="", flush=True)
     print()
-
-
-def chosen_model(values: flags.FlagValues) -> tuple[Path, dict[str, Any], Tokenizer]:
-    """Directory, configuration and tokenizer of the model that --workdir and --model name; `InputError` for none."""
-    workdir = launcher.workdir_of(values)
-    config = launcher.read_config(workdir, language_model.NAME)
-    if config is None:
-        raise InputError(f"--workdir={workdir}: no run there; expected a workdir of experiments.language_model")
-    name = values.model or next(iter(config["models"]))
-    if name not in config["models"]:
-        raise InputError(f"--model={name}: not in this run; expected one of {', '.join(config['models'])}")
-    return workdir / name, config["models"][name], tokenizer_of(values, workdir, config)
-
-
-def tokenizer_of(values: flags.FlagValues, workdir: Path, config: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that a run was trained with; `InputError` where the file has another content by now."""
-    path = values.tokenizer or config.get("inputs", config["flags"])["tokenizer"]
-    tokenizer = load_tokenizer(path)
-    trained_with = config["data"].get("tokenizer", tokenizer.digest)  # runs of earlier versions do not say
-    if tokenizer.digest != trained_with:
-        raise InputError(
-            f"tokenizer {path!r}: of SHA-256 {tokenizer.digest:.12}..., but the run in {workdir} was trained with "
-            f"{trained_with:.12}...; expected that file, by --tokenizer where it is elsewhere"
-        )
-    return tokenizer
-
-
-def shapes_of(config: LanguageModelConfig) -> LanguageModel:
-    """The model, with shapes in the place of arrays; `InputError` where this version has no such model."""
-    try:
-        return jax.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
-    except ValueError as error:
-        raise InputError(f"the run's model cannot be built by this version: {error}") from error
-
-
-def restore(directory: Path, config: dict[str, Any]) -> LanguageModel:
-    """The model of the newest checkpoint, on one device; `config` is a `LanguageModelConfig` as JSON holds it."""
-    shapes = shapes_of(LanguageModelConfig.from_json(config))
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
-    checkpoint = restore_newest(directory, {"model": like})
-    if checkpoint is None:
-        raise InputError(f"{directory}: no checkpoint yet; expected one of experiments.language_model")
-    return checkpoint.items["model"]
 
 
 if __name__ == "__main__":

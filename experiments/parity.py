@@ -33,10 +33,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import launcher, tasks
-from experiments.tasks import VALIDATION_SEED
-from nl_jax.data import PARITY_VOCABULARY, parity_batch
-from nl_jax.training import accuracies
+from experiments.common import launcher, task_training
+from experiments.common.task_training import VALIDATION_SEED
+from nl_jax.evaluation import accuracies
+from nl_jax.tasks import PARITY_VOCABULARY, parity_batch
 from nl_jax.training.metrics import ACCURACY
 
 DEFAULT_MODELS = ("delta_net", "hope")
@@ -51,11 +51,11 @@ def define_flags() -> flags.FlagValues:
         "long_length": (100, "Symbols of a string in the longer validation set at most."),
         "validation_sequences": (500, "Strings of each validation set."),
     }
-    return tasks.define_flags(DEFAULT_MODELS, sizes, steps=2000, eval_every=100)
+    return task_training.define_flags(DEFAULT_MODELS, sizes, steps=2000, eval_every=100)
 
 
 def main(argv: list[str] | None = None) -> int:
-    return launcher.run(functools.partial(tasks.train, TASK), define_flags(), __doc__, argv)
+    return launcher.run(functools.partial(task_training.train, TASK), define_flags(), __doc__, argv)
 
 
 def sizes(values: flags.FlagValues) -> dict[str, int]:
@@ -67,12 +67,12 @@ def sizes(values: flags.FlagValues) -> dict[str, int]:
     return {"vocab_size": PARITY_VOCABULARY, "context_length": values.long_length}
 
 
-def batch_of(values: flags.FlagValues, seed: int, step: int) -> tasks.Batch:
+def batch_of(values: flags.FlagValues, seed: int, step: int) -> task_training.Batch:
     lengths = {"min_length": values.min_length, "max_length": values.max_length}
     return parity_batch(seed, step, batch_size=values.batch_size, **lengths)
 
 
-def validation(values: flags.FlagValues) -> list[list[tasks.Batch]]:
+def validation(values: flags.FlagValues) -> list[list[task_training.Batch]]:
     """Batches of the shorter set and of the longer one; `InputError` where there are too few strings."""
     windows = ((values.min_length, values.max_length), (values.max_length + 1, values.long_length))
     count = values.validation_sequences
@@ -83,7 +83,7 @@ def validation(values: flags.FlagValues) -> list[list[tasks.Batch]]:
     return [list(_split(strings, values.batch_size)) for strings in sets]
 
 
-def _split(strings: tasks.Batch, size: int) -> Iterator[tasks.Batch]:
+def _split(strings: task_training.Batch, size: int) -> Iterator[task_training.Batch]:
     """Batches of one size, so that one program does; what the last one lacks are copies of its first with mask 0."""
     count = len(strings["inputs"])
     for start in range(0, count, size):
@@ -92,18 +92,20 @@ def _split(strings: tasks.Batch, size: int) -> Iterator[tasks.Batch]:
         yield batch | {"mask": batch["mask"] * (rows < count)[:, None].astype(np.float32)}
 
 
-def score(model: Any, validation: Sequence[Sequence[tasks.Batch]], mesh: jax.sharding.Mesh) -> tasks.Scores:
+def score(
+    model: Any, validation: Sequence[Sequence[task_training.Batch]], mesh: jax.sharding.Mesh
+) -> task_training.Scores:
     short, long = (accuracies(model, batches, mesh) for batches in validation)
     return {ACCURACY: long.positions, ACCURACY_SHORT: short.positions, SHORT: short.sequences, LONG: long.sequences}
 
 
-def outcome(scores: Sequence[tasks.Scores]) -> tasks.Scores:
+def outcome(scores: Sequence[task_training.Scores]) -> task_training.Scores:
     """The last figures, and the best ones: those of the first evaluation with most strings right, of both sets."""
     best = max(scores, key=lambda scores: scores[SHORT] + scores[LONG])
     return scores[-1] | {f"best_{name}": value for name, value in best.items()}
 
 
-TASK = tasks.Task(
+TASK = task_training.Task(
     name="parity",
     data={"validation_seed": VALIDATION_SEED},
     sizes=sizes,

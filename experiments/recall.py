@@ -30,13 +30,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import launcher, tasks
-from experiments.tasks import VALIDATION_SEED
+from experiments.common import launcher, task_training
+from experiments.common.task_training import VALIDATION_SEED
 from nl_jax import Diverged, InputError
-from nl_jax.data import recall_batch
+from nl_jax.evaluation import accuracy
 from nl_jax.models import MODEL_NAMES, read
 from nl_jax.models.reading import start
-from nl_jax.training import accuracy
+from nl_jax.tasks import recall_batch
 from nl_jax.training.metrics import ACCURACY
 
 # Each learning model beside its control: the same memories that never learn, attention with and without a convolution.
@@ -54,14 +54,14 @@ def define_flags() -> flags.FlagValues:
         "seq_len": (32, "Tokens in a sequence; at least four times the pairs."),
         "vocab_size": (64, "Symbols: half of them keys, half values."),
     }
-    values = tasks.define_flags(DEFAULT_MODELS, sizes, steps=1000, eval_every=30)
+    values = task_training.define_flags(DEFAULT_MODELS, sizes, steps=1000, eval_every=30)
     text = "Also recall after reading so many random symbols: numbers, as 64,65536. Figures are of the trained model."
     flags.DEFINE_list("other_text", [], text, flag_values=values)
     return values
 
 
 def main(argv: list[str] | None = None) -> int:
-    return launcher.run(functools.partial(tasks.train, TASK), define_flags(), __doc__, argv)
+    return launcher.run(functools.partial(task_training.train, TASK), define_flags(), __doc__, argv)
 
 
 def sizes(values: flags.FlagValues) -> dict[str, int]:
@@ -71,18 +71,18 @@ def sizes(values: flags.FlagValues) -> dict[str, int]:
     return {"vocab_size": values.vocab_size, "context_length": values.seq_len}
 
 
-def batch_of(values: flags.FlagValues, seed: int, step: int) -> tasks.Batch:
+def batch_of(values: flags.FlagValues, seed: int, step: int) -> task_training.Batch:
     """The batch by the flags; `InputError` where their sizes do not fit."""
     sizes: dict[str, Any] = {name: values[name].value for name in ("batch_size", "seq_len", "vocab_size", "pairs")}
     return recall_batch(seed, step, **sizes)
 
 
-def validation(values: flags.FlagValues) -> list[tasks.Batch]:
+def validation(values: flags.FlagValues) -> list[task_training.Batch]:
     count = -(-VALIDATION_SEQUENCES // values.batch_size)
     return [batch_of(values, VALIDATION_SEED, step) for step in range(count)]
 
 
-def score(model: Any, validation: Sequence[tasks.Batch], mesh: jax.sharding.Mesh) -> tasks.Scores:
+def score(model: Any, validation: Sequence[task_training.Batch], mesh: jax.sharding.Mesh) -> task_training.Scores:
     return {ACCURACY: accuracy(model, validation, mesh)}
 
 
@@ -128,7 +128,7 @@ def columns(values: flags.FlagValues) -> dict[str, str]:
     return {"accuracy": ACCURACY} | {f"after {length}": f"accuracy_after_{length}" for length in values.other_text}
 
 
-TASK = tasks.Task(
+TASK = task_training.Task(
     name="recall",
     data={"validation_seed": VALIDATION_SEED, "validation_sequences": VALIDATION_SEQUENCES},
     sizes=sizes,

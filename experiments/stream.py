@@ -19,8 +19,9 @@ import time
 
 from absl import flags
 
-from experiments import generate, launcher
-from experiments.path_flags import define_path
+from experiments.common import launcher
+from experiments.common.path_flags import define_path
+from experiments.common.restoring import chosen_model, define_tokenizer_flag, restore
 from nl_jax import InputError
 from nl_jax.data import Tokenizer, whole_characters
 from nl_jax.streaming import Stream
@@ -40,7 +41,7 @@ def define_flags() -> flags.FlagValues:
 
     define(define_path, "workdir", None, "Directory of a run of experiments.language_model. Required.")
     define(flags.DEFINE_string, "model", None, "One of the run's models; without it the first.")
-    generate.define_tokenizer_flag(values)
+    define_tokenizer_flag(values)
     define(flags.DEFINE_integer, "every", None, "Tokens to a line; without it those of one chunk.")
     define(flags.DEFINE_list, "freeze", [], "Levels that do not learn, as mixers,cms_0.")
     define(flags.DEFINE_boolean, "fresh", False, "Start anew, whatever was saved before.")
@@ -53,12 +54,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(values: flags.FlagValues) -> None:
     """Feeds standard input to the stream."""
-    directory, config, tokenizer = generate.chosen_model(values)
+    directory, config, tokenizer = chosen_model(values)
     if config["cms_regime"] == "outer":
         raise InputError(
             f"--model={directory.name}: its CMS learns in pre-training only; expected a run with --cms_regime=online"
         )
-    model = generate.restore(directory / CHECKPOINTS, config)
+    model = restore(directory / CHECKPOINTS, config)
     saved = directory / "stream"
     launcher.lock(directory / LOCK)
     check_replaceable(saved)

@@ -38,13 +38,13 @@ from absl import flags
 from jaxtyping import Array, Float, UInt8
 from matplotlib.figure import Figure
 
-from experiments import launcher
-from experiments.cms_options import cms_fields
-from experiments.language_model import FREE_FLAGS, batches_of, check, define_flags, fit_model
-from experiments.launcher import RESULTS
-from experiments.mixer_options import configuration
-from experiments.path_flags import define_paths
-from experiments.subject_texts import cut_streams, texts_of
+from experiments.common import launcher
+from experiments.common.cms_options import cms_fields
+from experiments.common.launcher import RESULTS
+from experiments.common.mixer_options import configuration
+from experiments.common.path_flags import define_paths
+from experiments.common.text_runs import FREE_FLAGS, batches_of, check, define_flags, fit_model
+from experiments.subject_changes.texts import cut_streams, texts_of
 from nl_jax import InputError
 from nl_jax.data import (
     ByteTokenizer,
@@ -55,8 +55,9 @@ from nl_jax.data import (
 from nl_jax.models import LanguageModel, LanguageModelConfig
 from nl_jax.models.chunk import diverged_levels
 from nl_jax.models.in_context import initial_state, read_and_learn, with_learned
+from nl_jax.plotting import plot_band, save_figure
 from nl_jax.training import TrainingDiverged, progress_bar
-from nl_jax.training.metrics import METRICS, plot_band, save_figure
+from nl_jax.training.metrics import METRICS
 
 NAME = "subjects"
 FIGURE = "subjects.png"

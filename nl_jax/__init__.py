@@ -2,8 +2,7 @@
 
 from nl_jax._xla import disable_faulty_fusions
 from nl_jax.errors import Diverged, InputError, StorageError
-from nl_jax.levels import Level
-from nl_jax.schedule import Schedule
+from nl_jax.levels import Level, Schedule
 
 __version__ = "0.1.0"
 

@@ -96,3 +96,21 @@ def reason(error: BaseException) -> str:
     if code:
         return os.strerror(int(code[1]))
     return f"{type(error).__name__}: {error}".splitlines()[0][:120]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file under a temporary name and renames it: whoever looks sees the old text or the new, never a part."""
+    with in_place_of(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def in_place_of(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes ``path`` at the end; after an error, such as a full disk, it is removed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

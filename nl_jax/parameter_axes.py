@@ -1,15 +1,11 @@
-"""What every parameter of this project's models is: names of leaves of a pytree, and the names of their axes.
+"""The names of the axes of every parameter of this project's models.
 
 The names are kept here, keyed by path, and not on the parameters. The sharding of parameters, the weight decay and M3's
 choice of matrices all read this one table.
 """
 
 import re
-from typing import Any
 
-import jax
-
-PyTree = Any
 Names = tuple[str | None, ...]
 
 # Path of a parameter (a regular expression for its end) -> the names of its axes. The first row that matches counts.
@@ -32,17 +28,6 @@ PARAMETER_AXES: tuple[tuple[str, Names], ...] = (
     (r"blocks\.cms\.mixture", ("layers", "levels")),
     (r"cms_log_rate", ("levels",)),
 )
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """Name of a leaf of a pytree, keys joined by dots: ``blocks.mixer.query.kernel``."""
-    name = jax.tree_util.keystr(path, simple=True, separator=".")
-    return name.removesuffix(".value")  # the array inside an nnx.Variable
-
-
-def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """All leaves of a pytree by `path_name`."""
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def logical_axes(path: str, table: tuple[tuple[str, Names], ...] = PARAMETER_AXES) -> Names | None:

@@ -18,7 +18,7 @@ WITH_EXAMPLES = [
 
 def test_examples_are_found():
     assert len(WITH_EXAMPLES) > 12
-    assert {"nl_jax.schedule", "nl_jax.streaming.stream", "nl_jax.optim.m3"} <= set(WITH_EXAMPLES)
+    assert {"nl_jax.levels.schedule", "nl_jax.streaming.stream", "nl_jax.optim.m3"} <= set(WITH_EXAMPLES)
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)

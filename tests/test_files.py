@@ -1,50 +1,14 @@
 """Paths as users write them, and the lock of a directory."""
 
-import contextlib
-import fcntl
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from locks import free, holder_of
 
 from nl_jax import InputError
 from nl_jax.files import local_path, locked, reason
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from nl_jax.files import locked
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
-
-@contextlib.contextmanager
-def holder_of(file):
-    """Another process that holds the lock of a file."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, file], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout.readline() == "held\n"
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def free(file):
-    """Whether another process could take the lock: the system tells apart files by how often they were opened."""
-    descriptor = os.open(file, os.O_RDWR)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
 
 
 @pytest.mark.parametrize("path", ["gs://bucket/run", "s3://b", "file:///tmp/a", "hf://x/y", "gs:/bucket", "", "a\0b"])

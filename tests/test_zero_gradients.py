@@ -6,16 +6,15 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from test_in_context import VARIANTS, make, text
+from in_context_cases import VARIANTS, make, text
 
-from nl_jax.levels import from_optax
+from nl_jax.levels import Schedule, from_optax
 from nl_jax.memory import OBJECTIVES
 from nl_jax.memory.objectives import huber, lp
 from nl_jax.models.in_context import read_and_learn
 from nl_jax.modules.continuum_memory import FeedForward
 from nl_jax.modules.layers import CausalConv, unit_length
 from nl_jax.optim import clip_by_norm, smooth_norm
-from nl_jax.schedule import Schedule
 
 ZERO = jnp.zeros((1, 3, 4))
 LAYERS = {

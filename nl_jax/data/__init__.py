@@ -3,10 +3,8 @@
 from nl_jax.data.corpus import Splits, fingerprint, split_documents
 from nl_jax.data.images import ImageData, ImageSet, load_digits, load_image_folder
 from nl_jax.data.packing import BOUNDARIES, Packed, lost_bytes, pack, padding_share, windows
-from nl_jax.data.parity import PARITY_VOCABULARY, parity_batch
 from nl_jax.data.pipeline import EvaluationSet, TextData, evaluation_batches, load_text_data, train_iterator
 from nl_jax.data.reading import Document, ReadSummary, Skipped, load_documents, read_documents
-from nl_jax.data.recall import recall_batch
 from nl_jax.data.tokenizer import (
     ByteTokenizer,
     HuggingFaceTokenizer,
@@ -16,6 +14,8 @@ from nl_jax.data.tokenizer import (
     load_tokenizer,
     whole_characters,
 )
+from nl_jax.tasks.parity import PARITY_VOCABULARY, parity_batch
+from nl_jax.tasks.recall import recall_batch
 
 __all__ = [
     "BOUNDARIES",

@@ -1,7 +1,15 @@
-"""Figures to judge a model by."""
+"""Figures to judge a model by, and baselines that have no model."""
 
-from nl_jax.evaluation.closed_form import forward_flops
-from nl_jax.evaluation.flops import Flops, count_flops
-from nl_jax.evaluation.yardsticks import bigram_bits_per_byte, gzip_bits_per_byte
+from nl_jax.evaluation.accuracy import Accuracies, accuracies, accuracy
+from nl_jax.evaluation.baselines import bigram_bits_per_byte, gzip_bits_per_byte
+from nl_jax.evaluation.likelihood import bits_by_position, evaluate
 
-__all__ = ["Flops", "bigram_bits_per_byte", "count_flops", "forward_flops", "gzip_bits_per_byte"]
+__all__ = [
+    "Accuracies",
+    "accuracies",
+    "accuracy",
+    "bigram_bits_per_byte",
+    "bits_by_position",
+    "evaluate",
+    "gzip_bits_per_byte",
+]

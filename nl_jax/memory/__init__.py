@@ -1,8 +1,9 @@
 """Associative memories: architectures, objectives, learning rules, the chunkwise engine, and attention in blocks."""
 
 from nl_jax.memory.architectures import Architecture
-from nl_jax.memory.attention import blockwise_attention
-from nl_jax.memory.chunkwise import (
+from nl_jax.memory.guards import limit_cotangent, limit_norm
+from nl_jax.memory.objectives import OBJECTIVES, Objective, dot_product, huber, l2, lp
+from nl_jax.memory.recurrence import (
     Chunk,
     Decay,
     chunk_decay,
@@ -10,12 +11,11 @@ from nl_jax.memory.chunkwise import (
     end_of_chunk,
     read_chunk,
     read_chunk_transposed,
-    sequential_update,
     solve_chunk,
 )
-from nl_jax.memory.guards import limit_cotangent, limit_norm
-from nl_jax.memory.learning import RULES, Rule, apply_layer, end_of_memory, learn_chunk, read_memory
-from nl_jax.memory.objectives import OBJECTIVES, Objective, dot_product, huber, l2, lp
+from nl_jax.memory.reference import sequential_update
+from nl_jax.memory.rules import RULES, Rule, apply_layer, end_of_memory, learn_chunk, read_memory
+from nl_jax.ops.attention import blockwise_attention
 
 __all__ = [
     "OBJECTIVES",

@@ -1,6 +1,6 @@
 """What keeps states and gradients finite where a learning rule alone does not.
 
-The rules "implicit" and "normalized" keep every state bounded by construction (``learning.py``). Two quantities
+The rules "implicit" and "normalized" keep every state bounded by construction (``rules.py``). Two quantities
 have no bound of their own. The rule that the paper prints is unstable for large steps: its error can double at every
 chunk. And the exact gradient through many chunks can grow without bound although no state does, since a memory that
 makes its own keys and rates is a nonlinear dynamical system. So both have a limit, which no working memory reaches.

@@ -1,7 +1,8 @@
 """Models and their named configurations."""
 
-from nl_jax.models.configs import MODEL_NAMES, PRESETS, count_parameters, named_config
-from nl_jax.models.language_model import LanguageModel, LanguageModelConfig
+from nl_jax.models.config import LanguageModelConfig
+from nl_jax.models.language_model import LanguageModel
+from nl_jax.models.presets import MODEL_NAMES, PRESETS, count_parameters, named_config
 from nl_jax.models.reading import read
 from nl_jax.models.vision_transformer import VisionTransformer
 

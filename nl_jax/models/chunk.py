@@ -10,8 +10,8 @@ import optax
 from jaxtyping import Array, Int
 
 from nl_jax.errors import Diverged
+from nl_jax.levels import ScheduleState
 from nl_jax.models.in_context import NestedLearner, learning_schedule
-from nl_jax.schedule import ScheduleState
 
 
 def learn_chunk(

@@ -33,10 +33,10 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from nl_jax.levels import Level, from_optax, own_buffers
+from nl_jax.levels import Level, Schedule, ScheduleState, from_optax
 from nl_jax.modules import FeedForward
 from nl_jax.optim import clip_by_norm, smooth_norm
-from nl_jax.schedule import Schedule, ScheduleState
+from nl_jax.trees import own_buffers
 
 Weights = Any  # of a level: a FeedForward [layers, batch, ...]; nested ones also hold what faster ones start from
 

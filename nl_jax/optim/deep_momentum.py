@@ -31,6 +31,20 @@ def reconstruction(answer: Float[Array, "rows size"], key: Float[Array, "rows si
     return 0.5 * jnp.mean(jnp.square(answer - key))
 
 
+def _read(layers: Layers, keys: Float[Array, "... rows size"]) -> Float[Array, "... rows size"]:
+    """Answers of memories, SiLU between their layers."""
+    for w in layers[:-1]:
+        keys = jax.nn.silu(keys @ w)
+    return keys @ layers[-1]
+
+
+def _objective_of(objective: Callable[[Array, Array], Array], answers: Array, keys: Array) -> Float[Array, ""]:
+    """The objective of every memory of a stack, summed."""
+    for _ in range(keys.ndim - 2):
+        objective = jax.vmap(objective)
+    return jnp.sum(objective(answers, keys))
+
+
 def scale_by_deep_momentum(
     *,
     hidden: Sequence[int] = (32,),
@@ -69,19 +83,8 @@ def scale_by_deep_momentum(
         layers = [jax.random.normal(k, s, leaf.dtype) / s[-2] ** 0.5 for k, s in zip(keys, first, strict=True)]
         return (*layers, jnp.zeros(last, leaf.dtype))
 
-    def read(layers: Layers, keys):
-        for w in layers[:-1]:
-            keys = jax.nn.silu(keys @ w)
-        return keys @ layers[-1]
-
     def loss(memories, keys):
-        total = jnp.zeros(())
-        for layers, k in zip(memories, keys, strict=True):
-            one = objective
-            for _ in range(k.ndim - 2):
-                one = jax.vmap(one)
-            total = total + jnp.sum(one(read(layers, k), k))
-        return total
+        return sum(_objective_of(objective, _read(layers, k), k) for layers, k in zip(memories, keys, strict=True))
 
     def init(params):
         change = jax.tree.map(lambda p: tuple(jnp.zeros(s, p.dtype) for s in shapes(p)), params)
@@ -105,7 +108,7 @@ def scale_by_deep_momentum(
         change = jax.tree.map(lambda d, s: (retention * d + s).astype(d.dtype), change, tree.flatten_up_to(steps))
         weights = jax.tree.map(jnp.add, start, change)
 
-        answers = [read(w, k) for w, k in zip(weights, keys, strict=True)]
+        answers = [_read(w, k) for w, k in zip(weights, keys, strict=True)]
         if output is None:
             answers = [a * size for a, size in zip(answers, sizes, strict=True)]
         answers = [from_rows(a, g.shape) for a, g in zip(answers, leaves, strict=True)]

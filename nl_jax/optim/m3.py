@@ -30,6 +30,15 @@ class M3State(NamedTuple):
     slow_direction: tuple[optax.Updates, ...]  # O2 of each slow scale, from its last finished period
 
 
+def _divided(direction: Array, second_moment: Array, axes: tuple[int, ...] | None, eps: float) -> Array:
+    """A direction by the root of its second moment: itself (None), or relative to its mean over a matrix' axes."""
+    root = jnp.sqrt(second_moment)
+    if axes is None:
+        return (direction / (root + eps)).astype(direction.dtype)
+    mean = jnp.sqrt(jnp.mean(second_moment, axis=axes, keepdims=True)) + eps
+    return (direction * (mean / (root + mean))).astype(direction.dtype)
+
+
 def scale_by_m3(
     *,
     periods: Sequence[int] = (16,),
@@ -100,11 +109,8 @@ def scale_by_m3(
 
         def divide(o, v, axes):
             v = v / (1.0 - b2**count) if ema else v
-            root = jnp.sqrt(v)
-            if denominator == "paper":
-                return (o / (root + eps)).astype(o.dtype)
-            mean = jnp.sqrt(jnp.mean(v, axis=(*axes.reduction_axis, *axes.output_axis), keepdims=True)) + eps
-            return (o * (mean / (root + mean))).astype(o.dtype)
+            axes = None if denominator == "paper" else (*axes.reduction_axis, *axes.output_axis)
+            return _divided(o, v, axes, eps)
 
         steps = jax.tree.map(divide, direction, second, dimensions(second))
         return steps, M3State(count, fast, second, tuple(slow), tuple(slow_directions))

@@ -33,8 +33,8 @@ import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from nl_jax.parameter_axes import logical_axes, path_name
-from nl_jax.trees import tree_of
+from nl_jax.parameter_axes import logical_axes
+from nl_jax.trees import path_name, tree_of
 
 PyTree = Any
 

@@ -16,13 +16,13 @@ from jaxtyping import Int
 
 from nl_jax.errors import InputError
 from nl_jax.files import local_path
+from nl_jax.levels import ScheduleState
 from nl_jax.models import LanguageModel
 from nl_jax.models.chunk import learn_chunk, replace_level
 from nl_jax.models.in_context import initial_state, learning_schedule
-from nl_jax.models.sampling import checked_tokens, sample
-from nl_jax.schedule import ScheduleState
 from nl_jax.streaming import saved
-from nl_jax.training.sharding import named_leaves
+from nl_jax.streaming.generation import checked_tokens, sample
+from nl_jax.trees import named_leaves
 
 FORMAT = 2  # 1 kept attention's keys turned by absolute positions
 

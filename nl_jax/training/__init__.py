@@ -5,10 +5,14 @@ take single parts: `init_state` and `train_step` for a step, `evaluate` for bits
 answers, `restore_newest` for a model.
 """
 
+from nl_jax.evaluation import Accuracies, accuracies, accuracy, bits_by_position, evaluate
+from nl_jax.parallel.mesh import parse_mesh, use_cpu_cores
+from nl_jax.parallel.sharding import batch_sharding, parameter_shardings, state_shardings
+from nl_jax.parameter_axes import logical_axes
 from nl_jax.training.checkpoint import Checkpoint, CheckpointWriter, restore_newest
+from nl_jax.training.figures import plot_accuracy, plot_validation
 from nl_jax.training.loop import Progress, TrainingDiverged, TrainingInterrupted, finite_outputs, fit, progress_bar
-from nl_jax.training.mesh import parse_mesh, use_cpu_cores
-from nl_jax.training.metrics import MetricsWriter, plot_accuracy, plot_validation, read_metrics
+from nl_jax.training.metrics import MetricsWriter, read_metrics
 from nl_jax.training.optimizer import (
     OPTIMIZERS,
     SCHEDULES,
@@ -17,19 +21,8 @@ from nl_jax.training.optimizer import (
     make_optimizer,
     peak_rates,
 )
-from nl_jax.training.sharding import batch_sharding, logical_axes, named_leaves, parameter_shardings, state_shardings
-from nl_jax.training.step import (
-    Accuracies,
-    TrainState,
-    accuracies,
-    accuracy,
-    bits_by_position,
-    compile_step,
-    evaluate,
-    init_state,
-    peak_memory_bytes,
-    train_step,
-)
+from nl_jax.training.step import TrainState, compile_step, init_state, peak_memory_bytes, train_step
+from nl_jax.trees import named_leaves
 
 __all__ = [
     "OPTIMIZERS",

@@ -16,7 +16,7 @@ from absl import logging
 
 from nl_jax.errors import InputError, StorageError
 from nl_jax.files import local_path, reason
-from nl_jax.training.sharding import named_leaves
+from nl_jax.trees import named_leaves
 
 PyTree = Any
 _PARTS = ("_CHECKPOINT_METADATA", "about")  # of each checkpoint, by Orbax and by the writer below

@@ -20,11 +20,12 @@ from tqdm import tqdm
 
 from nl_jax.data import EvaluationSet
 from nl_jax.errors import Diverged
+from nl_jax.evaluation import evaluate
 from nl_jax.files import local_path
+from nl_jax.parallel.sharding import batch_sharding, parameter_shardings
 from nl_jax.training.checkpoint import CheckpointWriter, restore_newest
 from nl_jax.training.metrics import VALIDATION, MetricsWriter
-from nl_jax.training.sharding import batch_sharding, parameter_shardings
-from nl_jax.training.step import TrainState, compile_step, evaluate, init_state, peak_memory_bytes
+from nl_jax.training.step import TrainState, compile_step, init_state, peak_memory_bytes
 
 PyTree = Any
 CHECKPOINTS = "checkpoints"  # below the model's directory

@@ -1,23 +1,19 @@
-"""What a run records: ``metrics.jsonl``, TensorBoard events, and figures drawn from the former."""
+"""What a run records: ``metrics.jsonl`` and TensorBoard events."""
 
 import contextlib
 import json
 import math
-import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from nl_jax.errors import InputError
+from nl_jax.files import write_atomically
 
 METRICS = "metrics.jsonl"
 FIGURE = "validation.png"
@@ -26,24 +22,6 @@ ACCURACY_FIGURE = "accuracy.png"
 ACCURACY = "accuracy"
 _START = '{"model": '  # of every line of metrics.jsonl
 _FLUSH_SECONDS = 120.0  # between two times that TensorBoard sees what is new
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file under a temporary name and renames it: whoever looks sees the old text or the new, never a part."""
-    with _in_place_of(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _in_place_of(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path`` at the end; after an error, such as a full disk, it is removed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -124,77 +102,3 @@ class _Events:
 
     def close(self) -> None:
         self._writer.close()
-
-
-def plot_validation(workdir: Path, yardsticks: Mapping[str, float]) -> Path:
-    """Draws validation bits per byte against tokens, a line for each model of ``metrics.jsonl``, to ``validation.png``.
-
-    Args:
-        workdir: where ``metrics.jsonl`` is.
-        yardsticks: bits per byte by name, drawn as horizontal lines.
-
-    Returns:
-        The path of the figure.
-    """
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for row in read_metrics(workdir):
-        if VALIDATION in row:
-            curves.setdefault(row["model"], []).append((row["tokens"], row[VALIDATION]))
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for model, points in curves.items():
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=model)
-    for style, (name, value) in zip(("--", ":", "-."), yardsticks.items(), strict=False):
-        axes.axhline(value, linestyle=style, color="gray", label=f"{name} (test)")
-    axes.set(xlabel="training tokens", ylabel="validation bits per byte")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return save_figure(figure, workdir / FIGURE)
-
-
-def plot_accuracy(workdir: Path) -> Path:
-    """Draws accuracy against steps to ``accuracy.png``: each model's mean over seeds, in a band from worst to best.
-
-    Args:
-        workdir: where ``metrics.jsonl`` is, with the model of each row given as ``MODEL/SEED``. A seed whose rows end
-            before the others' keeps its last accuracy.
-
-    Returns:
-        The path of the figure.
-    """
-    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for row in read_metrics(workdir):
-        if ACCURACY in row:
-            model, _, seed = row["model"].partition("/")
-            curves.setdefault(model, {}).setdefault(seed, []).append((row["step"], row[ACCURACY]))
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for model, seeds in curves.items():
-        steps = sorted({step for points in seeds.values() for step, _ in points})
-        accuracies = np.stack([np.interp(steps, *np.transpose(points)) for points in seeds.values()])
-        plot_band(axes, steps, accuracies, label=model)
-    axes.set(xlabel="training steps", ylabel="validation accuracy", ylim=(0, 1.02))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return save_figure(figure, workdir / ACCURACY_FIGURE)
-
-
-def plot_band(
-    axes: Axes,
-    x: Any,
-    curves: Float[np.ndarray, "seeds points"],
-    *,
-    alpha: float = 0.2,
-    marker: str = "o",
-    **style: Any,
-) -> None:
-    """Draws the mean of curves, in a band from worst to best that is ``alpha`` opaque; ``style`` is the line's."""
-    (line,) = axes.plot(x, curves.mean(axis=0), marker=marker, markersize=3, **style)
-    axes.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=alpha, linewidth=0)
-
-
-def save_figure(figure: Figure, path: Path) -> Path:
-    """Writes a figure as PNG, whole or not at all; returns its path."""
-    with _in_place_of(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-    return path

@@ -23,7 +23,7 @@ from nl_jax.optim import (
     scale_by_delta_momentum,
     schedule_of_updates,
 )
-from nl_jax.parameter_axes import path_name
+from nl_jax.trees import path_name
 
 PyTree = Any
 SCHEDULES = ("cosine", "constant", "wsd")

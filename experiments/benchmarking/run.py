@@ -1,0 +1,112 @@
+"""What a subject of ``experiments.benchmark`` gets: the flags, checked, and a record of figures."""
+
+import os
+import re
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+from absl import flags
+
+from experiments.benchmarking.competitors import COMPETITORS
+from experiments.common import launcher
+from experiments.common.record import Record
+from nl_jax import InputError
+from nl_jax.models import MODEL_NAMES, LanguageModelConfig, count_parameters, named_config
+from nl_jax.parallel import use_cpu_cores
+
+NAME = "benchmark"
+VOCAB_SIZE = 257
+LENGTHS = {
+    "mixers": ["1024:4", "8192:1"],
+    "scaling": [f"{1024 * 2**i}:1" for i in range(6)],
+    "compile": ["1024:4"],
+    "gradients": [f"{64 * 2**i}:1" for i in range(7)],
+}
+Figures = dict[str, Any]
+
+
+class Run:
+    """What a subject gets: the flags, checked, and figures that are written as soon as they are measured.
+
+    Attributes:
+        values: the flags.
+        workdir: where results go.
+        record: the figures.
+        lengths: sequence lengths in tokens, and their batch sizes.
+        depths: numbers of layers.
+        memory_limit: bytes that a step may need.
+    """
+
+    def __init__(self, subject: str, values: flags.FlagValues):
+        self.values = values
+        self.workdir = launcher.own_workdir(values)
+        for name in ("width", "num_heads", "num_layers", "chunk_size", "repeats"):
+            launcher.check_range(values, name, 1)
+        launcher.check_range(values, "matrix_size", 1, 2**14)
+        launcher.check_range(values, "max_seconds", 0)
+        if values.memory_gib is not None:
+            launcher.check_range(values, "memory_gib", 0)
+        launcher.check_names("models", values.models, MODEL_NAMES, required=True)
+        launcher.check_names("competitors", values.competitors, COMPETITORS)
+        self.lengths = _parse_lengths(values.lengths or LENGTHS[subject])
+        self.depths = _parse_depths(values.depths)
+        use_cpu_cores()
+        self.memory_limit = _device_memory() * 0.75 if values.memory_gib is None else values.memory_gib * 2**30
+
+        configs = {name: self.config(name, max(self.lengths)[0], values.num_layers) for name in values.models}
+        for name, config in configs.items():
+            try:
+                count_parameters(config)
+            except ValueError as error:
+                raise InputError(f"model {name!r} cannot be built: {error}") from error
+        given = {"subject": subject, **values.flag_values_dict()}
+        del given["workdir"]
+        about = {"flags": given, "models": {name: config.to_json() for name, config in configs.items()}}
+        self.record = Record(
+            self.workdir,
+            {"launcher": NAME, "data": {"tokens": "random"}, **about},
+            {"versions": launcher.versions() | _competitor_versions()},
+            written=(f"{subject}.png",),
+        )
+        self.figures = self.record.figures
+
+    def config(self, model: str, length: int, num_layers: int) -> LanguageModelConfig:
+        """Configuration of a model, the same for all but for the mixer."""
+        values = self.values
+        return named_config(
+            model,
+            "tiny",
+            vocab_size=VOCAB_SIZE,
+            width=values.width,
+            num_heads=values.num_heads,
+            num_layers=num_layers,
+            mlp_hidden=2 * values.width,
+            cms_periods=(1,),
+            chunk_size=values.chunk_size,
+            context_length=length,
+        )
+
+
+def _parse_lengths(pairs: Sequence[str]) -> list[tuple[int, int]]:
+    if len(set(pairs)) < len(pairs) or not all(re.fullmatch("[1-9][0-9]{0,8}:[1-9][0-9]{0,8}", p) for p in pairs):
+        raise InputError(f"--lengths={','.join(pairs)}: expected tokens:batch pairs, as 1024:4,8192:1, none twice")
+    return [(int(length), int(batch_size)) for length, batch_size in (pair.split(":") for pair in pairs)]
+
+
+def _parse_depths(depths: Sequence[str]) -> list[int]:
+    if not depths or len(set(depths)) < len(depths) or not all(re.fullmatch("[1-9][0-9]{0,3}", d) for d in depths):
+        raise InputError(f"--depths={','.join(depths)}: expected numbers of layers, as 2,12, none twice")
+    return [int(depth) for depth in depths]
+
+
+def _device_memory() -> int:
+    """Bytes of the device's memory; of the machine's where the device does not say."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _competitor_versions() -> dict[str, str]:
+    installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
+    return {name: installed[name] for name in ("torch", "titans-pytorch", "nested-learning") if name in installed}

@@ -1,0 +1,180 @@
+"""The subjects of ``experiments.benchmark``: each measures what is missing, prints its table and draws its figure."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+from matplotlib.figure import Figure
+
+from experiments.benchmarking.measurements import compile_time, exponent, gradient_norms, measure
+from experiments.benchmarking.run import Figures, Run
+from experiments.common import launcher
+from nl_jax import InputError
+from nl_jax.data import load_text_data
+from nl_jax.plotting import save_figure
+
+BASELINES = ("transformer", "jax_attention")  # the models that ratios are to, where they are measured
+# What scaling shows: key of the figures, title, unit.
+QUANTITIES = {
+    "step_seconds": ("seconds a step", 1),
+    "peak_memory_bytes": ("MiB of memory", 2**20),
+    "state_bytes": ("KiB of state", 2**10),
+}
+
+
+def mixers(run: Run) -> None:
+    """Training step and forward pass of all models and competitors."""
+    competitors = run.values.competitors
+    measured = {
+        (length, size): run.figures(
+            f"{length}:{size}", functools.partial(measure, run, length, size, competitors=competitors, whole=True)
+        )
+        for length, size in run.lengths
+    }
+    figure = Figure(figsize=(6 * len(measured), 2 + 0.3 * len(run.values.models)), layout="constrained")
+    panels = figure.subplots(ncols=len(measured), squeeze=False)[0]
+    for axes, ((length, size), figures) in zip(panels, measured.items(), strict=True):
+        title, models = f"{length:,} tokens, batch {size}", figures["models"]
+        print(f"{title}; peak of matrix products {figures['peak_gflops']:,.1f} GFLOP/s")
+        launcher.print_table(list(_mixer_rows(models, figures["peak_gflops"])))
+        _print_problems(models)
+        print()
+        speeds = {name: row["tokens_per_second"] for name, row in models.items() if "parameters" in row}
+        bars = axes.barh(list(speeds), list(speeds.values()))
+        axes.bar_label(bars, fmt="{:,.0f}", padding=3)
+        axes.margins(x=0.15)
+        axes.invert_yaxis()
+        axes.set(title=title, xlabel="training tokens/s")
+    save_figure(figure, run.workdir / "mixers.png")
+
+
+def _mixer_rows(models: Mapping[str, Figures], peak_gflops: float) -> Iterator[tuple[str, ...]]:
+    """The header, then a row for each model."""
+    speeds = {name: row["tokens_per_second"] for name, row in models.items() if "tokens_per_second" in row}
+    baselines = [name for name in BASELINES if name in speeds]
+    yield (
+        "model",
+        "parameters",
+        "tokens/s",
+        *(f"x {name}" for name in baselines),
+        "step s",
+        "forward s",
+        "backward/forward",
+        "MFLOP/token",
+        "GFLOP/s",
+        "of peak",
+        "MiB",
+    )
+    for name, row in models.items():
+        if "parameters" in row:
+            step, forward, gflops = row["step_seconds"], row["forward_seconds"], row["gflops"]
+            yield (
+                name,
+                _cell(row["parameters"], ","),
+                _cell(speeds[name], ",.0f"),
+                *(_cell(speeds[name] / speeds[baseline], ".2f") for baseline in baselines),
+                _cell(step, ".3f"),
+                _cell(forward, ".3f"),
+                _cell(forward and (step - forward) / forward, ".2f"),
+                _cell(row["matrix_flops_per_token"], ",.2f", 1e6),
+                _cell(gflops, ",.1f"),
+                _cell(gflops and gflops / peak_gflops, ".0%"),
+                _cell(row["peak_memory_bytes"], ",.0f", 2**20),
+            )
+
+
+def scaling(run: Run) -> None:
+    """Training step and state against sequence length."""
+    size = run.lengths[0][1]
+    if len(run.lengths) < 2 or any(batch_size != size for _, batch_size in run.lengths):
+        raise InputError(f"--lengths={','.join(run.values.lengths)}: expected two or more lengths at one batch size")
+    measured = {
+        length: run.figures(f"{length}:{size}", functools.partial(measure, run, length, size, whole=False))
+        for length, _ in run.lengths
+    }
+    exponents: dict[str, Figures] = {}
+    figure = Figure(figsize=(5 * len(QUANTITIES), 5), layout="constrained")
+    for axes, (key, (title, unit)) in zip(figure.subplots(ncols=len(QUANTITIES)), QUANTITIES.items(), strict=True):
+        exponents[key] = {}
+        rows = [(title, *(f"{length:,}" for length in measured), "exponent")]
+        for name in run.values.models:
+            models = {length: figures["models"][name] for length, figures in measured.items()}
+            curve = {length: row[key] / unit for length, row in models.items() if key in row}
+            exponents[key][name] = slope = exponent(curve)
+            rows.append((name, *(_cell(curve.get(length), ",.4g") for length in measured), _cell(slope, ".3f")))
+            axes.loglog(list(curve), list(curve.values()), marker="o", label=f"{name} ({_cell(slope, '.2f')})")
+        axes.set_xticks(list(measured), [f"{length:,}" for length in measured])
+        axes.minorticks_off()
+        axes.set(xlabel=f"tokens, batch {size}", ylabel=title)
+        axes.grid(alpha=0.3)
+        axes.legend(title="exponent")
+        launcher.print_table(rows)
+        print()
+    for length, figures in measured.items():
+        _print_problems(figures["models"], f" at {length:,} tokens")
+    run.record.keep("exponents", exponents)
+    save_figure(figure, run.workdir / "scaling.png")
+
+
+def compile_times(run: Run) -> None:
+    """Time to compile a training step at several depths, and to have run the first one."""
+    cache = jax.config.values["jax_compilation_cache_dir"]
+    if cache:
+        raise InputError(f"compilation cache {cache!r} is set; expected none")
+    length, size = run.lengths[0]
+    rows = [("model", "layers", "compile s", "first step s")]
+    models = {}
+    for num_layers in run.depths:
+        for name in run.values.models:
+            title, config = f"{name}, {num_layers} layers", run.config(name, length, num_layers)
+            time_it = functools.partial(compile_time, title, config, size, length, run.memory_limit)
+            models[title] = figures = run.figures(title, time_it)
+            if "problem" not in figures:
+                seconds = (figures["compile_seconds"], figures["first_step_seconds"])
+                rows.append((name, str(num_layers), *(f"{value:.2f}" for value in seconds)))
+    launcher.print_table(rows)
+    _print_problems(models)
+
+
+def gradients(run: Run) -> None:
+    """Norm of the meta-gradient against sequence length."""
+    text = load_text_data().validation
+    measured = {
+        length: run.figures(f"{length}:{size}", functools.partial(gradient_norms, run, length, size, text))
+        for length, size in run.lengths
+    }
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    rows = [("gradient's norm", *(f"{length:,}" for length in measured))]
+    for name in run.values.models:
+        curve = {length: norms[name] for length, norms in measured.items() if name in norms}
+        rows.append((name, *(_cell(curve.get(length), ".3g") for length in measured)))
+        axes.loglog(list(curve), list(curve.values()), marker="o", label=name)
+    axes.set_xticks(list(measured), [f"{length:,}" for length in measured])
+    axes.minorticks_off()
+    axes.set(xlabel="tokens", ylabel="norm of the gradient at the memories' initial weights")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    launcher.print_table(rows)
+    save_figure(figure, run.workdir / "gradients.png")
+
+
+def _cell(value: float | None, spec: str, unit: float | None = None) -> str:
+    if value is None:
+        return "-"
+    return format(value / unit if unit else value, spec)
+
+
+def _print_problems(models: Mapping[str, Figures], where: str = "") -> None:
+    for name, row in models.items():
+        if "problem" in row:
+            print(f"{name}{where}: {row['problem']}")
+
+
+# A subject measures by `Run.figures`, prints its tables, and draws a figure into the workdir.
+SUBJECTS: dict[str, Callable[[Run], None]] = {
+    "mixers": mixers,
+    "scaling": scaling,
+    "compile": compile_times,
+    "gradients": gradients,
+}

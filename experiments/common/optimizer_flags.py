@@ -1,0 +1,54 @@
+"""The flags that say how a model is trained: optimizer, learning rates and their schedule."""
+
+from typing import Any
+
+from absl import flags
+
+from experiments.common import launcher
+from nl_jax.training import OPTIMIZERS, SCHEDULES, peak_rates
+
+RATES = ("learning_rate", "matrix_learning_rate")
+
+
+def define_optimizer_flags(values: flags.FlagValues) -> None:
+    """Adds --optimizer and its learning rates."""
+
+    def rates(name: str) -> str:
+        vector, matrix = peak_rates(name)
+        return f"{name} {vector:g}" if vector == matrix else f"{name} {vector:g} and {matrix:g}"
+
+    optimizer = (
+        "What moves hidden matrices; everything else (embeddings, the output head, scales, biases) is moved by AdamW. "
+        "Peak learning rates by default, of everything else and of hidden matrices: "
+        f"{', '.join(map(rates, OPTIMIZERS))}."
+    )
+    flags.DEFINE_enum("optimizer", "adamw", OPTIMIZERS, optimizer, flag_values=values)
+    everything = "Peak learning rate of AdamW; without it the optimizer's default."
+    hidden = "Peak learning rate of hidden matrices; without it the optimizer's default, with adamw --learning_rate."
+    flags.DEFINE_float("learning_rate", None, everything, flag_values=values)
+    flags.DEFINE_float("matrix_learning_rate", None, hidden, flag_values=values)
+
+
+def set_default_rates(values: flags.FlagValues) -> None:
+    """Gives learning rates that are not given their defaults, so that a run's configuration says what they were."""
+    rates = peak_rates(values.optimizer, values.learning_rate, values.matrix_learning_rate)
+    for name, rate in zip(RATES, rates, strict=True):
+        values[name].value = rate
+        launcher.check_range(values, name, 1e-12, 1e3)
+
+
+def define_schedule_flags(values: flags.FlagValues) -> None:
+    """Adds the flags."""
+    schedule = (
+        f"Learning rates after the warm-up, one of {', '.join(SCHEDULES)}. Only a run whose rate is constant so far "
+        "(constant, or wsd before the decay in its last fifth) can be given more --steps."
+    )
+    warmup = "Steps until the peak learning rate. Without it a tenth of --steps with cosine, else 100."
+    flags.DEFINE_enum("schedule", "cosine", SCHEDULES, schedule, flag_values=values)
+    flags.DEFINE_integer("warmup_steps", None, warmup, lower_bound=0, flag_values=values)
+
+
+def optimizer_arguments(values: flags.FlagValues) -> dict[str, Any]:
+    """What `make_optimizer` takes of the flags."""
+    names = ("optimizer", *RATES, "steps", "warmup_steps", "schedule")
+    return {name: values[name].value for name in names if name in values}

@@ -1,0 +1,1 @@
+"""The subjects of ``experiments.optimizers``."""

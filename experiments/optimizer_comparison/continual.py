@@ -1,0 +1,64 @@
+"""The subject continual: tasks one after the other, and what each costs the ones before."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+
+from experiments.common import launcher
+from experiments.optimizer_comparison import continual_tasks
+from experiments.optimizer_comparison.reports import TUNING_SEED, figure_name, record_of
+from nl_jax.plotting import plot_band, save_figure
+from nl_jax.training import progress_bar
+
+
+def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
+    """Forgetting against the number of tasks."""
+    record = record_of("continual", workdir, values, names)
+    with progress_bar("continual", len(names)) as bar:
+        for name in names:
+            record.figures(name, functools.partial(_scores, name, values))
+            bar.update()
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = figure.subplots(ncols=2)
+    header = ("optimizer", "learning rate", "loss after own task", "forgetting", "loss after all tasks")
+    rows: list[tuple[str, ...]] = [header]
+    for name in names:
+        found = record.get(name)
+        forgetting, seen = (np.array(found[key]) for key in ("forgetting", "seen"))
+        plot_band(panels[0], np.arange(2, values.num_tasks + 1), forgetting, label=name)
+        plot_band(panels[1], np.arange(1, values.num_tasks + 1), seen, label=name)
+        ends = (found["learned"], forgetting[:, -1].tolist(), seen[:, -1].tolist())
+        rows.append((name, f"{found['rate']:.3g}", *(launcher.mean_and_spread(end, digits=4) for end in ends)))
+    panels[0].axhline(0, color="gray", linewidth=0.5)
+    panels[0].set(ylabel="loss that earlier tasks gained since they were trained")
+    panels[0].set_yscale("symlog", linthresh=1e-3)
+    panels[1].set(ylabel="mean loss of all tasks so far", yscale="log")
+    panels[1].legend()
+    for axes in panels:
+        axes.set(xlabel="tasks so far")
+        axes.grid(alpha=0.3)
+    save_figure(figure, workdir / figure_name("continual", values))
+    launcher.print_table(rows)
+    print("Losses of untrained weights are 1; mean ± standard deviation over the seeds.")
+    record.report()
+
+
+def _scores(name: str, values: flags.FlagValues) -> dict[str, Any]:
+    """Tuned by one seed, then scored on the others."""
+    make, rates = continual_tasks.OPTIMIZERS[name], continual_tasks.RATES
+    sizes = {"num_tasks": values.num_tasks, "steps": values.task_steps}
+    tuning = continual_tasks.learn(make, rates, [TUNING_SEED], **sizes).final[:, 0]
+    rate = float(rates[np.argmin(tuning)])
+    outcome = continual_tasks.learn(make, [rate], range(values.seeds), **sizes)
+    return {
+        "rate": rate,
+        "learned": outcome.learned[0].mean(-1).tolist(),
+        "forgetting": outcome.forgetting[0].tolist(),
+        "seen": outcome.seen[0].tolist(),
+        "tuning_losses": [loss if np.isfinite(loss) else None for loss in tuning.tolist()],
+    }

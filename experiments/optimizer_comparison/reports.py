@@ -1,0 +1,51 @@
+"""What the subjects share: their flags, their record in the workdir, and cells of tables."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments.common import launcher
+from experiments.common.record import Record
+
+NAME = "optimizers"
+TUNING_SEED = 2**31 - 1  # no seed of a final run
+# By subject: the flags that it looks at, beside --workdir and --optimizers.
+FLAGS = {
+    "toy": (),
+    "continual": ("seeds", "num_tasks", "task_steps"),
+    "training": (
+        *("task", "images", "image_size", "data", "model", "seq_len", "steps", "batch_size", "eval_every"),
+        *("weight_decay", "points", "seeds"),
+    ),
+    "speed": ("sizes", "rounds", "max_seconds"),
+}
+
+
+def record_of(
+    subject: str, workdir: Path, values: flags.FlagValues, names: Sequence[str], about: Mapping[str, Any] | None = None
+) -> Record:
+    """The record of a run; ``about`` is what config.json says of data and models."""
+    given = {name: values[name].value for name in FLAGS[subject] if name not in launcher.INPUT_FLAGS}
+    return Record(
+        workdir,
+        {
+            "launcher": NAME,
+            "flags": {"subject": subject, "optimizers": list(names), **given},
+            "data": {},
+            "models": {},
+            **(about or {}),
+        },
+        {"inputs": launcher.inputs_of(values)},
+        written=(figure_name(subject, values),),
+    )
+
+
+def figure_name(subject: str, values: flags.FlagValues) -> str:
+    """Name of the file of a subject's figure."""
+    return f"{values.task if subject == 'training' else subject}.png"
+
+
+def text_of(value: float | None, spec: str, absent: str = "-") -> str:
+    return absent if value is None else format(value, spec)

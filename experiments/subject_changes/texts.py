@@ -1,0 +1,174 @@
+"""Texts of different kinds for a stream that changes subject, none of which is in the text that a model is trained on.
+
+Without files all of it comes with Python: prose is the language reference (the topics of ``help()``, which the default
+corpus leaves out), code and docstrings are of the default corpus' test and validation documents.
+"""
+
+import ast
+import functools
+import hashlib
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from jaxtyping import UInt8
+
+from experiments.common import launcher
+from nl_jax import InputError
+from nl_jax.data import (
+    ByteTokenizer,
+    Document,
+    ReadSummary,
+    Splits,
+    TextData,
+    fingerprint,
+    load_documents,
+    pack,
+    read_documents,
+    split_documents,
+)
+
+SHORTEST = 64  # bytes: shorter paragraphs (import lines, headings) may be in several texts
+
+
+def texts_of(values: flags.FlagValues, workdir: Path) -> tuple[TextData, dict[str, bytes], dict[str, ReadSummary]]:
+    """What to train on, by name what the streams are made of, without anything that is trained on, and what was read.
+
+    Directories of runs are no text.
+    """
+    texts: dict[str, bytes] = {}
+    summaries: dict[str, ReadSummary] = {}
+    how: dict[str, Any] = {"exclude": functools.partial(launcher.holds_run, workdir), "skip_bad": values.skip_bad}
+
+    def read(name: str, path: str) -> list[Document]:
+        documents, summaries[name] = read_documents(path, values.text_key, **how)
+        return documents
+
+    if values.data is None or values.texts is None:
+        splits, texts = default_texts()
+    if values.data is not None:
+        splits = split_documents(read("training", values.data))
+    if values.texts is not None:
+        if len(values.texts) < 2 or len(set(values.texts)) < len(values.texts):
+            raise InputError(f"--texts={','.join(values.texts)}: expected two or more, none twice")
+        texts = {}
+        for path in values.texts:
+            try:
+                texts[path] = b"\n\n".join(document.text for document in read(path, path))
+            except InputError as error:
+                raise InputError(f"--texts={path}: {error}") from error
+    held_out = held_out_texts(texts, splits.train)
+    for name, text in held_out.items():
+        if len(text) < len(texts[name]):
+            left_out = len(texts[name]) - len(text)
+            print(f"{name}: {left_out:,} bytes left out, which are in training or came before", file=sys.stderr)
+    tokenizer = ByteTokenizer()
+    train, validation, test = (pack(part, tokenizer) for part in (splits.train, splits.validation, splits.test))
+    data = TextData(tokenizer, splits, train, validation, test, fingerprint(splits.train), summaries.get("training"))
+    return data, held_out, summaries
+
+
+def default_texts() -> tuple[Splits, dict[str, bytes]]:
+    """Documents to train on, and by name the texts of the stream: prose, code and docstrings.
+
+    Half of the language reference is for training, beside as many bytes of code; the other half is the stream's prose.
+    Documents to evaluate on are those of the default corpus.
+    """
+    corpus = split_documents(load_documents())
+    prose, held_out = _language_reference()
+    room, code = sum(len(document.text) for document in prose), []
+    for document in _shuffled(corpus.train):
+        if len(document.text) <= room:
+            code.append(document)
+            room -= len(document.text)
+    texts = {
+        "prose": b"\n\n".join(document.text for document in held_out),
+        "code": b"\n\n".join(document.text for document in _shuffled(corpus.test)),
+        "docstrings": b"\n\n".join(text for document in _shuffled(corpus.validation) for text in docstrings(document)),
+    }
+    return Splits(prose + code, corpus.validation, corpus.test), texts
+
+
+def docstrings(document: Document) -> list[bytes]:
+    """Docstrings of a Python module and of what it defines; none where it cannot be parsed."""
+    try:
+        tree = ast.parse(document.text)
+    except (SyntaxError, ValueError):
+        return []
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
+    return [text.encode("utf-8", errors="ignore") for text in found if text]
+
+
+def without_seen(text: bytes, seen: set[bytes]) -> bytes:
+    """The text without paragraphs that were seen before, which then counts as seen itself.
+
+    Paragraphs are what blank lines separate; white space makes no difference, and those below 64 bytes are kept.
+    """
+    kept = []
+    for paragraph in re.split(rb"\n[ \t\r]*\n", text):
+        key = b" ".join(paragraph.split())
+        if len(key) < SHORTEST or key not in seen:
+            kept.append(paragraph)
+            seen.add(key)
+    return b"\n\n".join(kept)
+
+
+def held_out_texts(texts: Mapping[str, bytes], training: Iterable[Document]) -> dict[str, bytes]:
+    """The texts without paragraphs that are in the training documents, or that came before."""
+    seen: set[bytes] = set()
+    for document in training:
+        without_seen(document.text, seen)
+    return {name: without_seen(text, seen) for name, text in texts.items()}
+
+
+def cut_streams(
+    texts: Mapping[str, bytes], order: Sequence[str], streams: int, part: int
+) -> UInt8[np.ndarray, "streams time"]:
+    """Streams of ``part`` bytes of each text in the given order, with no byte of a text in two places.
+
+    A text that comes again goes on where it was. The streams' places in a text are evenly spaced.
+
+    Raises:
+      InputError: for a text that is too short; it says what would do.
+    """
+    rows: list[list[np.ndarray]] = [[] for _ in range(streams)]
+    for place, name in enumerate(order):
+        text = np.frombuffer(texts[name], np.uint8)
+        need = order.count(name) * part
+        if len(text) < streams * need:
+            raise InputError(
+                f"--streams={streams} of --part={part} bytes need {streams * need:,} bytes of {name}, which has "
+                f"{len(text):,} that are not in training: expected fewer or shorter ones, or longer --texts"
+            )
+        for i, row in enumerate(rows):
+            start = i * (len(text) // streams) + order[:place].count(name) * part
+            row.append(text[start : start + part])
+    return np.stack([np.concatenate(row) for row in rows])
+
+
+def _language_reference() -> tuple[list[Document], list[Document]]:
+    """Two halves of the language reference; topics contain each other, so what was seen before is left out."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise InputError(
+            "this Python comes without its language reference, pydoc_data; expected --texts and --data"
+        ) from error
+    halves: tuple[list[Document], list[Document]] = ([], [])
+    sizes, seen = [0, 0], set[bytes]()
+    for document in _shuffled([Document(name, text.encode()) for name, text in topics.items()]):
+        text = without_seen(document.text, seen)
+        half = sizes.index(min(sizes))
+        halves[half].append(Document(document.name, text))
+        sizes[half] += len(text)
+    return halves
+
+
+def _shuffled(documents: Iterable[Document]) -> list[Document]:
+    """In the order of their SHA-256, which depends on nothing but their text."""
+    return sorted(documents, key=lambda document: hashlib.sha256(document.text).digest())

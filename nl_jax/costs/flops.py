@@ -1,0 +1,128 @@
+"""Floating point operations of a program, counted from its jaxpr.
+
+XLA's ``cost_analysis`` counts the body of a loop once, whatever its length; here it counts as often as it runs.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+
+class Flops(NamedTuple):
+    """Floating point operations: of matrix products, convolutions and triangular solves, and all the others."""
+
+    matrix: int = 0
+    elementwise: int = 0
+
+    def times(self, count: int) -> "Flops":
+        """Operations of ``count`` runs."""
+        return Flops(self.matrix * count, self.elementwise * count)
+
+
+# Primitives that only move, choose or convert numbers.
+_MOVES = frozenset(
+    """all_gather all_to_all bitcast_convert_type broadcast_in_dim concatenate convert_element_type copy device_put
+    dynamic_slice dynamic_update_slice expand_dims gather get imag name optimization_barrier pad pcast ppermute pvary
+    real reduce_precision reshape rev scatter select_n sharding_constraint slice sort split squeeze stack stop_gradient
+    swap top_k transpose""".split()  # noqa: SIM905
+)
+# Primitives that run their one jaxpr once.
+_CALLS = frozenset(
+    """checkpoint closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr jit pjit remat
+    remat2""".split()  # noqa: SIM905
+)
+# Primitives that one operation per element of the output would count far too low.
+_UNKNOWN = frozenset(
+    """custom_call eig eigh fft ffi_call hessenberg householder_product lu pallas_call qr ragged_dot ragged_dot_general
+    scaled_matmul schur svd tridiagonal tridiagonal_solve""".split()  # noqa: SIM905
+)
+
+
+def count_flops(function: Callable[..., Any], *arguments: Any) -> Flops:
+    """Counts the floating point operations of ``function(*arguments)``; nothing is compiled or run.
+
+    A product of [m, k] and [k, n] counts 2·m·n·k, a convolution likewise (zeros of padding and dilation as if they were
+    multiplied), a triangular solve of n rows n per element of its output, a Cholesky factor n / 3. Of the others, a
+    reduction counts one per element of its input, a scatter-add one per update, and what only moves, compares or
+    converts nothing; the rest, whatever it is, counts one per element of its floating point outputs. A scan counts its
+    length times its body, a cond its costliest branch, ``jax.checkpoint`` also what the backward pass computes again.
+    This is what the program asks for: XLA may leave out what nobody reads.
+
+    Args:
+        function: anything that ``jax.make_jaxpr`` traces.
+        *arguments: pytrees of arrays or of ``jax.ShapeDtypeStruct``.
+
+    Returns:
+        The operations of all devices together.
+
+    Raises:
+        NotImplementedError: for a while loop of floating point operations, whose number of iterations the jaxpr does
+            not tell, and for what has no rule here: FFT, most decompositions, Pallas kernels.
+    """
+    return _jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _jaxpr(jaxpr: core.Jaxpr) -> Flops:
+    counts = [_equation(equation) for equation in jaxpr.eqns]
+    return Flops(sum(count.matrix for count in counts), sum(count.elementwise for count in counts))
+
+
+def _equation(equation: core.JaxprEqn) -> Flops:
+    name, params = equation.primitive.name, equation.params
+    inputs: list[Any] = equation.invars
+    outputs = _elements(equation.outvars)
+    bodies = [] if name.startswith(("reduce", "scatter")) else list(_bodies(params))
+    if name in _CALLS:
+        return _jaxpr(*bodies)
+    if name == "custom_linear_solve":  # its other jaxprs are for derivatives
+        return _jaxpr(params["jaxprs"].solve.jaxpr)
+    if name == "apply_linear":  # ``nl_jax/ops/transposable.py``: the other one is its transpose
+        return _jaxpr(params["forward"].jaxpr)
+    if name == "scan":
+        return _jaxpr(*bodies).times(params["length"])
+    if name == "cond":
+        return max(map(_jaxpr, bodies), key=sum)
+    if name == "shard_map":  # its jaxpr is one device's share
+        return _jaxpr(*bodies).times(math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"]))
+    if name == "while" and any(sum(_jaxpr(body)) for body in bodies):
+        raise NotImplementedError("while: the number of iterations is unknown; expected a loop of fixed length")
+    if name in _UNKNOWN or (bodies and name != "while"):
+        raise NotImplementedError(f"{name}: no rule to count its floating point operations")
+    if not outputs or name in _MOVES:
+        return Flops()
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        return Flops(matrix=2 * outputs * math.prod(inputs[0].aval.shape[axis] for axis in contracted))
+    if name == "conv_general_dilated":
+        kernel = inputs[1].aval.shape
+        return Flops(matrix=2 * outputs * math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]])
+    if name == "triangular_solve":
+        return Flops(matrix=outputs * inputs[0].aval.shape[-1])
+    if name == "cholesky":
+        return Flops(matrix=outputs * inputs[0].aval.shape[-1] // 3)
+    if name.startswith("reduce_window"):
+        return Flops(elementwise=outputs * math.prod(params["window_dimensions"]))
+    if name.startswith("reduce"):
+        return Flops(elementwise=_elements(inputs))
+    if name.startswith("scatter"):
+        return Flops(elementwise=_elements(inputs[-1:]))
+    return Flops(elementwise=outputs)
+
+
+def _elements(variables: Iterable[Any]) -> int:
+    """Number of floating point numbers in the values of variables."""
+    avals = [variable.aval for variable in variables if hasattr(variable.aval, "dtype")]
+    return sum(math.prod(aval.shape) for aval in avals if jnp.issubdtype(aval.dtype, jnp.inexact))
+
+
+def _bodies(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, core.ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, core.Jaxpr):
+                yield item

@@ -1,0 +1,40 @@
+"""Bits per byte of a model on a text, and of its tokens by position."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from nl_jax.data import EvaluationSet
+from nl_jax.models.losses import Batch, token_losses
+from nl_jax.parallel import batch_sharding
+from nl_jax.trees import PyTree
+
+
+@jax.jit
+def _total_nats(model: PyTree, batch: Batch) -> Float[Array, ""]:
+    return jnp.sum(token_losses(model, batch) * batch["mask"])
+
+
+def evaluate(model: PyTree, data: EvaluationSet, mesh: Mesh) -> float:
+    """Bits per byte of a model on a fixed set of batches: summed nats / ln 2 / bytes of text."""
+    put = functools.partial(jax.device_put, device=batch_sharding(mesh))
+    nats = math.fsum(float(_total_nats(model, put(batch))) for batch in data.batches)  # float64, on the host
+    return nats / math.log(2) / data.num_bytes
+
+
+@jax.jit
+def _nats_by_position(model: PyTree, batch: Batch) -> Float[Array, " T"]:
+    return jnp.sum(token_losses(model, batch) * batch["mask"], axis=0)
+
+
+def bits_by_position(model: PyTree, data: EvaluationSet, mesh: Mesh) -> Float[np.ndarray, " T"]:
+    """Mean bits of the target after each position of a sequence, over a fixed set of batches; NaN where none is."""
+    put = functools.partial(jax.device_put, device=batch_sharding(mesh))
+    nats = sum(np.asarray(_nats_by_position(model, put(batch)), np.float64) for batch in data.batches)
+    targets = sum(batch["mask"].sum(axis=0, dtype=np.float64) for batch in data.batches)
+    return np.divide(nats, targets * math.log(2), out=np.full(targets.shape, np.nan), where=targets > 0)

@@ -1,0 +1,68 @@
+"""What a set of levels must be to make a schedule, and in which order it is updated."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from nl_jax.levels.level import Level
+from nl_jax.trees import is_under
+
+
+class Named(Protocol):
+    """Levels by name; it raises for a name that none has."""
+
+    def __getitem__(self, name: str) -> Level:
+        """The level of this name."""
+
+
+def check(levels: Sequence[Level], named: Named) -> None:
+    """Raises ``ValueError`` unless names are unique, parameters apart, and periods fit what levels read of others."""
+    for i, level in enumerate(levels):
+        for other in levels[:i]:
+            if other.name == level.name:
+                raise ValueError(f"level {level.name!r}: two levels have this name")
+            for path in level.paths:
+                if is_under(path, other.paths) or any(is_under(p, (path,)) for p in other.paths):
+                    raise ValueError(f"level {level.name!r}: its parameters {path!r} belong to {other.name!r} too")
+        for name in level.needs:
+            if named[name].period > level.period:
+                raise ValueError(
+                    f"level {level.name!r} needs {name!r}, which is slower and updated later; let it see {name!r}"
+                )
+        for name in level.sees:
+            if named[name].period < level.period:
+                raise ValueError(
+                    f"level {level.name!r} sees {name!r}, which is faster and updated earlier; let it need {name!r}"
+                )
+        if level.starts_from is not None:
+            slow = named[level.starts_from].period
+            if slow <= level.period or slow % level.period:
+                raise ValueError(
+                    f"level {level.name!r}: its period {level.period} must divide, and be less than, the period "
+                    f"{slow} of {level.starts_from!r}, from which it starts"
+                )
+
+
+def order(levels: Sequence[Level], named: Named) -> tuple[tuple[str, ...], ...]:
+    """Names by frequency, the fastest first; those that neither precede each other are together (Definition 2)."""
+
+    def depth(level: Level, path: tuple[str, ...] = ()) -> int:
+        if level.name in path:
+            raise ValueError(f"level {level.name!r} needs its own state: {' → '.join((*path, level.name))}")
+        peers = [named[name] for name in level.needs if named[name].period == level.period]
+        return max((1 + depth(peer, (*path, level.name)) for peer in peers), default=0)
+
+    ranks: dict[tuple[int, int], list[str]] = {}
+    for level in levels:
+        ranks.setdefault((level.period, depth(level)), []).append(level.name)
+    return tuple(tuple(ranks[key]) for key in sorted(ranks))
+
+
+def chain(periods: Sequence[int]) -> tuple[int, ...]:
+    """Lengths of the nested scans, 1 first: every one divides all slower periods."""
+    chain = [1]
+    for i, period in enumerate(periods):
+        if any(slower % period for slower in periods[i:]):
+            break
+        if period > 1:
+            chain.append(period)
+    return tuple(chain)

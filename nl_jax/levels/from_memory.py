@@ -1,0 +1,160 @@
+"""A level that is an associative memory, learned by chunks of its period in closed form."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from nl_jax.levels.level import Level
+from nl_jax.memory import (
+    OBJECTIVES,
+    Architecture,
+    Objective,
+    Rule,
+    apply_layer,
+    chunk_decay,
+    end_of_memory,
+    learn_chunk,
+)
+from nl_jax.trees import own_buffers
+
+
+class Pair(NamedTuple):
+    """A step's context of a memory; η and α are the level's own where they are None."""
+
+    key: Float[Array, "*batch in"]
+    value: Float[Array, "*batch out"]
+    eta: Float[Array, "*batch"] | None = None  # learning rate
+    alpha: Float[Array, "*batch"] | None = None  # retention
+
+
+class MemoryState(NamedTuple):
+    """Weights of a memory, a layer each: where it started, and what it has learned since."""
+
+    initial: tuple[Float[Array, "..."], ...]  # W₀, which it also forgets toward
+    change: tuple[Float[Array, "..."], ...]  # W - W₀, with the batch's axes in front
+
+
+def from_memory(
+    name: str,
+    architecture: Architecture,
+    *,
+    objective: Objective | str = "l2",
+    rule: Rule | None = None,
+    period: int = 1,
+    batch: tuple[int, ...] = (),
+    initial: tuple[Array, ...] | None = None,
+    eta: float = 1.0,
+    alpha: float = 1.0,
+) -> Level:
+    """An associative memory that learns keys and values by chunks of a period, in closed form (Eq. 83-93).
+
+    A step is a token, its context a ``Pair``; gradients are taken at the chunk's start. The state is a ``MemoryState``;
+    ``read(state, queries)`` answers [*batch, n, in] by [*batch, n, out], ``read(state, None)`` gives the weights.
+
+    Args:
+      name, period: of the level; the period is the chunk size.
+      architecture: of the memory, ``stack=1``.
+      objective: what it is trained on, one of ``nl_jax.memory.OBJECTIVES`` or its name.
+      rule: how gradients change it; ``Rule()`` by default.
+      batch: leading axes; each of these memories learns its own pairs.
+      initial: weights at the start, a layer each; by default zeros for a matrix, else random.
+      eta, alpha: learning rate and retention of pairs that bring none.
+
+    Raises:
+      ValueError: for a stack of memories or an unknown objective.
+
+    Examples:
+      >>> from nl_jax import Schedule
+      >>> from nl_jax.memory import Architecture, Rule
+      >>> descent = Rule(delta=False)  # and so steep that each pair is learned at once
+      >>> schedule = Schedule([from_memory("m", Architecture(4, 2), rule=descent, eta=1e6, period=2)])
+      >>> pairs = {"m": Pair(jnp.eye(4), jnp.arange(8.0).reshape(4, 2))}
+      >>> state = schedule.init(None, jax.tree.map(lambda x: x[0], pairs))
+      >>> state = schedule.run(state, pairs)
+      >>> print(schedule.read(state, "m", jnp.eye(4)[2:]).astype(jnp.float16))
+      [[4. 5.]
+       [6. 7.]]
+    """
+    if architecture.stack != 1:
+        raise ValueError(f"level {name!r}: stack={architecture.stack} must be 1; batch=... gives more memories")
+    if isinstance(objective, str):
+        if objective not in OBJECTIVES:
+            raise ValueError(f"level {name!r}: objective={objective!r} must be one of {tuple(OBJECTIVES)}")
+        title, target = objective, OBJECTIVES[objective]
+    else:
+        title, target = "a loss of answer and value", objective
+    deep, shapes = architecture.depth > 1, architecture.shapes()
+
+    def start(initial):
+        initial = own_buffers(tuple(initial))
+        return MemoryState(initial, tuple(jnp.zeros((*batch, *w.shape), w.dtype) for w in initial))
+
+    def init(key, data):
+        if initial is not None:
+            return start(initial)
+        if not deep:
+            return start(tuple(jnp.zeros(shape) for shape in shapes))
+        keys = jax.random.split(key, len(shapes))
+        return start(
+            tuple(jax.random.normal(k, shape) / shape[-2] ** 0.5 for k, shape in zip(keys, shapes, strict=True))
+        )
+
+    def weights(state):
+        return jax.tree.map(jnp.add, state.initial, state.change)
+
+    def update(state, pairs):
+        # the engine's leading axes are a batch and heads, tokens come before channels
+        def tokens(x, axis):
+            x = jnp.moveaxis(x, 0, axis)
+            return x.reshape(-1, 1, *x.shape[len(batch) :])
+
+        def heads(weights):
+            return tuple(
+                jnp.broadcast_to(w, (*batch, *shape)).reshape(-1, 1, *shape)
+                for w, shape in zip(weights, shapes, strict=True)
+            )
+
+        key, value = tokens(pairs.key, -2), tokens(pairs.value, -2)
+        one = jnp.ones(key.shape[:-1], key.dtype)
+        rate = eta * one if pairs.eta is None else tokens(pairs.eta, -1)
+        retention = alpha * one if pairs.alpha is None else tokens(pairs.alpha, -1)
+        learning = rule or Rule()
+        chunks = learn_chunk(
+            architecture,
+            target,
+            learning,
+            anchor=heads(state.initial),
+            change=heads(state.change),
+            momentum=None,
+            boundary=heads(weights(state)),
+            keys=key,
+            values=value[..., None, :, :] if deep else value,
+            eta=rate,
+            alpha=retention,
+            damping=one,
+            decay=chunk_decay(retention, None),
+            chunk_size=period,
+            at_boundary=True,
+        )
+        ends, _ = end_of_memory(architecture, target, learning, chunks)
+        return state._replace(change=tuple(end.reshape(old.shape) for end, old in zip(ends, state.change, strict=True)))
+
+    def read(state, queries):
+        if queries is None:
+            return weights(state)
+        answer = architecture(apply_layer(weights(state)), queries)
+        return answer[..., 0, :, :] if deep else answer
+
+    return Level(
+        name,
+        period,
+        init,
+        update,
+        read,
+        start=start,
+        context="keys and values",
+        objective=title,
+        parts=lambda state: (state.change, ()),
+    )

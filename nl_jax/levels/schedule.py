@@ -1,0 +1,394 @@
+"""A schedule: levels composed to one nested system, each updated at its own frequency (§3, §7 of arXiv 2512.24695).
+
+One step of a schedule, on one step's data:
+
+1. ``flow(read, data) -> {name: context}`` makes each level's context, where ``read(name, query)`` is what a level
+   answers *before* the step. All levels share this one computation, so one backward pass can give all of them their
+   gradients. Without a flow the data are that dictionary.
+2. Each level gathers its context. Those whose period has passed are updated, fast ones first, and those of one period
+   in the order of what they ``need`` (Definition 2). Nothing is computed for a level that is not due.
+
+``run`` is many steps. Where periods divide each other it is nested scans, one for each period, without a condition in
+them; ``lax.cond`` decides for the others. Both give what one step after the other gives.
+
+A memory learns by keys that a slower level projects, and that level learns from the memory's errors:
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from nl_jax import Schedule
+    >>> from nl_jax.levels import Pair, from_memory, from_optax
+    >>> from nl_jax.memory import Architecture
+    >>> memory = from_memory("memory", Architecture(4, 4), period=4)  # learns keys and values, every 4 tokens
+    >>> slow = from_optax("keys", optax.adam(1e-2), jnp.eye(4), period=8)  # the projection that makes the keys
+    >>> def flow(read, x):
+    ...     def surprise(projection):
+    ...         return jnp.sum((read("memory", (x @ projection)[None])[0] - x) ** 2)
+    ...     return {"memory": Pair(x @ read("keys"), x), "keys": jax.grad(surprise)(read("keys"))}
+    >>> schedule = Schedule([memory, slow], flow)
+    >>> xs = jax.random.normal(jax.random.key(0), (16, 4))
+    >>> state = schedule.run(schedule.init(jax.random.key(1), xs[0]), xs)
+    >>> schedule.order
+    (('memory',), ('keys',))
+    >>> print(schedule.table(16))
+    memory  ···█···█···█···█
+    keys    ·······█·······█
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from nl_jax.levels import composition, describe
+from nl_jax.levels.level import Context, Level
+from nl_jax.trees import PyTree, own_buffers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Flow = Callable[[Callable[..., PyTree], PyTree], Any]
+Levels = dict[str, Any]  # something of each level, by name
+
+
+class ScheduleState(NamedTuple):
+    """State of all levels."""
+
+    step: Int[Array, ""]  # steps since ``init``
+    levels: Levels
+    pending: Levels  # contexts since each level's last update: their sum, or [period, ...] filled from the front
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Levels under one clock; ``init``, ``step`` and ``run`` are pure: jit, differentiate, map and scan them.
+
+    Attributes:
+      levels: in any order.
+      flow: makes the levels' contexts, see above; None where the data are ``{name: context}``.
+      has_aux: the flow returns ``(contexts, aux)``; then ``step`` and ``run`` return ``(state, aux)``, from ``run``
+        with a leading axis for steps: what the levels answer while they learn.
+
+    Raises:
+      ValueError: for no level, duplicate names, parameters of two levels that overlap, and needs that no order can
+        satisfy.
+    """
+
+    levels: Sequence[Level]
+    flow: Flow | None = None
+    has_aux: bool = False
+
+    def __post_init__(self):
+        """Checks the levels against each other."""
+        object.__setattr__(self, "levels", tuple(self.levels))
+        if not self.levels:
+            raise ValueError("levels=() must hold one or more")
+        if self.has_aux and self.flow is None:
+            raise ValueError("has_aux=True needs a flow that returns (contexts, aux)")
+        composition.check(self.levels, self)
+        _ = self.order  # raises where needs go round in a circle
+
+    def __getitem__(self, name: str) -> Level:
+        """The level of this name."""
+        for level in self.levels:
+            if level.name == name:
+                return level
+        raise ValueError(f"level {name!r}: there is none of this name; there are {[one.name for one in self.levels]}")
+
+    @cached_property
+    def periods(self) -> tuple[int, ...]:
+        """Distinct periods, the shortest first."""
+        return tuple(sorted({level.period for level in self.levels}))
+
+    @cached_property
+    def order(self) -> tuple[tuple[str, ...], ...]:
+        """Names by frequency, the fastest first; those that neither precede each other are together (Definition 2).
+
+        A precedes B if its frequency is higher, or if they are equal and B's state at t needs A's state at t.
+        """
+
+        return composition.order(self.levels, self)
+
+    @cached_property
+    def _chain(self) -> tuple[int, ...]:
+        """Lengths of the nested scans, 1 first: every one divides all slower periods."""
+        return composition.chain(self.periods)
+
+    def _of(self, period: int) -> list[Level]:
+        return [self[name] for rank in self.order for name in rank if self[name].period == period]
+
+    def _changed(self, period: int) -> set[str]:
+        """Names of the levels that change when those of a period are due: they, and those that start anew."""
+        return {level.name for level in (*self._of(period), *self._restarted(period))}
+
+    def _restarted(self, period: int) -> list[Level]:
+        """Levels that start anew when those of a period are due, from these or from each other; slow ones first."""
+        changed, restarted = {level.name for level in self._of(period)}, []
+        for level in sorted(self.levels, key=lambda level: -level.period):
+            if level.starts_from in changed:
+                changed.add(level.name)
+                restarted.append(level)
+        return restarted
+
+    def read(self, state: ScheduleState, name: str, query: PyTree = None) -> PyTree:
+        """What a level answers; its parameters without a query."""
+        return self[name].read(state.levels[name], query)
+
+    def init(self, key: Array | None, data: PyTree, start: Mapping[str, PyTree] | None = None) -> ScheduleState:
+        """The state before the first step; no two of its arrays share a buffer, so that it can be donated.
+
+        Args:
+          key: random; each level gets its own. None where no level draws from it.
+          data: of one step; but for levels that look at them only their shapes matter.
+          start: parameters that some levels start from, instead of their own initial ones (by initialisation, §3.3).
+        """
+        states: Levels = {}
+        start = start or {}
+        for name in start:
+            if self[name].start is None:
+                raise ValueError(f"level {name!r} has no start function, so it cannot start from given parameters")
+        for i, level in reversed(list(enumerate(sorted(self.levels, key=lambda level: level.period)))):
+            answer = start.get(level.name)
+            if answer is None and level.starts_from is not None:
+                answer = self[level.starts_from].read(states[level.starts_from], None)
+            if answer is None:
+                states[level.name] = level.init(None if key is None else jax.random.fold_in(key, i), data)
+            else:
+                assert level.start is not None
+                states[level.name] = level.start(answer)
+        states = own_buffers(jax.tree.map(_strong, states))  # a level may start from another's very arrays
+        pending = {}
+        for name, context in jax.eval_shape(self._contexts, states, data)[0].items():
+            level = self[name]
+            if level.period > 1:
+                pending[name] = jax.tree.map(level.empty, context)
+        return ScheduleState(jnp.zeros((), jnp.int32), states, pending)
+
+    def step(self, state: ScheduleState, data: PyTree) -> Any:
+        """One step, on one step's data: the new state, or ``(state, aux)``.
+
+        It counts in ``state.step``. Under ``vmap`` over whole states XLA computes both sides of a condition, so map a
+        ``run`` of whole periods instead.
+        """
+        state, aux = self._advance(state, jax.tree.map(lambda x: jnp.asarray(x)[None], data), block=0, remat=False)
+        return (state, jax.tree.map(lambda a: a[0], aux)) if self.has_aux else state
+
+    def run(
+        self, state: ScheduleState, data: PyTree, *, start: int = 0, open_end: bool = False, remat: bool = False
+    ) -> Any:
+        """n steps, on data with a leading axis of n: the new state, or ``(state, aux)``.
+
+        Args:
+          state: after ``start`` steps.
+          data: [n, ...].
+          start: steps before, of which only the remainder by the periods matters; static.
+          open_end: whether n may leave the last period of a level open: what it has gathered waits in the state for the
+            next call.
+          remat: whether gradients keep only the states between blocks and compute the rest again, block by block.
+
+        Raises:
+          ValueError: if the data differ in length, a period is left open without ``open_end``, or the state is not at
+            ``start`` (checked where it is not traced).
+        """
+        n = self._length(data)
+        at = start if isinstance(state.step, jax.core.Tracer) else int(state.step)
+        for level in self.levels:
+            if (start + n) % level.period and not open_end:
+                raise ValueError(
+                    f"level {level.name!r}: period {level.period} does not divide {start} + {n} steps; give whole "
+                    "periods, or open_end=True, which keeps what is left for the next call"
+                )
+            if (at - start) % level.period:
+                raise ValueError(f"level {level.name!r}: start={start}, but the state is at step {at}")
+        position, parts = start, []
+        while position < start + n:
+            block, count = self._piece(position, start + n)
+            size = self._chain[block]
+            piece = jax.tree.map(partial(_cut, position - start, count, size), data)
+            body = _maybe_remat(lambda s, d, block=block: self._advance(s, d, block=block, remat=remat), remat)
+            state, aux = jax.lax.scan(body, state, piece)
+            parts.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), aux))
+            position += count * size
+        if not self.has_aux:
+            return state
+        return state, jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+
+    def _length(self, data: PyTree) -> int:
+        """Steps in the data."""
+        lengths = {
+            jax.tree_util.keystr(path): (*np.shape(x), 0)[0] for path, x in jax.tree_util.tree_leaves_with_path(data)
+        }
+        if not lengths:
+            raise ValueError("data have no arrays, and so no number of steps")
+        n = next(iter(lengths.values()))
+        for path, length in lengths.items():
+            if length != n or n == 0:
+                where = f"level {path[2:].split(chr(39))[0]!r}" if self.flow is None else f"data{path}"
+                raise ValueError(f"{where}: context of {length} steps, where the first one has {n}; both must be ≥ 1")
+        return n
+
+    def _piece(self, position: int, end: int) -> tuple[int, int]:
+        """The longest scan that starts at a position: which block, and how many of them."""
+        block = max(i for i, size in enumerate(self._chain) if position % size == 0 and position + size <= end)
+        if block + 1 < len(self._chain):  # until a longer block can start
+            longer = self._chain[block + 1]
+            end = min(end, (position // longer + 1) * longer)
+        return block, (end - position) // self._chain[block]
+
+    def _contexts(self, states: Levels, data: PyTree) -> tuple[Levels, PyTree]:
+        """Every level's context of one step, and aux."""
+
+        def read(name, query=None):
+            return self[name].read(states[name], query)
+
+        contexts = data if self.flow is None else self.flow(read, data)
+        contexts, aux = contexts if self.has_aux else (contexts, None)
+        for name in contexts:
+            self[name]  # raises for one that is not there
+        for level in self.levels:
+            if level.name not in contexts and not level.needs and not level.sees:
+                raise ValueError(f"level {level.name!r} gets no context; there are contexts for {list(contexts)}")
+        return dict(contexts), aux
+
+    def _update(self, period: int, states: Levels, gathered: Levels) -> Levels:
+        """What changes when the levels of a period are due."""
+        before, states = states, dict(states)
+        for level in self._of(period):
+            context = gathered.get(level.name)
+            if level.needs or level.sees:
+                answers = {name: self[name].read(states[name], None) for name in level.needs}
+                answers |= {name: self[name].read(before[name], None) for name in level.sees}
+                context = Context(context, answers)
+            states[level.name] = _like(level.update(states[level.name], context), before[level.name], level.name)
+        for level in self._restarted(period):
+            assert level.start is not None
+            assert level.starts_from is not None
+            answer = self[level.starts_from].read(states[level.starts_from], None)
+            states[level.name] = _like(level.start(answer), before[level.name], level.name)
+        return {name: states[name] for name in self._changed(period)}
+
+    def _block(self, block: int, states: Levels, sums: Levels, data: PyTree, remat: bool) -> tuple[Any, ...]:
+        """``_chain[block]`` steps, which start where all periods up to that length start.
+
+        Returns:
+          (states, sums, contexts [steps, ...] of the slower levels that stack them, aux [steps, ...])
+        """
+        size = self._chain[block]
+        if block == 0:
+            contexts, aux = self._contexts(states, jax.tree.map(lambda x: x[0], data))
+            sums = {name: jax.tree.map(jnp.add, total, contexts[name]) for name, total in sums.items()}
+            own = {name: context for name, context in contexts.items() if self[name].gather == "sum"}
+            stacks = {name: context for name, context in contexts.items() if name not in own}
+            stacks, aux = jax.tree.map(lambda x: jnp.asarray(x)[None], (stacks, aux))
+        else:
+            inside = {level.name for level in self.levels if level.period < size}
+
+            def body(carry, data):
+                fast, sums = carry
+                fast, sums, stacks, aux = self._block(block - 1, states | fast, sums, data, remat)
+                return ({name: fast[name] for name in inside}, sums), (stacks, aux)
+
+            shorter = self._chain[block - 1]
+            data = jax.tree.map(lambda x: x.reshape(size // shorter, shorter, *x.shape[1:]), data)
+            carry = {name: states[name] for name in inside}, sums
+            (fast, sums), outputs = jax.lax.scan(_maybe_remat(body, remat), carry, data)
+            stacks, aux = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), outputs)
+            states, own = states | fast, {}
+        states = states | self._update(size, states, own | sums | stacks)
+        sums = {
+            name: jax.tree.map(jnp.zeros_like, total) if self[name].period == size else total
+            for name, total in sums.items()
+        }
+        return states, sums, {name: c for name, c in stacks.items() if self[name].period > size}, aux
+
+    def _advance(self, state: ScheduleState, data: PyTree, *, block: int, remat: bool) -> tuple[ScheduleState, PyTree]:
+        """One block, and then every slower level that is due."""
+        size = self._chain[block]
+        sums = {name: total for name, total in state.pending.items() if self[name].gather == "sum"}
+        states, sums, stacks, aux = self._block(block, state.levels, sums, data, remat)
+        pending = state.pending | sums
+        for name, contexts in stacks.items():
+            put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=state.step % self[name].period, axis=0)
+            pending[name] = jax.tree.map(put, pending[name], contexts)
+        step = state.step + size
+        for period in self.periods:
+            if period <= size:
+                continue
+            own = {level.name: pending[level.name] for level in self._of(period) if level.name in pending}
+
+            def due(states, own, period=period):
+                return self._update(period, states, own), jax.tree.map(jnp.zeros_like, own)
+
+            def wait(states, own, period=period):
+                return {name: states[name] for name in self._changed(period)}, own
+
+            changed, own = jax.lax.cond(step % period == 0, due, wait, states, own)
+            states, pending = states | changed, pending | own
+        return ScheduleState(step, states, pending), aux
+
+    def timeline(self, n: int) -> Bool[np.ndarray, "n levels"]:
+        """Whether each level (by ``order``, the fastest first) is updated at each of the first n steps."""
+        periods = [self[name].period for rank in self.order for name in rank]
+        return (np.arange(1, n + 1)[:, None] % np.asarray(periods)) == 0
+
+    def table(self, n: int) -> str:
+        """``timeline(n)`` as text, a row for each level."""
+        return describe.table([name for rank in self.order for name in rank], self.timeline(n))
+
+    def plot(self, n: int | None = None, path: str | Path | None = None) -> "Figure":
+        """``timeline(n)`` as a figure, the slowest level on top; n is twice the longest period by default.
+
+        Args:
+          n: steps.
+          path: where to save it, as a PNG if it ends so.
+        """
+        from nl_jax.plotting import plot_timeline  # which takes Matplotlib half a second to import
+
+        names = [f"{name} (period {self[name].period})" for rank in self.order for name in rank]
+        figure = plot_timeline(names, self.timeline(n or 2 * self.periods[-1]))
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
+
+    def tree(self, state: ScheduleState | None = None, indent: str = "") -> str:
+        """The nested system as text, the slowest level first: period, context, objective, and with a state sizes.
+
+        Levels that neither precede each other are indented alike; a schedule that a level's objective runs follows that
+        level, after ``»``.
+        """
+        lines = []
+        for depth, rank in enumerate(reversed(self.order)):
+            for name in rank:
+                space = indent + "  " * depth
+                lines.append(space + describe.line(self[name], None if state is None else state.levels[name]))
+                inner = self[name].inner
+                if inner is not None:
+                    lines.append(inner.tree(None, space + "  » "))
+        return "\n".join(lines)
+
+
+def _maybe_remat(body: Callable, remat: bool) -> Callable:
+    return jax.checkpoint(body) if remat else body
+
+
+def _cut(begin: int, count: int, size: int, x: Array) -> Array:
+    """[count, size, ...] from a place on."""
+    return x[begin : begin + count * size].reshape(count, size, *x.shape[1:])
+
+
+def _like(new: PyTree, old: PyTree, name: str) -> PyTree:
+    """``new``, once it is sure to have the structure, shapes and dtypes of the state that it replaces."""
+    was, now = (str(jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)) for tree in (old, new))
+    if was != now:
+        raise ValueError(f"level {name!r}: an update turns its state from {was} into {now}")
+    return jax.tree.map(_strong, new)
+
+
+def _strong(x: Any) -> Array:
+    """An array whose dtype does not give way to another's, as a Python number's does: scans need that."""
+    x = jnp.asarray(x)
+    return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x

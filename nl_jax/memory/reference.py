@@ -1,0 +1,50 @@
+"""The recurrence token by token: the definition, which tests compare every closed form with."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def check_shapes(W, S, x, g, coefficients, anchor):
+    """Raises ``ValueError`` unless the arguments of an update fit each other."""
+    chunk, size_in, size_out = x.shape[-2], x.shape[-1], g.shape[-1]
+    if g.shape[-2] != chunk:
+        raise ValueError(f"g has {g.shape[-2]} tokens, x has {chunk}; they must be equal")
+    for name, value in coefficients.items():
+        if value.shape[-1:] != (chunk,):
+            raise ValueError(f"{name} has shape {value.shape}; its last axis must be the {chunk} tokens of x")
+    for name, value in {"W": W, "S": S, "anchor": anchor}.items():
+        if value is not None and value.shape[-2:] != (size_out, size_in):
+            raise ValueError(f"{name} has shape {value.shape}; its last axes must be out, in = {size_out}, {size_in}")
+
+
+def sequential_update(
+    W: Float[Array, "... out in"],
+    S: Float[Array, "... out in"],
+    x: Float[Array, "... C in"],
+    g: Float[Array, "... C out"],
+    *,
+    eta: Float[Array, "... C"],
+    alpha: Float[Array, "... C"],
+    mu: Float[Array, "... C"],
+    beta: Float[Array, "... C"],
+    anchor: Float[Array, "... out in"] | None = None,
+) -> tuple[Float[Array, "... out in"], Float[Array, "... out in"]]:
+    """The same as ``chunk_update``, token by token: the definition, and the reference for tests."""
+    check_shapes(W, S, x, g, {"eta": eta, "alpha": alpha, "mu": mu, "beta": beta}, anchor)
+    W = W if anchor is None else W - anchor
+
+    def token(state, inputs):
+        W, S = state
+        x, g, eta, alpha, mu, beta = inputs
+        answer = jnp.sum(W * x[..., None, :], axis=-1)
+        S = mu[..., None, None] * S - eta[..., None, None] * g[..., :, None] * x[..., None, :]
+        W = alpha[..., None, None] * W - beta[..., None, None] * answer[..., :, None] * x[..., None, :] + S
+        return (W, S), None
+
+    shapes = [W.shape[:-2], S.shape[:-2], x.shape[:-2], g.shape[:-2]] + [c.shape[:-1] for c in (eta, alpha, mu, beta)]
+    leading = jnp.broadcast_shapes(*shapes)
+    W, S = (jnp.broadcast_to(v, leading + v.shape[-2:]) for v in (W, S))
+    tokens = [jnp.moveaxis(v, -2, 0) for v in (x, g)] + [jnp.moveaxis(v, -1, 0) for v in (eta, alpha, mu, beta)]
+    (W, S), _ = jax.lax.scan(token, (W, S), tuple(tokens))
+    return (W if anchor is None else anchor + W), S

@@ -1,0 +1,115 @@
+"""Everything that fixes a language model's shape, to and from JSON."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from nl_jax.errors import InputError
+from nl_jax.modules import MIXERS
+
+REGIMES = ("outer", "online", "meta")
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """Everything that fixes a language model's shape.
+
+    Attributes:
+      mixer: name of the sequence mixer, one of ``nl_jax.modules.MIXERS``.
+      mixer_options: (name, value) pairs of options for it.
+      vocab_size: number of token ids.
+      width: of the residual stream.
+      num_layers: blocks.
+      num_heads: of the mixer.
+      mlp_hidden: hidden units of each CMS block.
+      cms_periods: time between updates of each CMS block of a layer; a Transformer has one block, period 1.
+      cms_regime: "outer": periods count optimizer steps; "online" or "meta": they count tokens, and the blocks learn in
+        context (``in_context.py``).
+      cms_variant: one of ``nl_jax.modules.continuum_memory.VARIANTS``.
+      cms_rate: learning rate of blocks that learn in context, at the start of pre-training, which learns it ("meta").
+      chunk_size: tokens between two boundaries of the memories; attention has none.
+      context_length: tokens that attention sees from each, itself included.
+      unroll: write the layers one after the other into the program, which then grows with depth, instead of a scan,
+        which copies what the backward pass keeps. None: up to 4 layers, and where blocks learn in context: their
+        gradient then leaves the first layer's mixer out.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    mixer: str
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    mlp_hidden: int
+    cms_periods: tuple[int, ...] = (1,)
+    cms_regime: str = "outer"
+    cms_variant: str = "sequential"
+    cms_rate: float = 0.1
+    chunk_size: int = 64
+    context_length: int = 1024
+    unroll: bool | None = None
+    remat: bool = False
+    mixer_options: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self):
+        """Checks what no module checks."""
+        if self.mixer not in MIXERS:
+            raise InputError(f"unknown mixer {self.mixer!r}; expected one of {', '.join(MIXERS)}")
+        for name in ("vocab_size", "num_layers"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.cms_regime not in REGIMES:
+            raise InputError(f"cms_regime={self.cms_regime!r}: expected one of {', '.join(REGIMES)}")
+        if self.cms_regime != "outer" and min(self.cms_periods) % self.chunk_size:
+            raise InputError(
+                f"chunk_size={self.chunk_size} must divide the shortest period of CMS levels, {min(self.cms_periods)}"
+            )
+
+    @property
+    def optimizer_periods(self) -> tuple[int, ...]:
+        """Optimizer steps between updates of each CMS block in pre-training; 1 where periods count tokens."""
+        return self.cms_periods if self.cms_regime == "outer" else (1,) * len(self.cms_periods)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON can hold them; ``from_json`` makes the same configuration of it.
+
+        Raises:
+          ValueError: for an option that JSON cannot hold, such as a function; it names the field.
+        """
+        return {name: _to_json(value, name) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> "LanguageModelConfig":
+        """The configuration that ``to_json`` wrote, after JSON was read again.
+
+        Raises:
+          InputError: for a field that is unknown or missing, or a value that no configuration has.
+        """
+        known = {field.name: field.default is MISSING for field in fields(cls)}
+        unknown = [name for name in given if name not in known]
+        missing = [name for name, required in known.items() if required and name not in given]
+        if unknown or missing:
+            what = f"{'unknown' if unknown else 'missing'} {', '.join(unknown or missing)}"
+            raise InputError(f"model configuration: {what}; expected {', '.join(known)}")
+        try:
+            return cls(**{name: _from_json(value) for name, value in given.items()})
+        except TypeError as error:
+            raise InputError(f"model configuration: a value of another type than expected ({error})") from error
+
+
+def _to_json(value: Any, name: str) -> Any:
+    if isinstance(value, tuple | list):
+        return [_to_json(item, name) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if not isinstance(value, bool | int | float | str | None):
+        kind = type(value).__name__
+        raise ValueError(f"{name}: {kind} cannot be saved; expected numbers, strings, None, or tuples of these")
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    """JSON has lists where a configuration has tuples, at every depth."""
+    return tuple(map(_from_json, value)) if isinstance(value, list) else value

@@ -1,0 +1,63 @@
+"""The loss of a model on a batch, by `read`, and where a state stopped being finite."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from nl_jax.models.chunk import all_finite
+from nl_jax.models.reading import learns_in_context, read
+from nl_jax.trees import PyTree
+
+Batch = dict[str, Any]
+
+
+def token_losses(model: PyTree, batch: Batch) -> Float[Array, "B T"]:
+    """Loss in nats of each target of a batch of ``inputs`` and ``targets``, both int32 ``[B, T]``."""
+    return _losses_and_state(model, batch)[0]
+
+
+def read_batch(model: PyTree, batch: Batch) -> tuple[Float[Array, "B T vocab"], PyTree]:
+    """Logits and last state; a model that learns in context learns from the targets. Every loss and score calls it."""
+    return read(model, batch["inputs"], targets=batch["targets"], mask=batch.get("mask"))
+
+
+def _losses_and_state(model: PyTree, batch: Batch) -> tuple[Float[Array, "B T"], PyTree]:
+    logits, state = read_batch(model, batch)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["targets"])
+    return losses, state
+
+
+def mean_loss(model: PyTree, batch: Batch) -> Float[Array, ""]:
+    """Loss in nats per target: of all, or of those whose ``mask`` (float32 ``[B, T]``) is 1 where a batch has one."""
+    return loss_and_state(model, batch)[0]
+
+
+def loss_and_state(model: PyTree, batch: Batch) -> tuple[Float[Array, ""], PyTree]:
+    """`mean_loss`, and the state after the batch."""
+    losses, state = _losses_and_state(model, batch)
+    return jnp.average(losses, weights=batch.get("mask")), state
+
+
+def first_diverged_layer(state: PyTree) -> Int[Array, ""]:
+    """Index of the first layer whose memories hold what is not finite, -1 if there is none.
+
+    Args:
+        state: of a model, floating point leaves ``[layers, ...]``.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    if not leaves:
+        return jnp.asarray(-1)
+    bad = jnp.stack([jnp.any(~jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in leaves]).any(axis=0)
+    return jnp.where(jnp.any(bad), jnp.argmax(bad), -1)
+
+
+def where_diverged(model: PyTree, state: PyTree) -> dict[str, Int[Array, ""]]:
+    """What of a state of `read` is not finite: a first layer, or -1; levels i of a CMS that learns, as a sum of 2^i."""
+    if not learns_in_context(model):
+        return {"diverged_layer": first_diverged_layer(state)}
+    levels = [state.levels[f"cms_{i}"] for i in range(len(model.config.cms_periods))]
+    bits = jnp.stack([~all_finite(level) for level in levels]) * 2 ** jnp.arange(len(levels))
+    return {"diverged_layer": first_diverged_layer(state.levels["mixers"]), "diverged_levels": jnp.sum(bits)}

@@ -1,0 +1,115 @@
+"""Named configurations. Within a preset all models have the same width, depth and (to 3 %) number of parameters.
+
+The paper names sizes (760M, 1.3B) and the vocabulary (32K) but no widths: those here are ours, GPT-3's widths for these
+sizes, with heads of 128 channels: a memory's capacity grows with the square of its head, and heads of 32 lost 0.2 bits
+per byte (BUILD_NOTES.md, D15). The hidden size of the feed-forward blocks is solved for, so that every model reaches
+the preset's count.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import jax
+from flax import nnx
+
+from nl_jax.errors import InputError
+from nl_jax.models.config import LanguageModelConfig
+from nl_jax.models.language_model import LanguageModel
+from nl_jax.modules import MIXERS
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes that all models of a preset share; ``parameters`` is the count at ``vocab_size``, embedding included.
+
+    Attention without a convolution has its own number of heads: it needs more than memories (BUILD_NOTES.md, D15).
+    """
+
+    parameters: int
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    attention_heads: int
+    remat: bool = True
+
+
+PRESETS: dict[str, Preset] = {
+    "tiny": Preset(1_000_000, 257, 128, 2, 1, 4, remat=False),
+    "small": Preset(6_000_000, 257, 256, 6, 2, 4, remat=False),
+    "base": Preset(130_000_000, 32_000, 768, 12, 6, 12),
+    "paper_760m": Preset(760_000_000, 32_000, 1536, 24, 12, 16),
+    "paper_1_3b": Preset(1_300_000_000, 32_000, 2048, 24, 16, 16),
+}
+
+# Hope, its relatives and controls, then every mixer by its own name with one feed-forward block behind it.
+MODELS: dict[str, dict[str, Any]] = {
+    "hope": {"mixer": "self_modifying_titans", "cms_periods": (1, 4)},
+    "hope_attention": {"mixer": "attention", "cms_periods": (1, 4)},
+    "transformer": {"mixer": "attention"},
+    # controls: memories that never learn in context; the Transformer with Hope's convolution
+    "hope_frozen": {
+        "mixer": "self_modifying_titans",
+        "cms_periods": (1, 4),
+        "mixer_options": (("frozen", True),),
+    },
+    "transformer_conv": {"mixer": "attention", "mixer_options": (("convolution", True),)},
+    **{name: {"mixer": name} for name in MIXERS},
+}
+MODEL_NAMES = tuple(MODELS)
+PLAIN_ATTENTION = ("transformer", "hope_attention", "attention", "sliding_window_attention")
+
+
+def count_parameters(config: LanguageModelConfig) -> int:
+    """Number of parameters of a model, from shapes alone."""
+    model = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+@cache
+def named_config(model: str, preset: str, vocab_size: int | None = None, **overrides: Any) -> LanguageModelConfig:
+    """Configuration of a model by name, with the feed-forward size solved for the preset's parameter count.
+
+    Args:
+      model: one of ``MODEL_NAMES``.
+      preset: one of ``PRESETS``.
+      vocab_size: of the tokenizer; None for the preset's own. Another vocabulary changes the count by its embedding.
+      **overrides: any field of ``LanguageModelConfig``; ``mlp_hidden`` switches the solving off, ``mixer_options`` are
+        added to the model's own.
+
+    Raises:
+      InputError: for an unknown name, or sizes that leave no parameters for the feed-forward blocks.
+    """
+    if model not in MODELS:
+        raise InputError(f"unknown model {model!r}; expected one of {', '.join(MODELS)}")
+    if preset not in PRESETS:
+        raise InputError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}")
+    sizes = PRESETS[preset]
+    fields: dict[str, Any] = {
+        "vocab_size": sizes.vocab_size if vocab_size is None else vocab_size,
+        "width": sizes.width,
+        "num_layers": sizes.num_layers,
+        "num_heads": sizes.attention_heads if model in PLAIN_ATTENTION else sizes.num_heads,
+        "remat": sizes.remat,
+        "mlp_hidden": 1,
+        **MODELS[model],
+        **overrides,
+    }
+    options = [dict(given.get("mixer_options", ())) for given in (MODELS[model], overrides)]
+    fields["mixer_options"] = tuple((options[0] | options[1]).items())
+    config = LanguageModelConfig(**fields)
+    if "mlp_hidden" in overrides:
+        return config
+    # the count is affine in mlp_hidden
+    target = sizes.parameters + (config.vocab_size - sizes.vocab_size) * config.width
+    one, two = (count_parameters(replace(config, mlp_hidden=hidden)) for hidden in (1, 2))
+    hidden = 1 + (target - one) / (two - one)
+    multiple = 128 if hidden > 2048 else 8
+    hidden = multiple * round(hidden / multiple)
+    if hidden < 1:
+        raise InputError(
+            f"model {model!r} without feed-forward blocks has {one} parameters, more than preset {preset!r}"
+        )
+    return replace(config, mlp_hidden=hidden)

@@ -1,0 +1,166 @@
+"""Every sequence mixer by name: one memory, composed of parts, a few lines each (§5, Eq. 62-69).
+
+What each published model is made of; keys, values and queries have unit length after a width-4 convolution.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+
+from nl_jax.memory import Architecture
+from nl_jax.modules.mixers.attention import Attention
+from nl_jax.modules.mixers.memory_mixer import MOMENTUM_BIAS, RETENTION_BIAS, MemoryMixer, head_size
+from nl_jax.modules.mixers.self_modifying_titans import SelfModifyingTitans
+
+HEBBIAN: dict[str, Any] = {"rule": "paper", "delta": False, "eta": 1.0}  # W ← α W + v kᵀ
+DELTA: dict[str, Any] = {"rule": "paper", "delta": True, "eta": ("sigmoid", 0.0)}  # W ← W (α I - η k kᵀ) + η v kᵀ
+MINI_BATCH: dict[str, Any] = {
+    "rule": "normalized",
+    "delta": False,
+    "eta": ("softplus", 0.0),
+}  # gradients at the boundary
+
+
+def _matrix(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
+    size = head_size(width, num_heads)
+    parts = {"objective": "dot_product", "initial": "zero", "retention": "zero", "alpha": 1.0, **parts}
+    return MemoryMixer(width, num_heads, architecture=Architecture(size, size), **parts)
+
+
+def _mlp(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
+    """A residual MLP of depth 2, with four times the head's size hidden."""
+    size = head_size(width, num_heads)
+    shape = {"hidden": 4 * size, "depth": 2} | {k: parts.pop(k) for k in ("hidden", "depth", "gated") if k in parts}
+    architecture = Architecture(size, size, residual=True, **shape)
+    return MemoryMixer(width, num_heads, architecture=architecture, **parts)
+
+
+def linear_attention(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
+    """Hebbian matrix without decay (Eq. 64; Katharopoulos et al., 2020).
+
+    Departures: keys and queries have unit length where the paper applies the feature map ``elu(x) + 1``, and a root
+    mean square norm of each head's answer takes the place of the paper's normaliser, the sum of all keys.
+    """
+    return _matrix(width, num_heads, **HEBBIAN | parts)
+
+
+def retention(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
+    """Hebbian matrix, a constant decay for each head, 1 - 2^(-5-h) (RetNet; Sun et al., 2023).
+
+    Departures: keys and queries have no xPos rotation, so that a token's position shows in the decay only, and the
+    output has no swish gate.
+    """
+    decay = tuple(1.0 - 2.0 ** (-5 - h) for h in range(num_heads))
+    return _matrix(width, num_heads, **HEBBIAN | {"alpha": decay} | parts)
+
+
+def linear_attention_pp(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
+    """Linear attention whose initial state is meta-learned (Linear Attention++, Eq. 69)."""
+    return linear_attention(width, num_heads, **{"initial": "learned", **parts})
+
+
+def delta_net(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
+    """``W ← W (I - β k kᵀ) + β v kᵀ`` (Eq. 65; Yang et al., 2024); β in (0, 1), or to 2: ``allow_neg_eigval``.
+
+    Departures: keys and queries pass through no feature map and no SiLU before they get unit length, and values through
+    no SiLU.
+    """
+    return _matrix(width, num_heads, **DELTA | parts)
+
+
+def gated_delta_net(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
+    """``W ← α W (I - β k kᵀ) + β v kᵀ`` (Yang et al., 2025).
+
+    Departures: those of ``delta_net``; α is a sigmoid of the input, without the paper's decay rate of each head; and
+    the output has no SiLU gate.
+    """
+    return _matrix(
+        width, num_heads, **DELTA | {"delta_after_retention": True, "alpha": ("sigmoid", RETENTION_BIAS)} | parts
+    )
+
+
+def oja(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
+    """``W ← (α I - η v vᵀ) W + η v kᵀ``: the delta term acts on the side of the values (Oja, Eq. 66-67)."""
+    return _matrix(width, num_heads, **DELTA | {"transposed": True, "alpha": ("sigmoid", RETENTION_BIAS)} | parts)
+
+
+def ttt_linear(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
+    """Residual matrix, L2, gradient descent by mini-batches from a learned initial state (Sun et al., 2024)."""
+    size = head_size(width, num_heads)
+    architecture = Architecture(size, size, residual=True)
+    return MemoryMixer(width, num_heads, architecture=architecture, **MINI_BATCH | {"alpha": 1.0} | parts)
+
+
+def ttt_mlp(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
+    """The same with a residual two-layer MLP of four times the head's size (Sun et al., 2024)."""
+    return _mlp(width, num_heads, **MINI_BATCH | {"alpha": 1.0} | parts)
+
+
+def titans(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
+    """Titans' long-term memory: MLP, L2, momentum and retention, all gated by the input (Behrouz et al., 2024)."""
+    return _mlp(width, num_heads, **{"delta": False, "mu": ("sigmoid", MOMENTUM_BIAS), **parts})
+
+
+def atlas(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
+    """Omega rule: every update descends the loss of the last ``window`` tokens (Eq. 68; Behrouz et al., 2025).
+
+    Without Atlas' polynomial features and its Newton-Schulz step.
+    """
+    hidden = head_size(width, num_heads)
+    return _mlp(width, num_heads, **MINI_BATCH | {"hidden": hidden, "mu": ("sigmoid", 1.0), "window": 4} | parts)
+
+
+def attention(
+    width: int, num_heads: int, *, chunk_size: int = 0, context_length: int = 1024, **parts: Any
+) -> Attention:
+    """Softmax attention (Eq. 62), the non-parametric memory; it has no chunks."""
+    return Attention(width, num_heads, context_length=context_length, **parts)
+
+
+def sliding_window_attention(
+    width: int, num_heads: int, *, chunk_size: int = 0, window: int = 64, **parts: Any
+) -> Attention:
+    """Softmax attention to the last ``window`` tokens (Eq. 63)."""
+    return Attention(width, num_heads, context_length=window, **parts)
+
+
+MIXERS: dict[str, Callable[..., Any]] = {
+    "linear_attention": linear_attention,
+    "retention": retention,
+    "delta_net": delta_net,
+    "gated_delta_net": gated_delta_net,
+    "oja": oja,
+    "ttt_linear": ttt_linear,
+    "ttt_mlp": ttt_mlp,
+    "titans": titans,
+    "atlas": atlas,
+    "linear_attention_pp": linear_attention_pp,
+    "self_modifying_titans": SelfModifyingTitans,
+    "attention": attention,
+    "sliding_window_attention": sliding_window_attention,
+}
+
+
+def mixer(name: str, *, width: int, num_heads: int, chunk_size: int = 64, rngs: nnx.Rngs, **options: Any) -> Any:
+    """A sequence mixer by name: ``y, state = m(x, state)``, ``state = m.init_state(batch_size)``.
+
+    x and y are [batch, time, width].
+
+    Args:
+      name: one of ``MIXERS``.
+      width: of input and output.
+      num_heads: must divide width.
+      chunk_size: tokens of a chunk; attention has none.
+      rngs: source of the initial weights.
+      **options: of the module, such as ``read=`` or ``output_scale=``.
+
+    Raises:
+      ValueError: for an unknown name, an option that the mixer does not have, or sizes that do not fit.
+    """
+    if name not in MIXERS:
+        raise ValueError(f"unknown mixer {name!r}; expected one of {', '.join(MIXERS)}")
+    try:
+        return MIXERS[name](width=width, num_heads=num_heads, chunk_size=chunk_size, rngs=rngs, **options)
+    except TypeError as error:
+        raise ValueError(f"mixer {name!r}: {error}") from error

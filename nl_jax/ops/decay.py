@@ -1,0 +1,60 @@
+"""The matrix of all products of consecutive coefficients: how much of what was written at s is left at t."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+DECAY_BLOCK_SIZE = 8  # rows whose decay products are taken one after the other
+
+
+@jax.custom_jvp
+def decay_matrix(rate: Float[Array, "... C"]) -> Float[Array, "... C C"]:
+    """Lower-triangular matrix of ``Π_{s<i≤t} rate_i`` at [t, s]; ones on the diagonal, zeros above."""
+    return _decay_matrix(rate)
+
+
+def _decay_matrix(rate):
+    size = rate.shape[-1]
+    if size <= DECAY_BLOCK_SIZE:
+        return _products(rate)
+    blocks = -(-size // DECAY_BLOCK_SIZE)
+    rate = jnp.pad(rate, [(0, 0)] * (rate.ndim - 1) + [(0, blocks * DECAY_BLOCK_SIZE - size)])
+    rate = rate.reshape(*rate.shape[:-1], blocks, DECAY_BLOCK_SIZE)
+    inside = _products(rate)
+    start = rate[..., :1] * inside[..., :, 0]  # from a block's start to t
+    # from a block's end, the one before the last, ..., to another's start
+    between = decay_matrix(start[..., -1])
+    between = pad_first(between[..., :-1, :], -2)
+    # [block of t, block of s, t, s], zero for a later block
+    across = start[..., :, None, :, None] * between[..., None, None] * inside[..., None, :, -1:, :]
+    same = jnp.eye(blocks, dtype=bool)[:, :, None, None]
+    products = jnp.where(same, inside[..., :, None, :, :], across)
+    products = jnp.moveaxis(products, -2, -3)
+    # what XLA on CPU can fuse it computes anew for every element of every use, so a product with ones comes last
+    products = jnp.matmul(products, jnp.eye(DECAY_BLOCK_SIZE, dtype=rate.dtype), precision="highest")
+    return products.reshape(*rate.shape[:-2], blocks * DECAY_BLOCK_SIZE, blocks * DECAY_BLOCK_SIZE)[..., :size, :size]
+
+
+def _products(rate):
+    """Row by row, for small sizes."""
+    size = rate.shape[-1]
+    s = jnp.arange(size)
+    rows = [jnp.broadcast_to((s == 0).astype(rate.dtype), rate.shape)]
+    for t in range(1, size):
+        rows.append(jnp.where(s == t, 1.0, rate[..., t, None] * rows[-1]))
+    return jnp.stack(rows, axis=-2)
+
+
+@decay_matrix.defjvp
+def _decay_jvp(primals, tangents):
+    # d products[t,s] / d rate_i = products[t,i] products[i-1,s]: no division, so exact at rate 0
+    (rate,), (tangent,) = primals, tangents
+    products = decay_matrix(rate)
+    return products, products @ (tangent[..., :, None] * pad_first(products[..., :-1, :], -2))
+
+
+def pad_first(x: Array, axis: int, value: float = 0.0) -> Array:
+    """One entry more at the front of ``axis``."""
+    pads = [(0, 0)] * x.ndim
+    pads[axis] = (1, 0)
+    return jnp.pad(x, pads, constant_values=value)

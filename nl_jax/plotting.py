@@ -1,0 +1,45 @@
+"""Every figure, from Matplotlib without a display."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nl_jax.files import in_place_of
+
+
+def plot_timeline(names: Sequence[str], timeline: Bool[np.ndarray, "n levels"]) -> Figure:
+    """When each level is updated, a row of ticks for each, the last one on top."""
+    figure = Figure(figsize=(8, 1 + 0.4 * len(names)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.eventplot([1 + np.flatnonzero(due) for due in timeline.T], lineoffsets=range(len(names)), linelengths=0.7)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlim(0.5, len(timeline) + 0.5)
+    axes.set_xlabel("step")
+    axes.set_title("Updates")
+    return figure
+
+
+def plot_band(
+    axes: Axes,
+    x: Any,
+    curves: Float[np.ndarray, "seeds points"],
+    *,
+    alpha: float = 0.2,
+    marker: str = "o",
+    **style: Any,
+) -> None:
+    """Draws the mean of curves, in a band from worst to best that is ``alpha`` opaque; ``style`` is the line's."""
+    (line,) = axes.plot(x, curves.mean(axis=0), marker=marker, markersize=3, **style)
+    axes.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=alpha, linewidth=0)
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Writes a figure as PNG, whole or not at all; returns its path."""
+    with in_place_of(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+    return path

@@ -1,0 +1,63 @@
+"""Figures drawn from ``metrics.jsonl``."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from nl_jax.plotting import plot_band, save_figure
+from nl_jax.training.metrics import ACCURACY, ACCURACY_FIGURE, FIGURE, VALIDATION, read_metrics
+
+
+def plot_validation(workdir: Path, yardsticks: Mapping[str, float]) -> Path:
+    """Draws validation bits per byte against tokens, a line for each model of ``metrics.jsonl``, to ``validation.png``.
+
+    Args:
+        workdir: where ``metrics.jsonl`` is.
+        yardsticks: bits per byte by name, drawn as horizontal lines.
+
+    Returns:
+        The path of the figure.
+    """
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for row in read_metrics(workdir):
+        if VALIDATION in row:
+            curves.setdefault(row["model"], []).append((row["tokens"], row[VALIDATION]))
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for model, points in curves.items():
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=model)
+    for style, (name, value) in zip(("--", ":", "-."), yardsticks.items(), strict=False):
+        axes.axhline(value, linestyle=style, color="gray", label=f"{name} (test)")
+    axes.set(xlabel="training tokens", ylabel="validation bits per byte")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return save_figure(figure, workdir / FIGURE)
+
+
+def plot_accuracy(workdir: Path) -> Path:
+    """Draws accuracy against steps to ``accuracy.png``: each model's mean over seeds, in a band from worst to best.
+
+    Args:
+        workdir: where ``metrics.jsonl`` is, with the model of each row given as ``MODEL/SEED``. A seed whose rows end
+            before the others' keeps its last accuracy.
+
+    Returns:
+        The path of the figure.
+    """
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for row in read_metrics(workdir):
+        if ACCURACY in row:
+            model, _, seed = row["model"].partition("/")
+            curves.setdefault(model, {}).setdefault(seed, []).append((row["step"], row[ACCURACY]))
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for model, seeds in curves.items():
+        steps = sorted({step for points in seeds.values() for step, _ in points})
+        accuracies = np.stack([np.interp(steps, *np.transpose(points)) for points in seeds.values()])
+        plot_band(axes, steps, accuracies, label=model)
+    axes.set(xlabel="training steps", ylabel="validation accuracy", ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return save_figure(figure, workdir / ACCURACY_FIGURE)

@@ -1,0 +1,67 @@
+"""What tests of launchers share."""
+
+import contextlib
+import json
+import resource
+import subprocess
+
+import pytest
+
+# What results.json has of each model that experiments.language_model has trained.
+MODEL_FIGURES = (
+    "parameters",
+    "tokens",
+    "validation_bits_per_byte",
+    "test_bits_per_byte",
+    "tokens_per_second",
+    "peak_memory_bytes",
+)
+
+
+def error_line(capsys):
+    """What is on stderr, if it is one line and stdout is empty."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def results_of(workdir):
+    return json.loads((workdir / "results.json").read_text())
+
+
+@contextlib.contextmanager
+def small_files(size):
+    """Lets no file grow beyond so many bytes: writes then fail where they would on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
+def disk_of(directory, size):
+    """A disk of so many bytes, mounted on a directory; skips the test where that is not allowed."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", directory], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", directory], check=True)
+
+
+def fill(directory):
+    """Takes what room a disk has left."""
+    with contextlib.suppress(OSError), (directory / "filler").open("wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+
+
+def call(main, *arguments):
+    """Exit code of a launcher run in this process."""
+    return main(["launcher", *map(str, arguments)])

@@ -1,0 +1,42 @@
+"""``nl-jax NAME``: every launcher by its name."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.__main__ import COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_launcher_is_a_command():
+    files = [path for path in (ROOT / "experiments").glob("*.py") if path.name != "__main__.py"]
+    assert {path.stem for path in files if 'if __name__ == "__main__":' in path.read_text()} == set(COMMANDS)
+
+
+def test_help_lists_the_launchers_without_starting_jax():
+    code = "import sys; from experiments.__main__ import main; code = main(['nl-jax']); assert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert all(f"  {name} " in done.stdout for name in COMMANDS)
+    assert "Trains language models on text" in done.stdout
+
+
+def test_an_unknown_name_is_one_line(capsys):
+    assert main(["nl-jax", "langauge_model"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: launcher 'langauge_model': expected one of language_model, context")
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_launcher_gets_its_flags(name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["unchanged"])
+    assert main(["/somewhere/nl-jax", name, "--help"]) == 0
+    text = capsys.readouterr().out
+    module = importlib.import_module(f"experiments.{name}")
+    assert text.startswith(module.__doc__.strip().splitlines()[0])
+    assert sys.argv[0] == f"nl-jax {name}"

@@ -1,0 +1,249 @@
+"""Every mixer by name: splits of a text, causality, published recurrences, and what the parts of a memory do."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nl_jax.modules import MIXERS, mixer
+from nl_jax.modules.mixers.memory_mixer import Fixed
+
+WIDTH, HEADS, D = 8, 2, 4
+apply = jax.jit(lambda module, x, state=None: module(x, state))
+
+
+def make(name, **options):
+    return mixer(name, width=WIDTH, num_heads=HEADS, rngs=nnx.Rngs(0), **{"chunk_size": 4, **options})
+
+
+def tokens(time, batch=2):
+    return jax.random.normal(jax.random.key(1), (batch, time, WIDTH))
+
+
+def in_parts(module, x, split):
+    state, parts = module.init_state(len(x)), []
+    for part in jnp.split(x, np.cumsum(split)[:-1], axis=1):
+        y, state = apply(module, part, state)
+        parts.append(y)
+    return jnp.concatenate(parts, axis=1), state
+
+
+CASES = [(name, {}) for name in MIXERS] + [
+    ("self_modifying_titans", {"rule": "paper", "retention": "zero", "eta_bias": -4.0}),  # grows with larger steps
+    ("titans", {"depth": 3}),
+    ("titans", {"gated": True, "objective": "huber"}),
+    ("titans", {"objective": "lp"}),
+    ("self_modifying_titans", {"adaptive": ("query", "value"), "momentum": True, "objective": "dot_product"}),
+    ("gated_delta_net", {"allow_neg_eigval": True}),
+    ("sliding_window_attention", {"window": 3}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_causal_and_the_same_one_by_one_and_in_parts(name, options):
+    module, x = make(name, **options), tokens(11)
+    whole = apply(module, x)
+    for t in (0, 3, 4, 10):
+        changed, _ = apply(module, x.at[:, t].add(1.0))
+        np.testing.assert_array_equal(changed[:, :t], whole[0][:, :t])
+        assert float(jnp.max(jnp.abs(changed[:, t] - whole[0][:, t]))) > 1e-4
+    for split in ((1,) * 11, (1, 5, 5)):
+        for a, b in zip(jax.tree.leaves(in_parts(module, x, split)), jax.tree.leaves(whole), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("ttt_linear", {"chunk_size": 6}), pytest.param("atlas", {}, marks=pytest.mark.slow)]
+)
+def test_the_count_of_tokens_does_not_overflow(name, options):
+    """Chunks keep their places when the count starts again."""
+    module, x = make(name, **options), tokens(14)
+    size = module.chunk_sizes[0]
+    _, state = apply(module, x[:, :9])
+    late = state._replace(position=jnp.asarray(2**30 - 2**30 % size - size + 9 % size, jnp.int32))
+    for part in (x[:, 9:11], x[:, 11:]):
+        (expected, state), (y, late) = apply(module, part, state), apply(module, part, late)
+        np.testing.assert_array_equal(y, expected)
+    assert int(late.position) < size
+    for a, b in zip(*(jax.tree.leaves(s._replace(position=0)) for s in (late, state)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def projected(module, x):
+    """Keys, values, queries and coefficients of one sequence in NumPy: [time, heads, ...]."""
+    inputs, _ = module.slow_inputs(x, module.conv.init_state(1))
+    return {name: np.moveaxis(np.asarray(u[0]), 0, 1) for name, u in inputs._asdict().items() if np.ndim(u) > 1}
+
+
+def outer(a, b):
+    return np.einsum("hi,hj->hij", a, b)
+
+
+# W_t from W_{t-1}, key, value and coefficients [heads, ...], as their papers print them
+PUBLISHED = {
+    "linear_attention": lambda W, k, v, eta, alpha: W + outer(v, k),
+    "linear_attention_pp": lambda W, k, v, eta, alpha: W + outer(v, k),
+    "retention": lambda W, k, v, eta, alpha: np.array([1 - 2**-5, 1 - 2**-6])[:, None, None] * W + outer(v, k),
+    "delta_net": lambda W, k, v, eta, alpha: (
+        W @ (np.eye(D) - eta[:, None, None] * outer(k, k)) + eta[:, None, None] * outer(v, k)
+    ),
+    "gated_delta_net": lambda W, k, v, eta, alpha: (
+        alpha[:, None, None] * W @ (np.eye(D) - eta[:, None, None] * outer(k, k)) + eta[:, None, None] * outer(v, k)
+    ),
+    "oja": lambda W, k, v, eta, alpha: (
+        (alpha[:, None, None] * np.eye(D) - eta[:, None, None] * outer(v, v)) @ W + eta[:, None, None] * outer(v, k)
+    ),
+}
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 16])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_recurrences(name, chunk):
+    with jax.enable_x64(True):
+        module = jax.tree.map(lambda p: p.astype(jnp.float64), make(name, chunk_size=chunk))
+        x = tokens(13, batch=1).astype(jnp.float64)
+        p = projected(module, x)
+        W = np.swapaxes(module.init_state(1).change[0][0][0], -1, -2)
+        expected = []
+        for t in range(13):
+            W = PUBLISHED[name](W, p["key"][t], p["value"][t], p["eta"][t], p["alpha"][t])
+            y = np.einsum("hij,hj->hi", W, p["query"][t])
+            expected.append(y / np.sqrt(np.mean(y * y, axis=-1, keepdims=True) + 1e-6))
+        expected = np.stack(expected).reshape(13, WIDTH) @ np.asarray(module.output.kernel[...])
+        y, _ = apply(module, x)
+        np.testing.assert_allclose(y[0], expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_a_mixer_starts_as_an_induction_head():
+    """Three tokens that came before are answered with what followed them then, before any training."""
+    module = mixer("delta_net", width=64, num_heads=1, rngs=nnx.Rngs(0))
+    text = jax.random.normal(jax.random.key(1), (1, 20, 64))
+    _, state = module(text)
+    p = {name: u[:, 0] for name, u in projected(module, jnp.concatenate([text, text[:, 5:8]], axis=1)).items()}
+    answer = p["query"][22] @ np.asarray(state.change[0][0][0, 0])
+    likeness = p["value"][:20] @ answer
+    assert np.argmax(likeness) == 8
+    assert likeness[8] > 2 * np.sort(likeness)[-2]
+    np.testing.assert_allclose(np.sum(p["key"][1:] * p["query"][:-1], axis=-1), 1, atol=0.05)
+
+
+def test_allow_neg_eigval_reach_minus_one():
+    """β = 2 mirrors the memory at a key; a value of zero then flips its answer's sign: parity."""
+    module = make("delta_net", allow_neg_eigval=True, eta=1.0)
+    key = jnp.zeros((1, HEADS, 1, D)).at[..., 0].set(1.0)
+    W = jnp.broadcast_to(jnp.eye(D), (1, HEADS, D, D))
+    inputs = module.slow_inputs(tokens(1, batch=1), module.conv.init_state(1))[0]._replace(key=key, value=0.0 * key)
+    start = jnp.zeros((), int)
+    _, change, _ = module._learn(inputs, start, start, Fixed(None, ()), (((W,),), (), ()), True)
+    np.testing.assert_allclose(change[0][0][0, 0], np.diag([-1.0, 1.0, 1.0, 1.0]), atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["self_modifying_titans", "titans", "ttt_mlp", "ttt_linear", "atlas", "delta_net", "oja"]
+)
+def test_meta_gradient_is_exact(name):
+    with jax.enable_x64(True):
+        module = jax.tree.map(lambda p: p.astype(jnp.float64), make(name))
+        x = tokens(9, batch=1).astype(jnp.float64)
+        loss = jax.jit(lambda module: jnp.sum(jnp.sin(module(x)[0])))
+        gradient = jax.grad(loss)(module)
+        rng = np.random.default_rng(0)
+        direction = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape)), module)
+        ahead, behind = (loss(jax.tree.map(lambda p, d, s=s: p + s * 2e-6 * d, module, direction)) for s in (1, -1))
+        along = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
+        assert along == pytest.approx(float(ahead - behind) / 4e-6, rel=1e-6)
+
+
+STREAMS = {
+    "random": lambda rng, time: rng.standard_normal((1, time, WIDTH)),
+    "one token repeated": lambda rng, time: np.repeat(rng.standard_normal((1, 1, WIDTH)), time, axis=1),
+    "two nearly equal tokens": lambda rng, time: (
+        rng.standard_normal((1, 1, WIDTH)) + 1e-3 * (np.arange(time) % 2)[None, :, None]
+    ),
+    "huge": lambda rng, time: 1e15 * rng.standard_normal((1, time, WIDTH)),
+    "zero": lambda rng, time: np.zeros((1, time, WIDTH)),
+}
+
+
+@pytest.mark.slow
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    stream=st.sampled_from(sorted(STREAMS)),
+    eta=st.sampled_from([0.0, 0.1, 10.0, 1e4]),
+    alpha=st.sampled_from([0.0, 0.5, 0.98, 1.0]),
+    chunk=st.sampled_from([1, 16, 512]),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
+    momentum=st.booleans(),
+    delta=st.booleans(),
+    gated=st.booleans(),
+)
+def test_default_rule_is_bounded(stream, eta, alpha, chunk, dtype, momentum, delta, gated):
+    """By the bound in memory/rules.py, for any coefficients and any stream."""
+    time = {1: 64, 16: 256, 512: 600}[chunk]
+    rule = {"momentum": momentum, "delta": delta, "gated": gated}
+    module = make("self_modifying_titans", chunk_size=chunk, eta=eta, alpha=alpha, **rule)
+    module = jax.tree.map(lambda p: p.astype(dtype), module)
+    x = jnp.asarray(STREAMS[stream](np.random.default_rng(0), time), dtype)
+    y, state = apply(module, x)
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves((y, state)))
+
+    def norm(w):
+        return np.linalg.norm(np.asarray(w, np.float64), ord=2, axis=(-2, -1))
+
+    root = (2 * eta) ** 0.5
+    for start, (first, last), architecture in zip(
+        module.initial_weights(), state.change, module.architectures, strict=True
+    ):
+        initial = norm(start[1].astype(jnp.float32))
+        bound = 1.01 * time * (initial + root)
+        assert np.all(norm(last[0]) <= bound)
+        memories = np.swapaxes(first[0].reshape(HEADS, D, architecture.stack, -1), 1, 2)
+        assert np.all(norm(memories) <= 1.01 * time * max(1, root) * (1 + 0.5 * (initial + bound)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("chunk", "alpha"), [(64, 0.98), (64, 1.0), (512, 1.0)])
+def test_default_rule_is_bounded_over_65536_tokens(chunk, alpha):
+    module = make("self_modifying_titans", chunk_size=chunk, eta=1e4, alpha=alpha)
+    for stream in STREAMS.values():
+        out = apply(module, jnp.asarray(stream(np.random.default_rng(0), 65_536), jnp.float32))
+        assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(out))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("other", {}, "unknown mixer 'other'"),
+        ("titans", {"num_heads": 3}, "num_heads=3 must divide width=8"),
+        ("titans", {"chunk_size": 0}, "chunk_size=0 must be at least 1"),
+        ("titans", {"chunk_size": True}, "chunk_size=True must be at least 1"),
+        ("titans", {"rule": "other"}, "rule='other' must be one of 'implicit', 'normalized', 'paper'"),
+        ("titans", {"objective": "other"}, "objective='other' must be one of"),
+        ("titans", {"read": "other"}, "read='other' must be one of 'token', 'boundary'"),
+        ("titans", {"initial": "zero"}, "initial='zero' with depth=2"),
+        ("titans", {"eta": -1.0}, "eta=-1.0 must be"),
+        ("titans", {"alpha": float("nan")}, "alpha=nan must be"),
+        ("titans", {"alpha": (0.5, 0.5, 0.5)}, "alpha=(0.5, 0.5, 0.5) must be"),
+        ("titans", {"mu": ("tanh", 0.0)}, "mu=('tanh', 0.0): the activation"),
+        ("titans", {"eta": ("softplus", float("nan"))}, "eta=('softplus', nan): the activation must be followed by"),
+        ("gated_delta_net", {"alpha": ("sigmoid",)}, "alpha=('sigmoid',): the activation must be followed by"),
+        ("titans", {"depth": 0}, "depth=0"),
+        ("titans", {"depth": 3, "gated": True}, "depth=3: a gated memory has depth 2"),
+        ("delta_net", {"window": 2}, "window=2 must be at least 1, and 1 with a delta term"),
+        ("delta_net", {"unknown": 1}, "unknown"),
+        ("oja", {"mu": 0.5}, "transposed=True needs a matrix memory"),
+        ("oja", {"read": "boundary"}, "transposed=True needs a matrix memory"),
+        ("attention", {"num_heads": 0}, "num_heads=0"),
+        ("self_modifying_titans", {"adaptive": ("memory",)}, "adaptive=('memory',)"),
+    ],
+)
+def test_bad_input(name, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        mixer(name, **{"width": WIDTH, "num_heads": HEADS, "chunk_size": 4, "rngs": nnx.Rngs(0), **options})
