@@ -50,7 +50,7 @@ def run(
         argv: program name and arguments; default ``sys.argv``.
 
     Returns:
-        The exit code, as in the table of ``experiments/common/failures.py``. Anything but 0 comes with one line on stderr.
+        The exit code, as in the table of ``failures.py``. Anything but 0 comes with one line on stderr.
     """
     command, argv = argv is None, sys.argv if argv is None else argv  # a command of its own ends after this
     _print_anything()
