@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 PyTree = Any
 
@@ -64,3 +65,9 @@ def replace_leaves(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
 def own_buffers(tree: PyTree) -> PyTree:
     """The same arrays, each in a buffer of its own: a state whose leaves share one cannot be donated."""
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+
+
+def strong(x: Any) -> Array:
+    """An array whose dtype does not give way to another's, as a Python number's does: scans need that."""
+    x = jnp.asarray(x)
+    return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x

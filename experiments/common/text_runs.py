@@ -32,7 +32,7 @@ from nl_jax.data import (
 )
 from nl_jax.models import MODEL_NAMES, PRESETS, LanguageModel, LanguageModelConfig
 from nl_jax.parallel import parse_mesh, use_cpu_cores
-from nl_jax.training import Progress, TrainState, fit, make_optimizer
+from nl_jax.training import LevelOptimizers, Progress, TrainState, describe_training, fit, make_optimizer
 from nl_jax.trees import named_leaves
 
 VALIDATION_TOKENS = 65_536  # what the evaluations during training look at; the test split is scored whole, once
@@ -141,6 +141,17 @@ def batches_of(values: flags.FlagValues, data: TextData, seed: int) -> Batches:
     return Batches(train, validation, test=evaluation_batches(data.test, **sizes))
 
 
+def optimizer_of(config: LanguageModelConfig, values: flags.FlagValues) -> LevelOptimizers:
+    """What the flags say that moves the parameters of each level."""
+    return make_optimizer(**optimizer_arguments(values), cms_periods=config.optimizer_periods)
+
+
+def schedule_of(config: LanguageModelConfig, values: flags.FlagValues) -> str:
+    """The levels that train a model, and when each is updated, as text."""
+    shapes = jax.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
+    return describe_training(shapes, optimizer_of(config, values))
+
+
 def fit_model(
     run: str,
     config: LanguageModelConfig,
@@ -159,11 +170,10 @@ def fit_model(
         leaves = [known.get(path, leaf) for path, leaf in named_leaves(model).items()]
         return jax.tree.unflatten(jax.tree.structure(model), leaves)
 
-    optimizer = make_optimizer(**optimizer_arguments(values), cms_periods=config.optimizer_periods)
     return fit(
         run,
         init_model,
-        optimizer,
+        optimizer_of(config, values),
         batches.train(),
         batches.validation,
         workdir=workdir,

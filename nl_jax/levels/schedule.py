@@ -46,7 +46,7 @@ from jaxtyping import Array, Bool, Int
 
 from nl_jax.levels import composition, describe
 from nl_jax.levels.level import Context, Level
-from nl_jax.trees import PyTree, own_buffers
+from nl_jax.trees import PyTree, own_buffers, strong
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -138,13 +138,21 @@ class Schedule:
         """What a level answers; its parameters without a query."""
         return self[name].read(state.levels[name], query)
 
-    def init(self, key: Array | None, data: PyTree, start: Mapping[str, PyTree] | None = None) -> ScheduleState:
+    def init(
+        self,
+        key: Array | None,
+        data: PyTree,
+        start: Mapping[str, PyTree] | None = None,
+        contexts: Mapping[str, PyTree] | None = None,
+    ) -> ScheduleState:
         """The state before the first step; no two of its arrays share a buffer, so that it can be donated.
 
         Args:
           key: random; each level gets its own. None where no level draws from it.
           data: of one step; but for levels that look at them only their shapes matter.
           start: parameters that some levels start from, instead of their own initial ones (by initialisation, §3.3).
+          contexts: arrays with the shapes of one step's contexts, by level, where the caller knows them; by default the
+            flow is traced for them.
         """
         states: Levels = {}
         start = start or {}
@@ -160,9 +168,11 @@ class Schedule:
             else:
                 assert level.start is not None
                 states[level.name] = level.start(answer)
-        states = own_buffers(jax.tree.map(_strong, states))  # a level may start from another's very arrays
+        states = own_buffers(jax.tree.map(strong, states))  # a level may start from another's very arrays
         pending = {}
-        for name, context in jax.eval_shape(self._contexts, states, data)[0].items():
+        if contexts is None:
+            contexts = jax.eval_shape(self._contexts, states, data)[0]
+        for name, context in contexts.items():
             level = self[name]
             if level.period > 1:
                 pending[name] = jax.tree.map(level.empty, context)
@@ -385,10 +395,4 @@ def _like(new: PyTree, old: PyTree, name: str) -> PyTree:
     was, now = (str(jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)) for tree in (old, new))
     if was != now:
         raise ValueError(f"level {name!r}: an update turns its state from {was} into {now}")
-    return jax.tree.map(_strong, new)
-
-
-def _strong(x: Any) -> Array:
-    """An array whose dtype does not give way to another's, as a Python number's does: scans need that."""
-    x = jnp.asarray(x)
-    return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
+    return jax.tree.map(strong, new)
