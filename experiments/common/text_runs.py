@@ -54,9 +54,9 @@ def define_flags() -> flags.FlagValues:
     define_cms_flags(values)
     define_data_flags(values)
     define(flags.DEFINE_integer, "steps", 400, "Optimizer steps for each model.")
-    define(flags.DEFINE_integer, "batch_size", 8, "Sequences in a batch, all devices together.")
-    define(flags.DEFINE_integer, "seq_len", 256, "Tokens in a sequence.")
-    define_optimizer_flags(values)
+    define(flags.DEFINE_integer, "batch_size", 2, "Sequences in a batch, all devices together.")
+    define(flags.DEFINE_integer, "seq_len", 1024, "Tokens in a sequence.")
+    define_optimizer_flags(values, default="m3")
     define_schedule_flags(values)
     define(flags.DEFINE_integer, "seed", 0, "Decides initial parameters and the order of the data.")
     define(flags.DEFINE_integer, "eval_every", 100, "Steps between evaluations.")
@@ -141,9 +141,9 @@ def batches_of(values: flags.FlagValues, data: TextData, seed: int) -> Batches:
     return Batches(train, validation, test=evaluation_batches(data.test, **sizes))
 
 
-def optimizer_of(config: LanguageModelConfig, values: flags.FlagValues) -> LevelOptimizers:
-    """What the flags say that moves the parameters of each level."""
-    return make_optimizer(**optimizer_arguments(values), cms_periods=config.optimizer_periods)
+def optimizer_of(config: LanguageModelConfig, values: flags.FlagValues, rate_factor: float = 1.0) -> LevelOptimizers:
+    """What the flags say that moves the parameters of each level, with both learning rates times a factor."""
+    return make_optimizer(**optimizer_arguments(values, rate_factor), cms_periods=config.optimizer_periods)
 
 
 def schedule_of(config: LanguageModelConfig, values: flags.FlagValues) -> str:
@@ -161,6 +161,7 @@ def fit_model(
     mesh: jax.sharding.Mesh,
     seed: int,
     start: LanguageModel | None = None,
+    rate_factor: float = 1.0,
 ) -> tuple[TrainState, Progress]:
     """Trains one model below ``workdir/run`` from the parameters of ``start``, or goes on where it was stopped."""
 
@@ -173,7 +174,7 @@ def fit_model(
     return fit(
         run,
         init_model,
-        optimizer_of(config, values),
+        optimizer_of(config, values, rate_factor),
         batches.train(),
         batches.validation,
         workdir=workdir,
