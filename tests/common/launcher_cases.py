@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import resource
 import subprocess
 
@@ -50,6 +51,26 @@ def disk_of(directory, size):
     if mounted.returncode:
         pytest.skip("file systems cannot be mounted here")
     try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", directory], check=True)
+
+
+@contextlib.contextmanager
+def read_only(directory):
+    """Lets nothing be written into a directory; skips the test where the system does not allow that."""
+    if os.geteuid():
+        mode = directory.stat().st_mode
+        directory.chmod(0o555)
+        try:
+            yield
+        finally:
+            directory.chmod(mode)
+        return
+    if subprocess.run(["mount", "--bind", directory, directory], capture_output=True).returncode:
+        pytest.skip("root can write everywhere, and file systems cannot be mounted here")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", directory], check=True)
         yield
     finally:
         subprocess.run(["umount", "-l", directory], check=True)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from image_cases import write_images
-from launcher_cases import error_line, results_of
+from launcher_cases import results_of
 
 from experiments import optimizers
 from experiments.benchmarking.timed_programs import Timing
@@ -23,42 +23,6 @@ from nl_jax.optim import newton_schulz
 
 def call(*arguments):
     return optimizers.main(["optimizers", *map(str, arguments)])
-
-
-@pytest.mark.parametrize(
-    ("flags", "problem"),
-    [
-        ([], "first argument missing: expected one of toy, continual, training, speed"),
-        (["train"], "first argument train: expected one of"),
-        (["toy", "--optimizers=sgd,adamw"], "--optimizers=sgd,adamw: expected some of sgd, momentum"),
-        (["speed", "--optimizers=muon,muon"], "none twice"),
-        (["speed", "--optimizers="], "--optimizers: none given"),
-        (["speed", "--sizes=many"], "--sizes=many: expected numbers of parameters"),
-        (["speed", "--sizes=1e6,1e6"], "none twice"),
-        (["speed", "--sizes=-1"], "--sizes=-1: expected numbers of parameters"),
-        (["speed", "--rounds=0"], "--rounds=0: expected at least 1"),
-        (["continual", "--num_tasks=1"], "--num_tasks=1: expected at least 2"),
-        (["continual", "--seeds=0"], "--seeds=0: expected at least 1"),
-        (["training", "--task=gan"], "--task=gan: expected one of vit, lm"),
-        (["training", "--task=lm", "--model=gpt"], "--model=gpt: expected one of hope"),
-        (["training", "--steps=50"], "--eval_every=20: expected a divisor of the 50 steps"),
-        (["training", "--points=1"], "--points=1: expected at least 2"),
-        (["training", "--weight_decay=nan"], "--weight_decay=nan: expected at least 0"),
-        (["training", "--image_size=6"], "--image_size=6: expected a multiple of 4"),
-        (["training", "--images=/absent"], "image path '/absent': no such directory"),
-        (["training", "--task=lm", "--data=/absent"], "data path '/absent'"),
-    ],
-)
-def test_bad_flags_end_in_one_line(flags, problem, tmp_path, capsys):
-    workdir = tmp_path / "run"
-    assert call(*flags, f"--workdir={workdir}") == 2
-    assert problem in error_line(capsys)
-    assert not workdir.exists()
-
-
-def test_help_explains_itself(capsys):
-    assert call("--help") == 0
-    assert capsys.readouterr().out.startswith(optimizers.__doc__.strip())
 
 
 # The toy problem
@@ -357,9 +321,6 @@ def test_training_goes_on(trained, capsys, monkeypatch):
     assert call("training", *arguments) == 0
     assert calls == [(best_rate(before["figures"]["adamw: tuning"]), 1)]
     assert results_of(workdir) == before
-
-    assert call("training", *arguments, "--weight_decay=0.2") == 2
-    assert "weight_decay 0.1 there, 0.2 here" in capsys.readouterr().err
 
 
 def test_language_model(tmp_path, monkeypatch):

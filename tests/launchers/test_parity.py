@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launcher_cases import error_line, results_of
+from launcher_cases import results_of
 
 from experiments import parity
 from experiments.common import task_training
@@ -163,39 +163,6 @@ def files(directory):
     return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-BAD_FLAGS = [
-    (["--min_length=0"], "--min_length=0: expected at least 1"),
-    (["--max_length=1"], "--max_length=1: expected at least 2"),
-    (["--long_length=8"], "--long_length=8: expected at least 9"),
-    (["--validation_sequences=0"], "--validation_sequences=0: expected at least 1"),
-    (["--validation_sequences=255"], "255 distinct strings of even parity, 2 to 8 symbols long: expected at most 254"),
-    (["--steps=0"], "--steps=0: expected at least 1"),
-    (["--models=delta_net,hopeless"], "--models=delta_net,hopeless: expected some of"),
-    (["--workdir="], "--workdir: missing"),
-    (["--mixer_option=window"], "--mixer_option=window: expected name=value"),
-    (["--mixer_option==3"], "--mixer_option==3: expected name=value"),
-    (["--mixer_option=chunk_size=4"], "--mixer_option=chunk_size=4: expected an option of a mixer; flags of their own"),
-    (["--mixer_option=eta=1.0"], "--mixer_option=eta=1.0: expected every option once"),
-    (["--mixer_option=delta=false"], "--mixer_option=delta=false: expected a Python value"),
-    (["--mixer_option=mu=(1,"], "--mixer_option=mu=(1,: expected a Python value"),
-    (["--mixer_option=mu=[1]"], "--mixer_option=mu=[1]: expected a number"),
-    (["--mixer_option=rule=unknown"], "--mixer_option=rule=unknown: rule='unknown' must be one of"),
-    (["--mixer_option=windows=3"], "unexpected keyword argument 'windows'"),
-    (["--mixer_option=rngs=3"], "multiple values for keyword argument 'rngs'"),
-    (["--mixer_option=mu=()"], "--models=delta_net"),
-    (["--models=transformer"], "unexpected keyword argument 'allow_neg_eigval'"),
-]
-
-
-@pytest.mark.parametrize(("flags", "problem"), BAD_FLAGS)
-def test_bad_flags_end_in_one_line(flags, problem, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(task_training, "compile_step", None)  # nothing may come this far
-    workdir = tmp_path / "run"
-    assert call(f"--workdir={workdir}", *FLAGS, *flags) == 2
-    assert problem in error_line(capsys)
-    assert not workdir.exists()
-
-
 def test_given_options_are_added_to_the_models_own():
     def options(*arguments):
         values = parity.define_flags()
@@ -207,14 +174,6 @@ def test_given_options_are_added_to_the_models_own():
     arguments = ["--mixer_option=rule=paper", '--mixer_option=eta=("softplus",0.0)']
     assert options(*arguments) == [{"frozen": True, **given}, given]
     assert options("--models=hope_frozen", "--mixer_option=frozen=False") == [{"frozen": False}]
-
-
-def test_help_explains_itself(capsys):
-    assert call("--help") == 0
-    text = capsys.readouterr().out
-    assert text.startswith(parity.__doc__.strip())
-    for name in parity.define_flags():
-        assert f"--{name}: " in text
 
 
 FIGURES = ["accuracy", "accuracy_short", "sequences_short", "sequences_long"]

@@ -1,4 +1,4 @@
-"""Associative recall: the generator against what the task says, masked loss and accuracy, and the launcher."""
+"""Associative recall: the generator against what the task says, masked loss and accuracy, and the launcher's runs."""
 
 import json
 import shutil
@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launcher_cases import error_line, results_of
+from launcher_cases import results_of
 
 from experiments import recall
 from experiments.common import task_training
 from nl_jax import InputError
 from nl_jax.evaluation import accuracy
-from nl_jax.models import MODEL_NAMES
 from nl_jax.models.losses import mean_loss
 from nl_jax.parallel import parse_mesh
 from nl_jax.tasks import recall_batch
@@ -133,47 +132,6 @@ def files(directory):
     return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-BAD_FLAGS = [
-    (["--pairs=0"], "--pairs=0: expected at least 1"),
-    (["--pairs=3"], "--seq_len=8: expected at least 12, four times --pairs=3"),
-    (["--vocab_size=5"], "--vocab_size=5: expected at least 6 for --pairs=2"),
-    (["--width=10", "--num_heads=3"], "num_heads=3 must divide width=10"),
-    (["--models=transformer", "--width=6"], "--models=transformer: num_heads=2 must divide width=6"),
-    (["--models=hope,hopeless"], "--models=hope,hopeless: expected some of"),
-    (["--models="], "--models: none given; expected some of"),
-    (["--models=hope,hope"], "--models=hope,hope: expected some of"),
-    (["--learning_rate=nan"], "--learning_rate=nan: expected"),
-    (["--other_text=5,many"], "--other_text=5,many: expected numbers from 1"),
-    (["--workdir="], "--workdir: missing"),
-    (["stray"], "argument 'stray': expected flags only"),
-    *(
-        ([f"--{name}=0"], f"--{name}=0: expected at least 1")
-        for name in ("width", "num_heads", "num_layers", "chunk_size", "batch_size", "steps", "eval_every", "seeds")
-    ),
-]
-
-
-@pytest.mark.parametrize(("flags", "problem"), BAD_FLAGS)
-def test_bad_flags_end_in_one_line(flags, problem, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(task_training, "compile_step", None)  # nothing may come this far
-    workdir = tmp_path / "run"
-    assert call(f"--workdir={workdir}", *FLAGS, *flags) == 2
-    assert problem in error_line(capsys)
-    assert not workdir.exists()
-
-
-def test_help_explains_itself(capsys):
-    assert call("--help") == 0
-    text = capsys.readouterr().out
-    assert text.startswith(recall.__doc__.strip())
-    for name in recall.define_flags():
-        assert f"--{name}: " in text
-
-
-def test_default_models_are_those_there_are():
-    assert {"hope", "transformer"} <= set(recall.DEFAULT_MODELS) <= set(MODEL_NAMES)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
@@ -214,13 +172,6 @@ def test_a_whole_run(finished, capsys):
         assert f"{np.mean(figures['accuracy']):.3f} ± " in row
         assert "0 of 2" in row
     assert str(finished) in out.splitlines()[-1]
-    assert files(finished) == before
-
-
-def test_another_configuration_is_refused(finished, capsys):
-    before = files(finished)
-    assert call(f"--workdir={finished}", *FLAGS, "--learning_rate=0.5") == 2
-    assert "learning_rate 0.003 there, 0.5 here" in error_line(capsys)
     assert files(finished) == before
 
 

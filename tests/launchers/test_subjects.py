@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from launcher_cases import error_line, results_of
+from launcher_cases import results_of
 
 from experiments import subjects
 from experiments.subject_changes.texts import cut_streams, default_texts, docstrings, held_out_texts, without_seen
@@ -159,32 +159,6 @@ def test_a_whole_run_goes_on_where_it_was(texts, tmp_path, capsys):
     (run / "results.json").write_text(json.dumps(results))
     assert call(*flags) == 0
     assert capsys.readouterr().out == table
-    assert call(*flags, "--part=1024") == 2
-    assert "part 512 there, 1024 here" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("flags", "problem"),
-    [
-        (["--seeds=0"], "--seeds=0: expected at least 1"),
-        (["--seed=1"], "Unknown command line flag 'seed'"),
-        (["--regimes=meta,inner"], "--regimes=meta,inner: expected some of meta, online, outer, none twice"),
-        (["--regimes=meta,meta"], "none twice"),
-        (["--model=transformer"], "--model=transformer: expected one with a CMS of several levels"),
-        (["--part=640"], "--part=640: expected a multiple of 256 and of --seq_len=128"),
-        (["--part=256"], "--part=256: expected at least 512"),
-        (["--seq_len=100"], "--seq_len=100: expected a multiple of 64"),
-        (["--texts=nowhere.txt,b.txt"], "--texts=nowhere.txt: data path 'nowhere.txt': no such file"),
-        (["--texts=one.txt"], "--texts=one.txt: expected two or more"),
-        (["--streams=1000"], "--streams=1000 of --part=512 bytes need"),
-    ],
-)
-def test_bad_flags_end_in_one_line(flags, problem, texts, tmp_path, capsys):
-    given = f"--texts={texts / 'prose.txt'},{texts / 'code.txt'}"
-    code = call(f"--workdir={tmp_path / 'run'}", f"--data={texts / 'data.txt'}", given, *FLAGS, *flags)
-    assert code == 2
-    assert problem in error_line(capsys)
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_stream_that_stops_being_finite_is_refused():

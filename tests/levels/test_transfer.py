@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from level_cases import normal
 
 from nl_jax import Level, Schedule
 from nl_jax.levels import (
@@ -18,10 +19,6 @@ from nl_jax.levels import (
     from_loss,
     from_optax,
 )
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape)
 
 
 def mlp(sizes, key):
@@ -53,7 +50,7 @@ def sines(key, count, points):
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_maml_learns_sines(exact):
-    tasks, steps, meta = 16, 3, 400
+    tasks, steps, meta = 16, 3, 200
     start = mlp((1, 32, 32, 1), jax.random.key(0))
     fast = Schedule([from_loss("fast", squares, start, optax.sgd(0.03))])
     adapted = by_initialisation(fast, "fast", squares, exact=exact)
@@ -94,7 +91,7 @@ def test_a_hypernetwork_makes_the_weights_of_sines():
         start = mlp((2, 64, 32), jax.random.key(0))
         level = from_loss("hyper", objective, start, optax.adam(3e-3), period=16)
         schedule = Schedule([level])
-        x, y, code = sines(jax.random.key(1), 16 * 500, 20)
+        x, y, code = sines(jax.random.key(1), 16 * 300, 20)
         data = {"hyper": (code, (x, y))}
         state = schedule.init(None, jax.tree.map(lambda x: x[0], data))
         params = schedule.read(jax.jit(schedule.run)(state, data), "hyper")

@@ -256,8 +256,8 @@ def test_huge_rates_stay_finite():
 def test_states_keep_their_dtypes(variant, regime, mixer):
     """Of a model in bfloat16, whose loss and weights in context are float32."""
     tokens, targets = text(8)
-    model = make(variant, regime, mixer, periods=(4, 8), num_layers=1)
-    model = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
+    model = jax.eval_shape(lambda: make(variant, regime, mixer, periods=(4, 8), num_layers=1))
+    model = jax.eval_shape(lambda m: jax.tree.map(lambda x: x.astype(jnp.bfloat16), m), model)
     batch, optimizer = {"inputs": tokens, "targets": targets, "mask": jnp.ones(tokens.shape)}, optax.adam(1e-3)
     state = jax.eval_shape(lambda m: init_state(lambda: m, optimizer), model)
     new, outputs = jax.eval_shape(functools.partial(train_step, optimizer), state, batch)

@@ -44,11 +44,12 @@ def batches(count=2, rows=3):
 
 
 learn = jax.jit(lambda model, *batch: read_and_learn(model, *batch)[0])
+read_text, losses_of, mean_of = jax.jit(read), jax.jit(token_losses), jax.jit(mean_loss)
 
 
 def expected(model, batch):
     logits = learn(model, batch["inputs"], batch["targets"], batch["mask"])
-    still, _ = model(batch["inputs"])
+    still, _ = jax.jit(lambda model, tokens: model(tokens))(model, batch["inputs"])
     assert float(jnp.max(jnp.abs(logits - still))) > 0.1  # what is compared with differs from reading without learning
     return logits
 
@@ -69,8 +70,8 @@ def test_every_score_is_of_the_logits_that_learn(model):
     assert evaluate(model, EvaluationSet(data, 100, 1), mesh) == pytest.approx(total / np.log(2) / 100, rel=1e-5)
     by_position = sum(np.asarray(n).sum(0) for n in nats) / masks.sum((0, 1)) / np.log(2)
     np.testing.assert_allclose(bits_by_position(model, EvaluationSet(data, 100, 1), mesh), by_position, rtol=1e-4)
-    np.testing.assert_allclose(token_losses(model, data[0]) * data[0]["mask"], nats[0], rtol=1e-4, atol=1e-5)
-    assert float(mean_loss(model, data[0])) == pytest.approx(float(nats[0].sum() / masks[0].sum()), rel=1e-5)
+    np.testing.assert_allclose(losses_of(model, data[0]) * data[0]["mask"], nats[0], rtol=1e-4, atol=1e-5)
+    assert float(mean_of(model, data[0])) == pytest.approx(float(nats[0].sum() / masks[0].sum()), rel=1e-5)
 
 
 def test_recall_after_other_text_learns_it(model, monkeypatch):
@@ -99,11 +100,11 @@ def test_reading_in_parts_and_without_targets(model):
     (batch,) = batches(1)
     tokens = jnp.asarray(batch["inputs"])
     known = jnp.ones(tokens.shape).at[:, -1].set(0.0)
-    whole, _ = read(model, tokens)
+    whole, _ = read_text(model, tokens)
     np.testing.assert_allclose(whole, learn(model, tokens, jnp.roll(tokens, -1, 1), known), atol=1e-5)
     targets, logits, state = jnp.asarray(batch["targets"]), [], None
     for part in (slice(0, 8), slice(8, TIME)):
-        out, state = read(model, tokens[:, part], state, targets=targets[:, part])
+        out, state = read_text(model, tokens[:, part], state, targets=targets[:, part])
         logits.append(out)
     np.testing.assert_allclose(jnp.concatenate(logits, 1), learn(model, tokens, targets), atol=1e-5)
 
@@ -140,14 +141,18 @@ BAD_ARGUMENTS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def readers(model):
+    """What generates: a stream, and the sampler with a model that learns in context and one that does not."""
+    outer = make("outer")
+    return [Stream(model).generate, lambda **given: sample(model, **given), lambda **given: sample(outer, **given)]
+
+
 @pytest.mark.parametrize(("change", "problem"), BAD_ARGUMENTS)
-def test_arguments_of_generation_are_checked(model, change, problem):
-    arguments = {"prompt": [1], "num_tokens": 1} | change
-    with pytest.raises(ValueError, match=problem):
-        Stream(model).generate(**arguments)
-    for regime in ("meta", "outer"):
+def test_arguments_of_generation_are_checked(readers, change, problem):
+    for reader in readers:
         with pytest.raises(ValueError, match=problem):
-            sample(make(regime), **arguments)
+            reader(**{"prompt": [1], "num_tokens": 1} | change)
 
 
 def test_no_tokens_are_no_tokens(model):

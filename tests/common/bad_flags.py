@@ -1,0 +1,145 @@
+"""Bad flags of every launcher, and a part of the line that says so. A task of a launcher comes before its flags."""
+
+COUNTS = ("width", "num_heads", "num_layers", "chunk_size", "batch_size", "steps", "eval_every", "seeds")
+
+LANGUAGE_MODEL = [
+    (["--steps=0"], "--steps=0: expected at least 1"),
+    (["--seq_len=0"], "--seq_len=0: expected at least 1"),
+    (["--eval_every=0"], "--eval_every=0: expected at least 1"),
+    (["--checkpoint_every=0"], "--checkpoint_every=0: expected at least 1"),
+    (["--seed=-1"], "--seed=-1: expected 0 to"),
+    (["--seed=99999999999"], "--seed=99999999999: expected 0 to"),
+    (["--learning_rate=0"], "--learning_rate=0.0: expected"),
+    (["--learning_rate=-1"], "--learning_rate=-1.0: expected"),
+    (["--models="], "--models: none given; expected some of"),
+    (["--models=hope,hope"], "--models=hope,hope: expected some of"),
+    (["--models=hope,hopeless"], "hopeless"),
+    (["--preset=enormous"], "enormous"),
+    (["--mesh=data:3"], "mesh 'data:3' asks for 3 devices, but there are"),
+    (["--mesh=pipeline:2"], "mesh 'pipeline:2': unknown axis"),
+    (["--data=missing.txt"], "missing.txt"),
+    (["--tokenizer=missing.json"], "missing.json"),
+    (["--seq_len=1000000"], "--seq_len=1000000 is longer than"),
+]
+
+CONTEXT = [
+    (["--start_from=nowhere"], "--start_from=nowhere: expected a run of this launcher"),
+    (["--chunk_size=0"], "--chunk_size=0: expected at least 1"),
+    (["--models=hope", "--cms_regime=meta", "--cms_levels=8", "--chunk_size=3"], "expected a divisor of 8"),
+    (["--cms_rate=-1"], "--cms_rate=-1.0: expected "),
+    (["--seeds=0"], "--seeds=0: expected at least 1"),
+    (["--seed=1"], "Unknown command line flag 'seed'"),
+    (["--seq_len=1000000"], "--seq_len=1000000 is longer than"),
+    (["--models=hopeless"], "hopeless"),
+]
+
+GENERATE = [
+    (["--workdir=nowhere"], "--workdir=nowhere: no run there"),
+    (["--num_tokens=0"], "--num_tokens=0: expected at least 1"),
+    (["--temperature=-1"], "--temperature=-1.0: expected at least 0"),
+    (["--prompt=\udcff"], "--prompt: not UTF-8"),
+]
+
+STREAM = [
+    (["--workdir=nowhere"], "--workdir=nowhere: no run there"),
+    (["--fresh=maybe"], "flag --fresh=maybe"),
+]
+
+SUBJECTS = [
+    (["--seeds=0"], "--seeds=0: expected at least 1"),
+    (["--seed=1"], "Unknown command line flag 'seed'"),
+    (["--regimes=meta,inner"], "--regimes=meta,inner: expected some of meta, online, outer, none twice"),
+    (["--regimes=meta,meta"], "none twice"),
+    (["--model=transformer"], "--model=transformer: expected one with a CMS of several levels"),
+    (["--part=640"], "--part=640: expected a multiple of 256 and of --seq_len=128"),
+    (["--part=256"], "--part=256: expected at least 512"),
+    (["--seq_len=100"], "--seq_len=100: expected a multiple of 64"),
+    (["--texts=nowhere.txt,b.txt"], "--texts=nowhere.txt: data path 'nowhere.txt': no such file"),
+    (["--texts=one.txt"], "--texts=one.txt: expected two or more"),
+    (["--streams=1000"], "--streams=1000 of --part=512 bytes need"),
+]
+
+RECALL = [
+    (["--pairs=0"], "--pairs=0: expected at least 1"),
+    (["--pairs=3"], "--seq_len=8: expected at least 12, four times --pairs=3"),
+    (["--vocab_size=5"], "--vocab_size=5: expected at least 6 for --pairs=2"),
+    (["--width=10", "--num_heads=3"], "num_heads=3 must divide width=10"),
+    (["--models=transformer", "--width=6"], "--models=transformer: num_heads=2 must divide width=6"),
+    (["--models=hope,hopeless"], "--models=hope,hopeless: expected some of"),
+    (["--models="], "--models: none given; expected some of"),
+    (["--models=hope,hope"], "--models=hope,hope: expected some of"),
+    (["--other_text=5,many"], "--other_text=5,many: expected numbers from 1"),
+    *(([f"--{name}=0"], f"--{name}=0: expected at least 1") for name in COUNTS),
+]
+
+PARITY = [
+    (["--min_length=0"], "--min_length=0: expected at least 1"),
+    (["--max_length=1"], "--max_length=1: expected at least 2"),
+    (["--long_length=8"], "--long_length=8: expected at least 9"),
+    (["--validation_sequences=0"], "--validation_sequences=0: expected at least 1"),
+    (["--validation_sequences=255"], "255 distinct strings of even parity, 2 to 8 symbols long: expected at most 254"),
+    (["--steps=0"], "--steps=0: expected at least 1"),
+    (["--models=delta_net,hopeless"], "--models=delta_net,hopeless: expected some of"),
+    (["--mixer_option=window"], "--mixer_option=window: expected name=value"),
+    (["--mixer_option==3"], "--mixer_option==3: expected name=value"),
+    (["--mixer_option=chunk_size=4"], "--mixer_option=chunk_size=4: expected an option of a mixer; flags of their own"),
+    (["--mixer_option=eta=1.0"], "--mixer_option=eta=1.0: expected every option once"),
+    (["--mixer_option=delta=false"], "--mixer_option=delta=false: expected a Python value"),
+    (["--mixer_option=mu=(1,"], "--mixer_option=mu=(1,: expected a Python value"),
+    (["--mixer_option=mu=[1]"], "--mixer_option=mu=[1]: expected a number"),
+    (["--mixer_option=rule=unknown"], "--mixer_option=rule=unknown: rule='unknown' must be one of"),
+    (["--mixer_option=windows=3"], "unexpected keyword argument 'windows'"),
+    (["--mixer_option=rngs=3"], "multiple values for keyword argument 'rngs'"),
+    (["--mixer_option=mu=()"], "--models=delta_net"),
+    (["--models=transformer"], "unexpected keyword argument 'allow_neg_eigval'"),
+]
+
+OPTIMIZERS = [
+    ([], "first argument missing: expected one of toy, continual, training, speed"),
+    (["train"], "first argument train: expected one of"),
+    (["toy", "--optimizers=sgd,adamw"], "--optimizers=sgd,adamw: expected some of sgd, momentum"),
+    (["speed", "--optimizers=muon,muon"], "none twice"),
+    (["speed", "--optimizers="], "--optimizers: none given"),
+    (["speed", "--sizes=many"], "--sizes=many: expected numbers of parameters"),
+    (["speed", "--sizes=1e6,1e6"], "none twice"),
+    (["speed", "--sizes=-1"], "--sizes=-1: expected numbers of parameters"),
+    (["speed", "--rounds=0"], "--rounds=0: expected at least 1"),
+    (["continual", "--num_tasks=1"], "--num_tasks=1: expected at least 2"),
+    (["continual", "--seeds=0"], "--seeds=0: expected at least 1"),
+    (["training", "--task=gan"], "--task=gan: expected one of vit, lm"),
+    (["training", "--task=lm", "--model=gpt"], "--model=gpt: expected one of hope"),
+    (["training", "--steps=50"], "--eval_every=20: expected a divisor of the 50 steps"),
+    (["training", "--points=1"], "--points=1: expected at least 2"),
+    (["training", "--image_size=6"], "--image_size=6: expected a multiple of 4"),
+    (["training", "--images=/absent"], "image path '/absent': no such directory"),
+    (["training", "--task=lm", "--data=/absent"], "data path '/absent'"),
+]
+
+BENCHMARK = [
+    ([], "first argument missing: expected one of mixers, scaling, compile"),
+    (["mixer"], "first argument mixer: expected one of"),
+    (["mixers", "--models=transformer,hopeless"], "--models=transformer,hopeless: expected some of hope,"),
+    (["mixers", "--models="], "--models: none given"),
+    (["mixers", "--models=hope,hope"], "none twice"),
+    (["mixers", "--competitors=gpt"], "--competitors=gpt: expected some of jax_attention, torch"),
+    (["mixers", "--lengths=64"], "--lengths=64: expected tokens:batch pairs"),
+    (["mixers", "--lengths=64:0"], "--lengths=64:0: expected tokens:batch pairs"),
+    (["mixers", "--lengths=64:1,64:1"], "none twice"),
+    (["scaling", "--lengths=64:1,128:2"], "--lengths=64:1,128:2: expected two or more lengths at one batch size"),
+    (["compile", "--depths=2,0"], "--depths=2,0: expected numbers of layers"),
+    (["mixers", "--repeats=0"], "--repeats=0: expected at least 1"),
+    (["mixers", "--matrix_size=99999"], "--matrix_size=99999: expected 1 to 16384"),
+    (["mixers", "--num_heads=3"], "cannot be built: num_heads=3"),
+]
+
+BAD_FLAGS = {
+    "language_model": LANGUAGE_MODEL,
+    "context": CONTEXT,
+    "generate": GENERATE,
+    "stream": STREAM,
+    "subjects": SUBJECTS,
+    "recall": RECALL,
+    "parity": PARITY,
+    "optimizers": OPTIMIZERS,
+    "benchmark": BENCHMARK,
+}

@@ -1,0 +1,220 @@
+"""Every launcher, and a run of each that takes seconds: the rows of tests/launchers/test_launcher_table.py."""
+
+import dataclasses
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+from image_cases import write_images
+from launcher_cases import results_of
+
+from experiments.common import launcher
+
+ROOT = Path(launcher.__file__).parents[2]
+
+# Of each launcher: the function that gives its flags, and a task that it wants before them.
+LAUNCHERS = {
+    "language_model": ("define_flags", []),
+    "context": ("context_flags", []),
+    "generate": ("define_flags", []),
+    "stream": ("define_flags", []),
+    "subjects": ("subjects_flags", []),
+    "recall": ("define_flags", []),
+    "parity": ("define_flags", []),
+    "optimizers": ("define_flags", ["toy"]),
+    "benchmark": ("define_flags", ["mixers"]),
+}
+READERS = ("generate", "stream")  # of a run of language_model
+
+TEXT = "--data={inputs}/data.txt --batch_size=2 --eval_every=2"
+TASK = "--width=8 --num_layers=1 --chunk_size=4 --batch_size=8 --steps=5 --eval_every=2 --seeds=2"
+TIMED = "--width=8 --num_heads=2 --num_layers=1 --chunk_size=4 --matrix_size=8 --repeats=1 --models=transformer"
+
+METRICS_ROW = "nl_jax.training.metrics MetricsWriter.write"
+JSON_FILE = "experiments.common.launcher write_json"  # the first one is config.json
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The smallest run of a launcher.
+
+    Attributes:
+        command: the launcher and its task.
+        flags: all that it needs but --workdir; {inputs} is the folder that `write_inputs` fills.
+        other: a flag that a run must not change, and how the line begins that says so.
+        stops: what is about to happen when the run is killed, and for which time since the last kill; none for runs of
+            the same code as another.
+    """
+
+    command: str
+    flags: str
+    other: tuple[str, str]
+    stops: tuple[tuple[str, int], ...] = ()
+
+    def arguments(self, inputs, workdir):
+        """The command line without the program's name and the launcher's."""
+        _, *task = self.command.split()
+        return [*task, *self.flags.format(inputs=inputs).split(), f"--workdir={workdir}"]
+
+    @property
+    def name(self):
+        """The launcher's."""
+        return self.command.split()[0]
+
+    def __call__(self, inputs, workdir, *more):
+        """Exit code of the run in this process."""
+        return module_of(self.name).main([self.name, *self.arguments(inputs, workdir), *more])
+
+
+RATE = ("--learning_rate=0.5", "learning_rate 0.003 there, 0.5 here")
+REPEATS = ("--width=16", "width 8 there, 16 here")
+RUNS = {
+    run.command: run
+    for run in (
+        Run(
+            "language_model",
+            f"{TEXT} --models=transformer --steps=6 --seq_len=16 --checkpoint_every=2",
+            RATE,
+            ((METRICS_ROW, 1), (METRICS_ROW, 4), (METRICS_ROW, 2)),
+        ),
+        Run(
+            "context",
+            f"{TEXT} --models=transformer --steps=4 --seq_len=16 --checkpoint_every=2 --seeds=2",
+            RATE,
+            ((METRICS_ROW, 3), (METRICS_ROW, 5)),
+        ),
+        Run(
+            "subjects",
+            f"{TEXT} --model=hope_attention --regimes=outer --texts={{inputs}}/prose.txt,{{inputs}}/code.txt --steps=2"
+            " --seq_len=64 --cms_levels=64,128 --part=512 --streams=1 --seeds=2",
+            ("--part=1024", "part 512 there, 1024 here"),
+            ((METRICS_ROW, 2), (METRICS_ROW, 3)),
+        ),
+        Run(
+            "recall",
+            f"{TASK} --models=transformer --pairs=2 --seq_len=8 --vocab_size=12",
+            RATE,
+            ((METRICS_ROW, 3), (METRICS_ROW, 8)),
+        ),
+        Run(
+            "parity",
+            f"{TASK} --models=linear_attention --max_length=8 --long_length=12 --validation_sequences=20",
+            RATE,
+            ((METRICS_ROW, 8),),
+        ),
+        Run(
+            "optimizers toy",
+            "--optimizers=sgd,momentum",
+            ("--optimizers=sgd", "optimizers"),
+            ((JSON_FILE, 2), (JSON_FILE, 2)),
+        ),
+        Run(
+            "optimizers continual",
+            "--optimizers=sgd,momentum --num_tasks=2 --task_steps=3 --seeds=1",
+            ("--task_steps=4", "task_steps 3 there, 4 here"),
+        ),
+        Run(
+            "optimizers training",
+            "--images={inputs}/images --image_size=8 --batch_size=4 --optimizers=momentum --steps=2 --eval_every=1"
+            " --points=2 --seeds=2 --rounds=1",
+            ("--weight_decay=0.2", "weight_decay 0.1 there, 0.2 here"),
+            ((JSON_FILE, 2), (JSON_FILE, 3)),
+        ),
+        Run(
+            "optimizers speed",
+            "--sizes=1e4,1e5 --rounds=1 --optimizers=momentum",
+            ("--rounds=2", "rounds 1 there, 2 here"),
+        ),
+        Run("benchmark scaling", f"{TIMED} --lengths=8:1,16:1", REPEATS),
+        Run(
+            "benchmark mixers", f"{TIMED} --lengths=8:1,16:1 --competitors=", REPEATS, ((JSON_FILE, 3), (JSON_FILE, 1))
+        ),
+        Run("benchmark compile", f"{TIMED} --lengths=8:1 --depths=1,2", REPEATS),
+        Run("benchmark gradients", f"{TIMED} --models=linear_attention_pp --lengths=8:1,16:1", REPEATS),
+    )
+}
+
+
+def module_of(name):
+    return importlib.import_module(f"experiments.{name}")
+
+
+def flags_of(name):
+    """A launcher's flags, not yet parsed."""
+    return getattr(module_of(name), LAUNCHERS[name][0])()
+
+
+def run_of(name):
+    """The first run of a launcher."""
+    return next(run for run in RUNS.values() if run.name == name)
+
+
+def call(name, *arguments):
+    """Exit code of a launcher run in this process with its usual task."""
+    return module_of(name).main([name, *LAUNCHERS[name][1], *map(str, arguments)])
+
+
+def write_inputs(directory):
+    """Texts and images that the runs read."""
+    (directory / "data.txt").write_bytes(Path(launcher.__file__).read_bytes())
+    for i, name in enumerate(("prose", "code")):
+        (directory / f"{name}.txt").write_text(" ".join(str(7919 * n % 300 + 1000 * i) for n in range(3000)))
+    write_images(directory / "images", size=8)
+    return directory
+
+
+KILLED = """
+import importlib, os, signal, sys
+module, path, count, name, *arguments = sys.argv[1:]
+*owners, attribute = path.split(".")
+owner, left = importlib.import_module(module), int(count)
+for each in owners:
+    owner = getattr(owner, each)
+original = getattr(owner, attribute)
+
+def counted(*positional, **named):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*positional, **named)
+
+setattr(owner, attribute, counted)
+sys.exit(importlib.import_module(f"experiments.{name}").main([name, *arguments]))
+"""
+
+
+def kill(name, arguments, place, count, stdin=None):
+    """Runs a launcher in a process that gets SIGKILL when it does something for the time ``count``; its exit code."""
+    devices = f"--xla_force_host_platform_device_count={jax.device_count()}"  # a command would take every core
+    environment = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {devices}"}
+    command = [sys.executable, "-c", KILLED, *place.split(), str(count), name, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=600, stdin=stdin)
+    return done.returncode
+
+
+SPEEDS = re.compile(r"second|gflops|tokens_per|ratio|compile s")
+
+
+def without_speeds(content):
+    """Figures that are the same in every run."""
+    if isinstance(content, dict):
+        return {key: without_speeds(value) for key, value in content.items() if not SPEEDS.search(key)}
+    return [without_speeds(item) for item in content] if isinstance(content, list) else content
+
+
+def figures_of(workdir):
+    """What a run has written, speeds aside: results.json, and metrics.jsonl where there is one."""
+    metrics = workdir / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    return without_speeds(results_of(workdir)), without_speeds(rows)
+
+
+def files(directory):
+    """Every file's path and content."""
+    return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
