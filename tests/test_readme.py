@@ -16,7 +16,7 @@ from experiments.common import launcher
 from nl_jax import InputError
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-WITH_TEXT = ("language_model", "context", "subjects")  # which would read the default corpus
+WITH_TEXT = ("language_model", "compare", "context", "subjects")  # which would read the default corpus
 TASKS = {name: list(module_of(name).SUBJECTS) for name in ("optimizers", "benchmark")}
 
 

@@ -22,6 +22,14 @@ LANGUAGE_MODEL = [
     (["--seq_len=1000000"], "--seq_len=1000000 is longer than"),
 ]
 
+COMPARE = [
+    (["--points=1"], "--points=1: expected at least 2"),
+    (["--seeds=0"], "--seeds=0: expected at least 1"),
+    (["--seed=1"], "Unknown command line flag 'seed'"),
+    (["--optimizer=adam"], "--optimizer=adam"),
+    (["--matrix_learning_rate=0"], "--matrix_learning_rate=0.0: expected"),
+]
+
 CONTEXT = [
     (["--start_from=nowhere"], "--start_from=nowhere: expected a run of this launcher"),
     (["--chunk_size=0"], "--chunk_size=0: expected at least 1"),
@@ -134,6 +142,7 @@ BENCHMARK = [
 
 BAD_FLAGS = {
     "language_model": LANGUAGE_MODEL,
+    "compare": COMPARE,
     "context": CONTEXT,
     "generate": GENERATE,
     "stream": STREAM,

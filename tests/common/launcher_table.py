@@ -20,6 +20,7 @@ ROOT = Path(launcher.__file__).parents[2]
 # Of each launcher: the function that gives its flags, and a task that it wants before them.
 LAUNCHERS = {
     "language_model": ("define_flags", []),
+    "compare": ("compare_flags", []),
     "context": ("context_flags", []),
     "generate": ("define_flags", []),
     "stream": ("define_flags", []),
@@ -81,6 +82,13 @@ RUNS = {
             f"{TEXT} --models=transformer --steps=6 --seq_len=16 --checkpoint_every=2",
             RATE,
             ((METRICS_ROW, 1), (METRICS_ROW, 4), (METRICS_ROW, 2)),
+        ),
+        Run(
+            "compare",
+            f"{TEXT} --models=transformer --steps=2 --seq_len=16 --checkpoint_every=2 --seeds=1 --points=2"
+            " --learning_rate=0.003",
+            RATE,
+            ((METRICS_ROW, 2), (METRICS_ROW, 5)),
         ),
         Run(
             "context",

@@ -8,6 +8,7 @@ from launcher_cases import results_of
 
 from experiments import benchmark
 from experiments.benchmarking import competitors, measurements, subjects
+from experiments.benchmarking import run as benchmarking_run
 from experiments.benchmarking.timed_programs import Program, Sizes, Timing, Training, interleave
 from nl_jax.costs import Flops
 from nl_jax.models import count_parameters, named_config
@@ -82,7 +83,8 @@ def measured(tmp_path_factory):
     arguments = (workdir, "--lengths=8:2,16:1", "--competitors=jax_attention,absent")
     with pytest.MonkeyPatch.context() as patch:
         others = {"jax_attention": lambda sizes: Program(sizes.length, lambda: 1.0), "absent": absent}
-        patch.setattr(measurements, "COMPETITORS", others)
+        for module in (measurements, benchmarking_run):
+            patch.setattr(module, "COMPETITORS", others)
         assert run("mixers", *arguments) == 0
         yield arguments
 

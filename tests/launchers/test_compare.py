@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from launcher_cases import call, error_line, results_of
+from launcher_cases import call, results_of
 
 from experiments import compare
 from experiments.common import launcher
@@ -64,21 +64,6 @@ def test_every_model_tries_the_same_factors_until_the_best_lies_inside(data, tmp
     assert call(compare.main, *arguments) == 0  # all is done: the same table, and nothing trained
     assert capsys.readouterr().out == table
     assert len(calls) == count
-
-
-@pytest.mark.parametrize(
-    ("flags", "problem"),
-    [
-        (["--points=1"], "--points=1: expected at least 2"),
-        (["--seeds=0"], "--seeds=0: expected at least 1"),
-        (["--optimizer=adam"], "--optimizer=adam"),
-        (["--matrix_learning_rate=0"], "--matrix_learning_rate=0.0: expected"),
-    ],
-)
-def test_bad_flags_end_in_one_line(flags, problem, data, tmp_path, capsys):
-    assert call(compare.main, f"--workdir={tmp_path / 'run'}", f"--data={data}", *FLAGS, *flags) == 2
-    assert problem in error_line(capsys)
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

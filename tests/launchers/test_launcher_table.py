@@ -87,7 +87,7 @@ def test_a_bad_flag_ends_in_one_line_and_nothing_is_written(name, flags, problem
 
 # What the bad flags are added to.
 BAD_FLAG_BASES = {
-    **{name: run_of(name).flags for name in ("language_model", "context")},
+    **{name: run_of(name).flags for name in ("language_model", "compare", "context")},
     "subjects": run_of("subjects").flags + " --seq_len=128",
     "recall": run_of("recall").flags + " --batch_size=128 --other_text=5,5000",
     "parity": run_of("parity").flags

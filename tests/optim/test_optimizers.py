@@ -1,12 +1,9 @@
 """Every optimizer against the same table: what it composes with, and what bad gradients do to it."""
 
-import contextlib
 import dataclasses
 import functools
 import json
 import os
-import pathlib
-import re
 import subprocess
 import sys
 
@@ -14,63 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optimizer_table
 import pytest
 from flax import nnx
-from optimizer_cases import random_tree
+from optimizer_table import OPTIMIZERS, compiled, make, run, tree
 
 from nl_jax import optim
 
-
-def elastic(w, g, current):
-    return jnp.sum(w * g) + 0.05 * jnp.sum(jnp.square(w))
-
-
-def averaging(w, recent):
-    return 0.25 * sum(jnp.sum(jnp.square(w - r)) for r in recent)
-
-
-# name -> factory (from a learning rate), and the arguments that are no hyperparameters to inject
-OPTIMIZERS = {
-    "m3": (optim.m3, {"periods": (2,), "weight_decay": 0.0}),
-    "delta_momentum": (optim.delta_momentum, {}),
-    "deep_momentum": (optim.deep_momentum, {"hidden": (4,), "seed": 1}),
-    "preconditioned_momentum": (optim.preconditioned_momentum, {}),
-    "orthogonal_momentum": (
-        optim.preconditioned_momentum,
-        {"preconditioner": optim.orthogonality_preconditioner()},
-    ),
-    "feature_momentum": (optim.feature_momentum, {}),
-    "generalized_momentum": (optim.generalized_momentum, {"memories": optim.adam_memories()[0]}),
-    "dgd": (optim.dgd, {}),
-    "generalized_gradient_descent": (
-        optim.generalized_gradient_descent,
-        {"objective": elastic, "retention": averaging, "history": 2},
-    ),
-}
-SHAPES = {"bias": (3,), "kernel": (2, 4, 3)}
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-
-
-def make(name, rate=0.1):
-    factory, options = OPTIMIZERS[name]
-    return factory(rate, **options)
-
-
-def tree(seed, dtype=np.float32):
-    return jax.tree.map(jnp.asarray, random_tree(seed, SHAPES, dtype))
-
-
-@functools.cache
-def compiled(name):
-    return jax.jit(make(name).update)
-
-
-def run(tx, params, gradients, step=None):
-    step, state = step or jax.jit(tx.update), tx.init(params)
-    for g in gradients:
-        updates, state = step(g, state, params)
-        params = optax.apply_updates(params, updates)
-    return params, state
 
 
 @functools.cache
@@ -244,112 +192,6 @@ def test_state_can_be_donated(name):
         _, state = step(params, state, params)
 
 
-# by module: a factory for each checked argument, and what its range is; integers have no upper end
-BOUNDS = {
-    "m3": {
-        "periods": (lambda x: optim.m3(0.1, periods=(x,)), 1, None),
-        **{b: (lambda x, b=b: optim.m3(0.1, periods=(2,), **{b: x}), 0, 1) for b in ("b1", "b2", "b3")},
-        **{b: (lambda x, b=b: optim.m3(0.1, **{b: x}), 0, 1) for b in ("adam_b1", "adam_b2")},
-    },
-    "delta_momentum": {
-        "decay": (lambda x: optim.delta_momentum(0.1, x), 0, 1),
-        "strength": (lambda x: optim.delta_momentum(0.1, strength=x), 0, np.inf),
-    },
-    "deep_momentum": {
-        "hidden": (lambda x: optim.deep_momentum(0.1, hidden=(x,)), 1, None),
-        "retention": (lambda x: optim.deep_momentum(0.1, hidden=(1,), retention=x), 0, 1),
-    },
-    "preconditioned_momentum": {
-        "decay": (
-            lambda x: optim.preconditioned_momentum(0.1, x, preconditioner=optim.identity_preconditioner(x)),
-            0,
-            1,
-        ),
-        "inner_steps": (
-            lambda x: optim.preconditioned_momentum(0.1, preconditioner=optim.identity_preconditioner(0.9, x)),
-            1,
-            None,
-        ),
-        "inner_steps of orthogonality_preconditioner": (
-            lambda x: optim.preconditioned_momentum(0.1, preconditioner=optim.orthogonality_preconditioner(x)),
-            1,
-            None,
-        ),
-        "inner_rate": (
-            lambda x: optim.preconditioned_momentum(
-                0.1, preconditioner=optim.orthogonality_preconditioner(inner_rate=x)
-            ),
-            0,
-            1,
-        ),
-    },
-    "feature_momentum": {"decay": (lambda x: optim.feature_momentum(0.1, x), 0, 1)},
-    "generalized_gradient_descent": {
-        "history": (lambda x: optim.generalized_gradient_descent(0.1, history=x), 1, None),
-    },
-    "solvers": {
-        "steps": (lambda x: optim.generalized_gradient_descent(0.1, solver=optim.newton(x)), 1, None),
-        "steps of gradient_descent": (
-            lambda x: optim.generalized_gradient_descent(0.1, solver=optim.gradient_descent(0.5, x)),
-            1,
-            None,
-        ),
-        "iterations": (lambda x: optim.generalized_gradient_descent(0.1, solver=optim.conjugate_gradient(x)), 1, None),
-    },
-    "classical_memories": {
-        f"decay of {name}": (lambda x, make=make: optim.generalized_momentum(0.1, *make(x)), 0, 1)
-        for name, make in {
-            "momentum": optim.momentum_memories,
-            "adam, first": lambda x: optim.adam_memories(b1=x),
-            "adam, second": lambda x: optim.adam_memories(b2=x),
-            "rmsprop": optim.rmsprop_memories,
-        }.items()
-    }
-    | {"decay": (lambda x: optim.generalized_momentum(0.1, *optim.muon_memories(x)), 0, 1)},
-    "multi_frequency": {
-        "period": (
-            lambda x: optim.multi_frequency(
-                {"all": (optax.sgd(optim.schedule_of_updates(lambda count: 0.1, x)), x)}, lambda params: "all"
-            ),
-            1,
-            None,
-        ),
-    },
-}
-CHECKED = [(module, name) for module, arguments in BOUNDS.items() for name in arguments]
-
-
-def test_every_checked_argument_is_in_the_table():
-    for path in pathlib.Path(optim.__path__[0]).glob("*.py"):
-        names = set(re.findall(r"check_(?:range|integer)\(\"(\w+)\"", path.read_text()))
-        assert names <= set(BOUNDS.get(path.stem, ())), path.stem
-
-
-@pytest.mark.parametrize(("module", "name"), CHECKED)
-def test_ends_of_ranges(module, name):
-    """At both ends: parameters that stay finite, no step left out, or an error when it is made; errors beyond."""
-    make, low, high = BOUNDS[module][name]
-    params = tree(0) if module != "classical_memories" else {"kernel": tree(0)["kernel"]}
-    for end in (low, high):
-        if end is None:
-            continue
-        end = float(end) if high is not None else end
-        tx = None
-        with contextlib.suppress(ValueError):
-            tx = make(end)
-        if tx is None:
-            assert end == high  # only the upper end may be open
-            continue
-        zero = jax.tree.map(jnp.zeros_like, params)
-        moved, state = run(tx, params, [zero, tree(1), tree(2), zero, tree(3)] if len(params) > 1 else [params] * 3)
-        assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((moved, state)))
-        assert optax.tree.get(state, "total_notfinite", 0) == 0
-    outside = [low - 1, np.nan, True, np.True_] + ([] if high in (None, np.inf) else [high + 1e-6])
-    for value in outside + ([1.5, None, "2"] if high is None else []):
-        with pytest.raises(ValueError, match=r"must be|needs"):
-            make(value)
-
-
 @every_optimizer
 def test_empty_trees(name):
     tx = make(name)
@@ -426,7 +268,7 @@ import nl_jax
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 sys.path.insert(0, sys.argv[1])
-import test_optimizers as t
+import optimizer_table as t
 
 mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 specs = {"kernel": P("fsdp", "data"), "stack": P(None, "data", "fsdp"), "bias": P("fsdp")}
@@ -447,6 +289,6 @@ def test_sharded_parameters():
     """Over 8 devices the parameters are those of one, and stay split as they were."""
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    command = [sys.executable, "-c", SHARDED, os.path.dirname(__file__)]
+    command = [sys.executable, "-c", SHARDED, os.path.dirname(optimizer_table.__file__)]
     report = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
     assert set(map(tuple, report.values())) == {(True, True)}, report

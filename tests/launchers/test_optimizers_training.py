@@ -1,5 +1,6 @@
-"""experiments.optimizers: its parts against plain loops, and whole runs at sizes where they take seconds."""
+"""experiments.optimizers training: grids of rates and trainers against plain loops, and whole runs."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -10,118 +11,17 @@ import numpy as np
 import optax
 import pytest
 from image_cases import write_images
+from launcher_cases import call as call_main
 from launcher_cases import results_of
 
 from experiments import optimizers
-from experiments.benchmarking.timed_programs import Timing
 from experiments.common.grid import Grid, best_rate, rate_name
-from experiments.optimizer_comparison import continual_tasks, table, tasks, toy_problem, update_speed
+from experiments.optimizer_comparison import table, tasks, training
 from experiments.optimizer_comparison.tasks import Task
 from experiments.optimizer_comparison.training_runs import Trainer
 from nl_jax.optim import newton_schulz
 
-
-def call(*arguments):
-    return optimizers.main(["optimizers", *map(str, arguments)])
-
-
-# The toy problem
-
-
-def momentum_steps(rate, setting):
-    """Plain momentum on Eq. 53, its gradient by hand."""
-    (k, a, omega), (r, theta) = setting, toy_problem.START
-    m = np.zeros(2)
-    for step in range(toy_problem.STEPS):
-        inner = r - theta + a * np.sin(omega * r)
-        if r**2 + k * inner**2 < toy_problem.GOAL:
-            return step
-        m = 0.9 * m + np.array([2 * r + 2 * k * inner * (1 + a * omega * np.cos(omega * r)), -2 * k * inner])
-        r, theta = np.array([r, theta]) - rate * m
-    return None
-
-
-def test_toy_steps_equal_a_loop(monkeypatch):
-    monkeypatch.setattr(toy_problem, "RATES", np.array([2e-3, 4.5e-3, 0.02]))
-    monkeypatch.setattr(toy_problem, "STEPS", 400)
-    settings = (toy_problem.SETTINGS[0], (1.0, 0.0, 1.0))
-    with jax.enable_x64(True):
-        paths = toy_problem.descend(toy_problem.OPTIMIZERS["momentum"], settings)
-    for setting, path in zip(settings, paths, strict=True):
-        steps = [momentum_steps(rate, setting) for rate in toy_problem.RATES]
-        best = min(step for step in steps if step is not None)
-        assert path.steps == best
-        assert path.rate == toy_problem.RATES[steps.index(best)]
-        assert path.points[0] == list(toy_problem.START)
-        assert len(path.points) == best + 1
-        assert float(toy_problem.loss(path.points[-1], setting)) < toy_problem.GOAL
-
-
-def test_toy_goal_that_no_rate_reaches(monkeypatch):
-    monkeypatch.setattr(toy_problem, "STEPS", 3)
-    (path,) = toy_problem.descend(toy_problem.OPTIMIZERS["sgd"], toy_problem.SETTINGS[:1])
-    assert (path.steps, path.points) == (None, [])
-
-
-def test_toy(tmp_path, capsys):
-    assert call("toy", f"--workdir={tmp_path}", "--optimizers=momentum,delta_momentum,muon") == 0
-    out = capsys.readouterr().out
-    assert [line.split()[0] for line in out.splitlines()[1:4]] == ["momentum", "delta_momentum", "muon"]
-    steps = {name: paths[0]["steps"] for name, paths in results_of(tmp_path)["figures"].items()}
-    assert steps["delta_momentum"] <= 0.7 * steps["momentum"]  # in the paper's setting
-    ratio = out.splitlines()[4].split()[3]
-    assert float(ratio) == pytest.approx(steps["delta_momentum"] / steps["momentum"], abs=0.005)
-    assert (tmp_path / "toy.png").read_bytes().startswith(b"\x89PNG")
-    assert out.splitlines()[-1].endswith("results.json, toy.png")
-
-
-# Orthogonal tasks
-
-
-def test_orthogonal_tasks_cost_gradient_descent_nothing_and_adam_something():
-    sizes = {"num_tasks": 4, "steps": 60}
-    sgd = continual_tasks.learn(optax.sgd, [0.0, 0.05], [0, 1], **sizes)
-    assert sgd.losses.shape == (2, 2, 4, 4)
-    np.testing.assert_allclose(sgd.losses[0], np.broadcast_to(sgd.losses[0, :, :1], (2, 4, 4)))  # rate 0
-    np.testing.assert_allclose(sgd.losses[0].mean(), 1.0, atol=0.3)  # targets vary by 1
-    assert sgd.learned[1].max() < 0.05
-    assert np.abs(sgd.forgetting[1]).max() < 1e-5
-    adam = continual_tasks.learn(optax.adam, [0.01], [0, 1], **sizes)
-    assert adam.forgetting[0].min() > 0.01
-
-
-def test_forgetting_is_the_mean_over_the_tasks_before():
-    rng = np.random.default_rng(0)
-    losses = rng.random((2, 3, 4, 4))
-    outcome = continual_tasks.Outcome(losses)
-    for rate in range(2):
-        for seed in range(3):
-            grid = losses[rate, seed]
-            for n in range(1, 4):
-                expected = np.mean([grid[n, task] - grid[task, task] for task in range(n)])
-                np.testing.assert_allclose(outcome.forgetting[rate, seed, n - 1], expected)
-            seen = [grid[n, : n + 1].mean() for n in range(4)]
-            np.testing.assert_allclose(outcome.seen[rate, seed], seen)
-            np.testing.assert_allclose(outcome.final[rate, seed], seen[-1])
-    losses[0, 0, 3, 0] = np.nan
-    assert continual_tasks.Outcome(losses).final[0, 0] == np.inf
-
-
-def test_continual(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(continual_tasks, "RATES", np.array([1e-3, 0.05, 100.0]))
-    flags = ["--optimizers=sgd,adamw", "--num_tasks=3", "--task_steps=30", "--seeds=2"]
-    assert call("continual", f"--workdir={tmp_path}", *flags) == 0
-    sgd, adamw = (results_of(tmp_path)["figures"][name] for name in ("sgd", "adamw"))
-    assert sgd["rate"] == 0.05
-    assert sgd["tuning_losses"][1] == min(sgd["tuning_losses"][:2])
-    assert sgd["tuning_losses"][2] is None  # it diverged
-    assert np.shape(sgd["forgetting"]) == (2, 2)
-    assert np.mean(adamw["forgetting"]) > np.abs(sgd["forgetting"]).max()
-    assert (tmp_path / "continual.png").stat().st_size > 0
-    assert "loss after own task" in capsys.readouterr().out
-
-
-# Training
+call = functools.partial(call_main, optimizers.main)
 
 
 def test_grid_is_extended_until_the_best_is_inside():
@@ -287,7 +187,7 @@ def test_training_keeps_everything(trained):
 @pytest.mark.slow
 def test_training_side_by_side_is_the_same(trained, tmp_path, monkeypatch):
     workdir, arguments = trained
-    monkeypatch.setattr(optimizers, "_lanes", lambda values: 2)
+    monkeypatch.setattr(training, "_lanes", lambda values: 2)
     assert call("training", *arguments, "--optimizers=momentum", f"--workdir={tmp_path}") == 0
     alone, beside = (results_of(path)["figures"] for path in (workdir, tmp_path))
     assert beside["momentum: tuning"] == pytest.approx(alone["momentum: tuning"], rel=1e-3)
@@ -339,63 +239,3 @@ def test_digits_need_scikit_learn(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert call("training", f"--workdir={tmp_path / 'run'}") == 2
     assert "scikit-learn, which is not installed" in capsys.readouterr().err
-
-
-# Speed
-
-
-@pytest.mark.parametrize("size", [1e6, 1e7, 1e8])
-def test_sizes(size):
-    shapes = update_speed.parameter_shapes(size)
-    count = sum(np.prod(shape.shape) for shape in shapes.values())
-    assert abs(count / size - 1) < 0.2
-    expected = {"momentum": 4, "adamw": 8, "muon": 4, "adamuon": 8, "m3": 16, "delta_momentum": 4}
-    for name, per_parameter in expected.items():
-        transformation = table.OPTIMIZERS[name].make(1.0, 0.1)
-        assert update_speed.state_bytes(transformation, shapes) / count == pytest.approx(per_parameter, rel=1e-4)
-
-
-def test_m3_is_timed_over_a_period():
-    row = update_speed._row([Timing([1.0, 3.0, 2.0]), Timing([18.0, 99.0, 18.0])])
-    assert row["step_seconds"] == (15 * 2.0 + 18.0) / 16
-    assert row["last_of_period_seconds"] == 18.0
-    assert update_speed._row([Timing([2.0, 4.0])])["step_seconds"] == 3.0
-    assert update_speed._row([Timing([1.0]), Timing([], "no memory")]) == {"problem": "no memory"}
-
-
-def test_the_last_step_of_a_period_is_another():
-    params = {"w": jnp.eye(4)}
-    step = update_speed.Step(table.OPTIMIZERS["m3"].make(0.1, 0.0), params, params)
-    slow = []
-    for count in (0, update_speed.M3_PERIOD - 1):
-        step.at(count)()
-        slow.append(float(np.abs(optax.tree.get(step._state, "slow_direction")[0]["w"]).max()))
-    assert slow[0] == 0 < slow[1]
-
-
-def test_speed(tmp_path, capsys):
-    assert call("speed", f"--workdir={tmp_path}", "--sizes=1e4", "--rounds=1", "--optimizers=muon,m3") == 0
-    figures = results_of(tmp_path)["figures"]["1e4"]
-    assert figures["parameters"] == 6 * 12 * 64**2
-    muon, m3 = (figures["optimizers"][name] for name in ("muon", "m3"))
-    assert m3["step_seconds"] > 0
-    out = capsys.readouterr().out.splitlines()
-    assert out[0].startswith("294,912 parameters")
-    assert float(out[2].split()[2]) == pytest.approx(m3["step_seconds"] / muon["step_seconds"], abs=0.005)
-    assert (tmp_path / "speed.png").stat().st_size > 0
-
-
-def test_what_does_not_fit_is_reported(tmp_path, capsys, monkeypatch):
-    step = update_speed.Step
-
-    def too_large(transformation, gradients, params):
-        if optax.tree.get_all_with_path(transformation.init(params), "slow"):
-            raise MemoryError("no memory\nfor M3")
-        return step(transformation, gradients, params)
-
-    monkeypatch.setattr(update_speed, "Step", too_large)
-    assert call("speed", f"--workdir={tmp_path}", "--sizes=1e4", "--rounds=1", "--optimizers=m3,momentum") == 0
-    found = results_of(tmp_path)["figures"]["1e4"]["optimizers"]
-    assert found["m3"]["problem"] == "no memory for M3"
-    assert found["momentum"]["step_seconds"] > 0
-    assert "m3: no memory for M3" in capsys.readouterr().out
