@@ -84,7 +84,8 @@ def scale_by_deep_momentum(
         return (*layers, jnp.zeros(last, leaf.dtype))
 
     def loss(memories, keys):
-        return sum(_objective_of(objective, _read(layers, k), k) for layers, k in zip(memories, keys, strict=True))
+        terms = (_objective_of(objective, _read(layers, k), k) for layers, k in zip(memories, keys, strict=True))
+        return sum(terms, start=jnp.zeros(()))
 
     def init(params):
         change = jax.tree.map(lambda p: tuple(jnp.zeros(s, p.dtype) for s in shapes(p)), params)
