@@ -65,7 +65,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def sizes(values: flags.FlagValues) -> dict[str, int]:
-    """Checks the lengths of other text; attention sees whole sequences."""
+    """Checks the task's own flags; attention sees whole sequences."""
+    for name in ("pairs", "seq_len", "vocab_size"):
+        launcher.check_range(values, name, 1)
     if not all(length.isdecimal() and 0 < int(length) < 2**31 for length in values.other_text):
         raise InputError(f"--other_text={','.join(values.other_text)}: expected numbers from 1, as 64,65536")
     return {"vocab_size": values.vocab_size, "context_length": values.seq_len}
