@@ -63,7 +63,7 @@ def text(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(("name", "arguments"), commands())
+@pytest.mark.parametrize(("name", "arguments"), list(commands()))
 def test_every_command_gets_past_all_checks(name, arguments, text, tmp_path, monkeypatch, capsys):
     """To where a launcher looks into its workdir, which it does when everything else is known to be right."""
 
