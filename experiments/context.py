@@ -98,8 +98,8 @@ def train(values: flags.FlagValues) -> None:
     if values.start_from is not None:
         config["data"] = {**data.fingerprint, "start_from": digest_of(starts, values)}
     config["inputs"] = inputs_of(values, data)
-    about: dict[str, Any] = {"models": {name: {} for name in values.models}, "inputs": config["inputs"]}
-    results = launcher.claim_workdir(workdir, config, about, written=(FIGURE, *values.models))
+    metadata: dict[str, Any] = {"models": {name: {} for name in values.models}, "inputs": config["inputs"]}
+    results = launcher.claim_workdir(workdir, config, metadata, written=(FIGURE, *values.models))
     print(summary_of(values, data), file=sys.stderr)
 
     for seed in range(values.seeds):  # seed by seed, so that a run that is stopped early compares all models

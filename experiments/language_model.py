@@ -67,7 +67,7 @@ def train(values: flags.FlagValues) -> None:
     print(summary_of(values, data), file=sys.stderr)
 
     results |= {
-        "yardsticks": {
+        "baselines": {
             "gzip -9": gzip_bits_per_byte(data.test_text),
             "bigram": bigram_bits_per_byte(data.train_text, data.test_text),
         },
@@ -81,7 +81,7 @@ def train(values: flags.FlagValues) -> None:
     for name in values.models:
         if name not in finished:
             finished[name] = train_model(name, configs[name], batches, values, workdir, mesh)
-            plot_validation(workdir, results["yardsticks"])
+            plot_validation(workdir, results["baselines"])
             launcher.write_json(workdir / RESULTS, results)
     report(workdir, results)
 
@@ -108,7 +108,7 @@ def train_model(
 
 
 def report(workdir: Path, results: dict[str, Any]) -> None:
-    """Prints the table of all models and yardsticks, and where everything is."""
+    """Prints the table of all models and baselines, and where everything is."""
     rows = [("model", "parameters", "tokens", "validation", "test", "tokens/s", "peak memory")]
     rows.append(("", "", "", "bits/byte", "bits/byte", "", "a device"))
     for name, figures in results["models"].items():
@@ -123,7 +123,7 @@ def report(workdir: Path, results: dict[str, Any]) -> None:
                 f"{figures['peak_memory_bytes'] / 2**20:,.0f} MiB",
             )
         )
-    rows += [(name, "", "", "", f"{value:.4f}", "", "") for name, value in results["yardsticks"].items()]
+    rows += [(name, "", "", "", f"{value:.4f}", "", "") for name, value in results["baselines"].items()]
     launcher.print_table(rows)
     print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {FIGURE}, MODEL/checkpoints, MODEL/tensorboard")
 

@@ -128,14 +128,14 @@ def train(values: flags.FlagValues) -> None:
     sizes: dict[str, Any] = {name: values[name].value for name in ("batch_size", "seq_len", "document_boundaries")}
     validation = evaluation_batches(data.validation, **sizes, max_tokens=VALIDATION_TOKENS)
     batches = [batches_of(values, data, seed)._replace(validation=validation) for seed in range(values.seeds)]
-    about = {
+    metadata = {
         "inputs": config["inputs"],
         "parts": order,
         "part_bytes": values.part,
         "models": {regime: {} for regime in configs},
         "readers": {reader: [] for regime in configs for reader in readers_of(regime, values.part, len(order))},
     }
-    results = launcher.claim_workdir(workdir, config, about, written=(FIGURE, *configs))
+    results = launcher.claim_workdir(workdir, config, metadata, written=(FIGURE, *configs))
     for name, summary in summaries.items():
         print(f"{name}: {summary}", file=sys.stderr)
 

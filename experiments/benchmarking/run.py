@@ -63,10 +63,10 @@ class Run:
                 raise InputError(f"model {name!r} cannot be built: {error}") from error
         given = {"subject": subject, **values.flag_values_dict()}
         del given["workdir"]
-        about = {"flags": given, "models": {name: config.to_json() for name, config in configs.items()}}
+        metadata = {"flags": given, "models": {name: config.to_json() for name, config in configs.items()}}
         self.record = Record(
             self.workdir,
-            {"launcher": NAME, "data": {"tokens": "random"}, **about},
+            {"launcher": NAME, "data": {"tokens": "random"}, **metadata},
             {"versions": launcher.versions() | _competitor_versions()},
             written=(f"{subject}.png",),
         )

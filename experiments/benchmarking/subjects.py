@@ -13,7 +13,7 @@ from nl_jax import InputError
 from nl_jax.data import load_text_data
 from nl_jax.plotting import save_figure
 
-BASELINES = ("transformer", "jax_attention")  # the models that ratios are to, where they are measured
+REFERENCES = ("transformer", "jax_attention")  # models to which ratios are given, if they were measured
 # What scaling shows: key of the figures, title, unit.
 QUANTITIES = {
     "step_seconds": ("seconds a step", 1),
@@ -51,12 +51,12 @@ def mixers(run: Run) -> None:
 def _mixer_rows(models: Mapping[str, Figures], peak_gflops: float) -> Iterator[tuple[str, ...]]:
     """The header, then a row for each model."""
     speeds = {name: row["tokens_per_second"] for name, row in models.items() if "tokens_per_second" in row}
-    baselines = [name for name in BASELINES if name in speeds]
+    references = [name for name in REFERENCES if name in speeds]
     yield (
         "model",
         "parameters",
         "tokens/s",
-        *(f"x {name}" for name in baselines),
+        *(f"x {name}" for name in references),
         "step s",
         "forward s",
         "backward/forward",
@@ -72,7 +72,7 @@ def _mixer_rows(models: Mapping[str, Figures], peak_gflops: float) -> Iterator[t
                 name,
                 _cell(row["parameters"], ","),
                 _cell(speeds[name], ",.0f"),
-                *(_cell(speeds[name] / speeds[baseline], ".2f") for baseline in baselines),
+                *(_cell(speeds[name] / speeds[reference], ".2f") for reference in references),
                 _cell(step, ".3f"),
                 _cell(forward, ".3f"),
                 _cell(forward and (step - forward) / forward, ".2f"),

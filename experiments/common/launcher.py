@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import importlib.metadata
 import json
 import logging
 import math
@@ -12,7 +13,6 @@ import platform
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ def read_config(workdir: Path, name: str, written: Iterable[str] = ()) -> dict[s
 
 
 def claim_workdir(
-    workdir: Path, config: Mapping[str, Any], about: Mapping[str, Any], written: Iterable[str] = ()
+    workdir: Path, config: Mapping[str, Any], metadata: Mapping[str, Any], written: Iterable[str] = ()
 ) -> dict[str, Any]:
     """Locks a workdir and writes a run's configuration into a new one; `InputError` where it holds another run.
 
@@ -187,7 +187,7 @@ def claim_workdir(
     Args:
         workdir: may not exist.
         config: ``launcher``, the launcher's name, and ``flags``, ``data`` and ``models``, which must be as they were.
-        about: what ``results.json`` says at first, beside configuration, versions and device.
+        metadata: what ``results.json`` says at first, beside configuration, versions and device.
         written: names of what else the launcher writes there, which must not be there in a new workdir.
 
     Returns:
@@ -204,7 +204,7 @@ def claim_workdir(
         if (workdir / RESULTS).exists():
             (workdir / RESULTS).rename(workdir / f"results_{stored['flags']['steps']}.json")
         write_json(workdir / CONFIG, config)
-    return results_of(workdir, config, about)
+    return results_of(workdir, config, metadata)
 
 
 def check_workdir(workdir: Path, config: Mapping[str, Any], written: Iterable[str]) -> dict[str, Any] | None:
@@ -255,13 +255,13 @@ def same_flags(stored: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
     return json.loads(json.dumps(stored)) == json.loads(json.dumps(given))
 
 
-def results_of(workdir: Path, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``results.json`` holds; at first ``about``, and the configuration, versions and device."""
+def results_of(workdir: Path, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``results.json`` holds; at first ``metadata``, and the configuration, versions and device."""
     return read_json(workdir / RESULTS) or {
         "configuration": {name: config[name] for name in COMPARED},
         "versions": versions(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        **about,
+        **metadata,
     }
 
 
@@ -282,7 +282,7 @@ def mean_and_spread(figures: Sequence[float], digits: int = 3) -> str:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on."""
     packages = ("nl-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 
 
 def check_same(workdir: Path, what: str, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:

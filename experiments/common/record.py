@@ -18,7 +18,7 @@ class Record:
     Args:
         workdir: may not exist; made when the first figures are kept.
         config: as for `launcher.claim_workdir`.
-        about: what else ``results.json`` says.
+        metadata: what else ``results.json`` says.
         written: as for `launcher.claim_workdir`.
 
     Raises:
@@ -29,7 +29,7 @@ class Record:
         self,
         workdir: Path,
         config: Mapping[str, Any],
-        about: Mapping[str, Any] = MappingProxyType({}),
+        metadata: Mapping[str, Any] = MappingProxyType({}),
         written: Iterable[str] = (),
     ):
         self.workdir = workdir
@@ -38,7 +38,7 @@ class Record:
         self._claimed = False
         self._config = config
         device = f"1 x {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
-        self._results = launcher.results_of(workdir, config, {"figures": {}, "device": device, **about})
+        self._results = launcher.results_of(workdir, config, {"figures": {}, "device": device, **metadata})
 
     def get(self, name: str) -> Any:
         """Figures of the name, None where there are none yet."""

@@ -60,8 +60,8 @@ def restore(directory: Path, config: dict[str, Any]) -> LanguageModel:
     """The model of the newest checkpoint, on one device; `config` is a `LanguageModelConfig` as JSON holds it."""
     shapes = shapes_of(LanguageModelConfig.from_json(config))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
-    checkpoint = restore_newest(directory, {"model": like})
+    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
+    checkpoint = restore_newest(directory, {"model": template})
     if checkpoint is None:
         raise InputError(f"{directory}: no checkpoint yet; expected one of experiments.language_model")
     return checkpoint.items["model"]

@@ -118,8 +118,8 @@ def train(task: Task, values: flags.FlagValues) -> None:
         "data": task.data,
         "models": {name: config.to_json() for name, config in configs.items()},
     }
-    about: dict[str, Any] = {"models": {}, "seeds": list(range(values.seeds))}
-    results = launcher.claim_workdir(workdir, config, about, written=(ACCURACY_FIGURE, *values.models))
+    metadata: dict[str, Any] = {"models": {}, "seeds": list(range(values.seeds))}
+    results = launcher.claim_workdir(workdir, config, metadata, written=(ACCURACY_FIGURE, *values.models))
 
     for name in values.models:
         figures = results["models"].setdefault(name, {"parameters": parameters[name]})
@@ -150,9 +150,9 @@ def train_model(
     def make(key: jax.Array) -> TrainState:
         return init_state(lambda: LanguageModel(config, rngs=nnx.Rngs(key)), optimizer)
 
-    like = jax.eval_shape(make, jax.random.key(0))
-    init = jax.jit(make, out_shardings=parameter_shardings(mesh, like))
-    take_step = compile_step(optimizer, mesh, like, task.batch(values, 0, 1))
+    template = jax.eval_shape(make, jax.random.key(0))
+    init = jax.jit(make, out_shardings=parameter_shardings(mesh, template))
+    take_step = compile_step(optimizer, mesh, template, task.batch(values, 0, 1))
 
     def score(model: Any) -> Scores:
         return task.score(model, validation, mesh)

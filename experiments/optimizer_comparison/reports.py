@@ -24,9 +24,13 @@ FLAGS = {
 
 
 def record_of(
-    subject: str, workdir: Path, values: flags.FlagValues, names: Sequence[str], about: Mapping[str, Any] | None = None
+    subject: str,
+    workdir: Path,
+    values: flags.FlagValues,
+    names: Sequence[str],
+    metadata: Mapping[str, Any] | None = None,
 ) -> Record:
-    """The record of a run; ``about`` is what config.json says of data and models."""
+    """The record of a run; ``metadata`` is what config.json says of data and models."""
     given = {name: values[name].value for name in FLAGS[subject] if name not in launcher.INPUT_FLAGS}
     return Record(
         workdir,
@@ -35,7 +39,7 @@ def record_of(
             "flags": {"subject": subject, "optimizers": list(names), **given},
             "data": {},
             "models": {},
-            **(about or {}),
+            **(metadata or {}),
         },
         {"inputs": launcher.inputs_of(values)},
         written=(figure_name(subject, values),),

@@ -33,11 +33,11 @@ HELD_OUT_WINDOWS = 256  # of text, for an evaluation
 Scores = dict[str, jax.Array]
 
 
-class Task(NamedTuple):
+class ComparisonTask(NamedTuple):
     """A model, its data on the device, and pure functions of both.
 
     Attributes:
-        about: what config.json says: ``data`` and ``models``.
+        metadata: what config.json says: ``data`` and ``models``.
         parameters: number of them.
         init: of a key, the model.
         batch: of the training data and a key, a batch, drawn with replacement.
@@ -46,7 +46,7 @@ class Task(NamedTuple):
         train, validation, test: the data.
     """
 
-    about: dict[str, Any]
+    metadata: dict[str, Any]
     parameters: int
     init: Callable[[jax.Array], Any]
     batch: Callable[[Any, jax.Array], Any]
@@ -57,7 +57,7 @@ class Task(NamedTuple):
     test: Any
 
 
-def vision_task(values: flags.FlagValues) -> Task:
+def vision_task(values: flags.FlagValues) -> ComparisonTask:
     """Classes of scikit-learn's digits, or of ``--images``; 16 patches an image."""
     if values.image_size % 4:
         raise InputError(f"--image_size={values.image_size}: expected a multiple of 4, the patches on each side")
@@ -82,7 +82,7 @@ def vision_task(values: flags.FlagValues) -> Task:
         return jax.tree.map(jnp.asarray, split)
 
     parameters = _size_of(init)
-    return Task(
+    return ComparisonTask(
         {"data": data.fingerprint, "models": {"vision_transformer": {**sizes, "parameters": parameters}}},
         parameters,
         init,
@@ -93,7 +93,7 @@ def vision_task(values: flags.FlagValues) -> Task:
     )
 
 
-def language_task(values: flags.FlagValues) -> Task:
+def language_task(values: flags.FlagValues) -> ComparisonTask:
     """The next byte of ``--data``, by default the Python standard library's source."""
     data = load_text_data(values.data, exclude=functools.partial(launcher.holds_run, launcher.workdir_of(values)))
     length = values.seq_len
@@ -123,7 +123,7 @@ def language_task(values: flags.FlagValues) -> Task:
         return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *batches.batches)
 
     parameters = count_parameters(config)
-    return Task(
+    return ComparisonTask(
         {"data": data.fingerprint, "models": {values.model: {**config.to_json(), "parameters": parameters}}},
         parameters,
         lambda key: LanguageModel(config, rngs=nnx.Rngs(key)),

@@ -16,7 +16,7 @@ from experiments.common import launcher
 from experiments.common.record import Record
 from experiments.optimizer_comparison.reports import TUNING_SEED, figure_name, record_of, text_of
 from experiments.optimizer_comparison.table import OPTIMIZERS
-from experiments.optimizer_comparison.tasks import TASKS, Task
+from experiments.optimizer_comparison.tasks import TASKS, ComparisonTask
 from experiments.optimizer_comparison.training_runs import Curves, Grid, Trainer, best_rate, compile_all, rate_name
 from nl_jax import InputError
 from nl_jax.models import MODEL_NAMES
@@ -40,7 +40,7 @@ def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
     if values.steps % values.eval_every:
         raise InputError(f"--eval_every={values.eval_every}: expected a divisor of the {values.steps} steps")
     task = TASKS[values.task](values)
-    record = record_of("training", workdir, values, names, task.about)
+    record = record_of("training", workdir, values, names, task.metadata)
     trainers = {name: _trainer(task, name, values, _lanes(values)) for name in names}
     if any(len(record.get(f"{name}: final") or []) < values.seeds for name in names):
         print("compiling", file=sys.stderr)
@@ -71,7 +71,7 @@ def _lanes(values: flags.FlagValues) -> int:
     return 1 if jax.default_backend() == "cpu" else max(values.points, values.seeds)
 
 
-def _trainer(task: Task, name: str, values: flags.FlagValues, lanes: int) -> Trainer:
+def _trainer(task: ComparisonTask, name: str, values: flags.FlagValues, lanes: int) -> Trainer:
     def make(schedule):
         return OPTIMIZERS[name].make(schedule, values.weight_decay)
 
@@ -83,7 +83,7 @@ def _tune(
     name: str,
     losses: dict[str, float | None],
     values: flags.FlagValues,
-    task: Task,
+    task: ComparisonTask,
     record: Record,
     bar: Any,
 ) -> None:
@@ -97,7 +97,7 @@ def _tune(
             record.keep(f"{name}: tuning", losses)
 
 
-def _step_seconds(task: Task, trainers: Mapping[str, Trainer], values: flags.FlagValues) -> dict[str, float]:
+def _step_seconds(task: ComparisonTask, trainers: Mapping[str, Trainer], values: flags.FlagValues) -> dict[str, float]:
     """Median time of a step of a single run, all optimizers in turn."""
     single = {name: t if t.lanes == 1 else _trainer(task, name, values, lanes=1) for name, t in trainers.items()}
     compile_all(list(single.values()))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.optimizer_comparison.tasks import Scores, Task
+from experiments.optimizer_comparison.tasks import ComparisonTask, Scores
 from nl_jax.training import TrainState, learning_rate_schedule
 
 Curves = dict[str, list[float | None]]  # a value for each evaluation, from the first to the last; None: not finite
@@ -74,7 +74,7 @@ class Trainer:
 
     def __init__(
         self,
-        task: Task,
+        task: ComparisonTask,
         make: Callable[[Any], optax.GradientTransformation],
         *,
         steps: int,
@@ -136,7 +136,7 @@ class Trainer:
 
         Args:
             rates, seeds: of the runs; a seed decides the initial model and the batches, for every optimizer alike.
-            held_out: what `Task.score` takes.
+            held_out: what `ComparisonTask.score` takes.
             progress: called with the number of intervals that are done.
 
         Yields:

@@ -42,12 +42,12 @@ class TextData:
 
     @property
     def train_text(self) -> bytes:
-        """The training texts joined: what a yardstick may learn from."""
+        """The training texts joined: what a baseline may learn from."""
         return b"".join(document.text for document in self.documents.train)
 
     @property
     def test_text(self) -> bytes:
-        """The test texts joined: what a yardstick is scored on."""
+        """The test texts joined: what a baseline is scored on."""
         return b"".join(document.text for document in self.documents.test)
 
 

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from nl_jax.optim.bounded import check_range
-from nl_jax.optim.generalized_momentum import Context, Memory
+from nl_jax.optim.generalized_momentum import GradientContext, Memory
 from nl_jax.optim.newton_schulz import newton_schulz
 
-Arguments = tuple[tuple[Memory, ...], Callable[[Context], Array] | None]
+Arguments = tuple[tuple[Memory, ...], Callable[[GradientContext], Array] | None]
 
 
 def _square(x: Array) -> Array:
@@ -61,7 +61,7 @@ def total(decay: float = 1.0, power: int = 1, initial: float = 0.0) -> Memory:
     )
 
 
-def regression(value: Callable[[Context], Array], penalty: Callable[[Context], Array]) -> Memory:
+def regression(value: Callable[[GradientContext], Array], penalty: Callable[[GradientContext], Array]) -> Memory:
     """The m of the module's docstring; ``value`` gives P M and ``penalty`` V + λ. It keeps nothing of its own."""
     return Memory(objective=lambda m, c: jnp.sum(0.5 * penalty(c) * jnp.square(m) - value(c) * m))
 
@@ -102,7 +102,7 @@ def muon_memories(decay: float = 0.95, nesterov: bool = True) -> Arguments:
     """``optax.contrib.muon`` for matrices [..., in, out]: a linear memory read through Newton-Schulz (Eq. 42, 52)."""
     check_range("decay", decay, 0.0, 1.0, below=True)
 
-    def read(c: Context) -> Array:
+    def read(c: GradientContext) -> Array:
         m = c.memories[0] / (1.0 - decay ** (c.step + 1 if nesterov else c.step))
         if nesterov:
             m = decay * m + (1.0 - decay) * c.gradient / (1.0 - decay**c.step)

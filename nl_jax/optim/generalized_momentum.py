@@ -17,7 +17,7 @@ from nl_jax.optim.bounded import bounded
 from nl_jax.optim.solvers import Solver, newton
 
 
-class Context(NamedTuple):
+class GradientContext(NamedTuple):
     """What a memory's functions see, all of one parameter."""
 
     gradient: Array
@@ -35,8 +35,8 @@ class Memory(NamedTuple):
       initial: value of all elements at the start.
     """
 
-    objective: Callable[[Array, Context], Array]
-    retention: Callable[[Array, Array, Context], Array] | None = None
+    objective: Callable[[Array, GradientContext], Array]
+    retention: Callable[[Array, Array, GradientContext], Array] | None = None
     initial: float = 0.0
 
 
@@ -47,11 +47,11 @@ class GeneralizedMomentumState(NamedTuple):
     memories: tuple[optax.Updates, ...]  # of those with a retention
 
 
-def _objective(memory: Memory, context: Context, m: Array) -> Array:
+def _objective(memory: Memory, context: GradientContext, m: Array) -> Array:
     return memory.objective(m, context)
 
 
-def _problem(memory: Memory, context: Context, previous: Array, m: Array) -> Array:
+def _problem(memory: Memory, context: GradientContext, previous: Array, m: Array) -> Array:
     assert memory.retention is not None
     return memory.objective(m, context) + memory.retention(m, previous, context)
 
@@ -59,7 +59,7 @@ def _problem(memory: Memory, context: Context, previous: Array, m: Array) -> Arr
 def generalized_momentum(
     learning_rate: optax.ScalarOrSchedule,
     memories: Sequence[Memory],
-    read: Callable[[Context], Array] | None = None,
+    read: Callable[[GradientContext], Array] | None = None,
     *,
     solver: Solver | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -110,14 +110,14 @@ def generalized_momentum(
         states: tuple[Array, ...] = ()
         last = iter(previous)
         for memory in memories:
-            context = Context(g, states, step)
+            context = GradientContext(g, states, step)
             if memory.retention is None:
                 new = solve(functools.partial(_objective, memory, context), jnp.zeros_like(g))
             else:
                 old = next(last)
                 new = solve(functools.partial(_problem, memory, context, old), old)
             states = (*states, new.astype(g.dtype))
-        answer = states[-1] if read is None else read(Context(g, states, step))
+        answer = states[-1] if read is None else read(GradientContext(g, states, step))
         return answer, *(s for s, memory in zip(states, memories, strict=True) if memory.retention is not None)
 
     def init(params):

@@ -17,11 +17,11 @@ import orbax.checkpoint as ocp
 from nl_jax.errors import InputError, StorageError
 from nl_jax.files import reason
 
-PARTS = {"about", "state"}
+PARTS = {"about", "state"}  # names of the items on disk: the JSON metadata and the arrays
 _METADATA = {"_CHECKPOINT_METADATA", "commit_success.txt"}  # what Orbax adds; the second not in every version
 
 
-def replace(directory: Path, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+def replace(directory: Path, state: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
     """Writes arrays by name, and JSON, in the place of an earlier saved stream.
 
     Raises:
@@ -32,7 +32,7 @@ def replace(directory: Path, state: Mapping[str, Any], about: Mapping[str, Any])
     new, old = _aside(path)
     for place in (path, new, old):
         check_replaceable(place)
-    args = ocp.args.Composite(state=ocp.args.StandardSave(dict(state)), about=ocp.args.JsonSave(dict(about)))
+    args = ocp.args.Composite(state=ocp.args.StandardSave(dict(state)), about=ocp.args.JsonSave(dict(metadata)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():  # perhaps a process ended between the two renames below
@@ -65,7 +65,7 @@ def check_replaceable(path: Path) -> None:
     if strange:
         raise InputError(f"{path}: holds {strange[0]!r}, which is no part of a saved stream; {expected}")
     if names:
-        read_about(path)
+        read_metadata(path)
 
 
 def is_saved(directory: Path) -> bool:
@@ -85,22 +85,22 @@ def newest(directory: Path) -> Path:
     raise InputError(f"{directory}: no saved stream there; expected what Stream.save wrote")
 
 
-def read_about(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
     """The JSON of a saved stream; `InputError` for what is none."""
     try:
-        about = json.loads((path / "about" / "metadata").read_text(encoding="utf-8"))
+        metadata = json.loads((path / "about" / "metadata").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        about = None
-    if not isinstance(about, dict) or not {"format", "waiting", "frozen", "model"} <= about.keys():
+        metadata = None
+    if not isinstance(metadata, dict) or not {"format", "waiting", "frozen", "model"} <= metadata.keys():
         raise InputError(f"{path}: not a saved stream; expected what Stream.save wrote")
-    return about
+    return metadata
 
 
-def read_state(path: Path, like: Mapping[str, Any]) -> dict[str, Any]:
+def read_state(path: Path, template: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays of a saved stream by name; `InputError` where they cannot be read."""
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         try:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(dict(like)))
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(dict(template)))
             return checkpointer.restore(path, args=args)["state"]
         except Exception as error:  # what a damaged file raises depends on the file; Orbax has no common class
             raise InputError(f"{path}: the saved stream cannot be read ({reason(error)})") from error

@@ -192,19 +192,19 @@ class Stream:
           InputError: where there is none, or it is of another model; it names what differs, or the level.
         """
         path = saved.newest(local_path(directory))
-        about = saved.read_about(path)
-        if about["format"] != FORMAT:
-            raise InputError(f"{path}: a saved stream of format {about['format']}; expected format {FORMAT}")
+        metadata = saved.read_metadata(path)
+        if metadata["format"] != FORMAT:
+            raise InputError(f"{path}: a saved stream of format {metadata['format']}; expected format {FORMAT}")
         own = json.loads(json.dumps(model.config.to_json()))  # as JSON gives it back
-        for name, value in about["model"].items():
+        for name, value in metadata["model"].items():
             if own.get(name) != value:
                 raise InputError(f"{path}: a stream of another model, whose {name} is {value}, not {own.get(name)}")
         stream = cls(model)
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), named_leaves(stream._state))
-        leaves = saved.read_state(path, like)
+        template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), named_leaves(stream._state))
+        leaves = saved.read_state(path, template)
         structure = jax.tree.structure(stream._state)
         stream._state = jax.tree.unflatten(structure, [leaves[name] for name in named_leaves(stream._state)])
-        stream._waiting, stream._frozen = list(about["waiting"]), set(about["frozen"])
+        stream._waiting, stream._frozen = list(metadata["waiting"]), set(metadata["frozen"])
         return stream
 
     def _known(self, level: str) -> str:

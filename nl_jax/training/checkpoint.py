@@ -19,7 +19,8 @@ from nl_jax.files import local_path, reason
 from nl_jax.trees import named_leaves
 
 PyTree = Any
-_PARTS = ("_CHECKPOINT_METADATA", "about")  # of each checkpoint, by Orbax and by the writer below
+_METADATA = "about"  # name on disk of the JSON item; it stays so that older checkpoints can be read
+_PARTS = ("_CHECKPOINT_METADATA", _METADATA)  # every checkpoint has these two entries
 
 
 class Checkpoint(NamedTuple):
@@ -27,18 +28,18 @@ class Checkpoint(NamedTuple):
 
     step: int
     items: dict[str, PyTree]
-    about: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 def restore_newest(
-    directory: Path, like: Mapping[str, PyTree], iterator: grain.DatasetIterator | None = None
+    directory: Path, templates: Mapping[str, PyTree], iterator: grain.DatasetIterator | None = None
 ) -> Checkpoint | None:
     """Restores the newest checkpoint that can be read; changes nothing on disk.
 
     Args:
         directory: where a `CheckpointWriter` wrote.
-        like: which items to restore, each as a pytree of arrays or `jax.ShapeDtypeStruct`; where these have a sharding
-            the restored arrays get it, whatever mesh they were saved from.
+        templates: the items to restore, by name, each a pytree of arrays or `jax.ShapeDtypeStruct`. A restored array
+            gets the sharding of its template, if that has one, whatever mesh it was saved from.
         iterator: the training iterator, set to where it stood when the checkpoint was saved.
 
     Returns:
@@ -54,9 +55,9 @@ def restore_newest(
     if not steps:
         return None
     args: dict[str, Any] = {
-        name: ocp.args.StandardRestore(jax.tree.map(_shape, named_leaves(tree))) for name, tree in like.items()
+        name: ocp.args.StandardRestore(jax.tree.map(_shape, named_leaves(tree))) for name, tree in templates.items()
     }
-    args["about"] = ocp.args.JsonRestore()
+    args[_METADATA] = ocp.args.JsonRestore()
     if iterator is not None:
         args["data"] = grain.checkpoint.CheckpointRestore(iterator)
     with ocp.CheckpointManager(directory.absolute(), options=ocp.CheckpointManagerOptions(create=False)) as manager:
@@ -67,8 +68,8 @@ def restore_newest(
                 why = f"{type(error).__name__}: {error}".splitlines()[0][:120]
                 logging.warning("skipped %s: cannot be read (%s)", directory / str(step), why)
             else:
-                items = {name: _like(tree, restored[name]) for name, tree in like.items()}
-                return Checkpoint(step, items, restored["about"])
+                items = {name: _like(tree, restored[name]) for name, tree in templates.items()}
+                return Checkpoint(step, items, restored[_METADATA])
     raise InputError(
         f"{directory}: none of the checkpoints {', '.join(map(str, steps))} can be read ({why}); "
         "expected at least one that is whole; start anew in another workdir"
@@ -101,13 +102,13 @@ class CheckpointWriter:
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
     def save(
-        self, step: int, items: Mapping[str, PyTree], iterator: grain.DatasetIterator, about: Mapping[str, Any]
+        self, step: int, items: Mapping[str, PyTree], iterator: grain.DatasetIterator, metadata: Mapping[str, Any]
     ) -> None:
         """Copies everything to the host and returns; the files are written meanwhile. A step that is there stays."""
         if step in self._manager.all_steps():
             return
         args: dict[str, Any] = {name: ocp.args.StandardSave(named_leaves(tree)) for name, tree in items.items()}
-        args["about"] = ocp.args.JsonSave(dict(about))
+        args[_METADATA] = ocp.args.JsonSave(dict(metadata))
         args["data"] = grain.checkpoint.CheckpointSave(iterator)
         with self._named_errors(f"that of step {step} or the one before it"):
             self._manager.save(step, args=ocp.args.Composite(**args))

@@ -10,12 +10,12 @@ from nl_jax.plotting import plot_band, save_figure
 from nl_jax.training.metrics import ACCURACY, ACCURACY_FIGURE, FIGURE, VALIDATION, read_metrics
 
 
-def plot_validation(workdir: Path, yardsticks: Mapping[str, float]) -> Path:
+def plot_validation(workdir: Path, baselines: Mapping[str, float]) -> Path:
     """Draws validation bits per byte against tokens, a line for each model of ``metrics.jsonl``, to ``validation.png``.
 
     Args:
         workdir: where ``metrics.jsonl`` is.
-        yardsticks: bits per byte by name, drawn as horizontal lines.
+        baselines: bits per byte by name, drawn as horizontal lines.
 
     Returns:
         The path of the figure.
@@ -28,7 +28,7 @@ def plot_validation(workdir: Path, yardsticks: Mapping[str, float]) -> Path:
     axes = figure.subplots()
     for model, points in curves.items():
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=model)
-    for style, (name, value) in zip(("--", ":", "-."), yardsticks.items(), strict=False):
+    for style, (name, value) in zip(("--", ":", "-."), baselines.items(), strict=False):
         axes.axhline(value, linestyle=style, color="gray", label=f"{name} (test)")
     axes.set(xlabel="training tokens", ylabel="validation bits per byte")
     axes.grid(alpha=0.3)

@@ -15,7 +15,7 @@ from launcher_cases import error_line, results_of
 from experiments import optimizers
 from experiments.benchmarking.timed_programs import Timing
 from experiments.optimizer_comparison import continual_tasks, table, tasks, toy_problem, update_speed
-from experiments.optimizer_comparison.tasks import Task
+from experiments.optimizer_comparison.tasks import ComparisonTask
 from experiments.optimizer_comparison.training_runs import Grid, Trainer, best_rate, rate_name
 from nl_jax.optim import newton_schulz
 
@@ -183,8 +183,8 @@ def regression():
     """A task of eight numbers: y = W x."""
     data = jax.random.normal(jax.random.key(0), (40, 6))
     loss = lambda w, batch: jnp.mean((batch[:, :4] @ w - batch[:, 4:]) ** 2)  # noqa: E731
-    return Task(
-        about={},
+    return ComparisonTask(
+        metadata={},
         parameters=8,
         init=lambda key: jax.random.normal(key, (4, 2)),
         batch=lambda train, key: train[jax.random.randint(key, (5,), 0, len(train))],
