@@ -1,8 +1,8 @@
 """Pre-training: mesh and shardings, optimizer, step, loop, checkpoints and metrics.
 
-`fit` is the loop; everything it is made of is a pure function or a small file format of its own, so that a notebook can
-take single parts: `init_state` and `train_step` for a step, `evaluate` for bits per byte, `accuracy` for tasks with
-answers, `restore_newest` for a model.
+`fit` is the training loop. Its parts are pure functions or small file formats, so that a notebook can use them alone:
+`init_state` and `train_step` for a training step, `evaluate` for bits per byte, `accuracy` for tasks with answers, and
+`restore_newest` for a trained model.
 """
 
 from nl_jax.evaluation import Accuracies, accuracies, accuracy, bits_by_position, evaluate

@@ -1,7 +1,7 @@
-"""Checkpoints that survive a kill at any moment: written aside and renamed, read back newest first.
+"""Checkpoints that survive a kill at any moment: written under a temporary name, renamed, and read newest first.
 
 A checkpoint is a directory named by its step. Orbax writes it under a temporary name and renames it when it is
-complete, so that a step is there whole or not at all; the one before it is kept until then and beyond.
+complete, so that a checkpoint exists completely or not at all. The previous one is kept even after that.
 """
 
 import contextlib
@@ -24,29 +24,29 @@ _PARTS = ("_CHECKPOINT_METADATA", _METADATA)  # every checkpoint has these two e
 
 
 class Checkpoint(NamedTuple):
-    """What `restore_newest` returns: the step, the restored pytrees by name, and the JSON saved beside them."""
+    """A restored checkpoint."""
 
     step: int
-    items: dict[str, PyTree]
-    metadata: dict[str, Any]
+    items: dict[str, PyTree]  # the restored pytrees, by name
+    metadata: dict[str, Any]  # the JSON that was saved with them
 
 
 def restore_newest(
     directory: Path, templates: Mapping[str, PyTree], iterator: grain.DatasetIterator | None = None
 ) -> Checkpoint | None:
-    """Restores the newest checkpoint that can be read; changes nothing on disk.
+    """Restores the newest checkpoint that can be read, without changing anything on disk.
 
     Args:
-        directory: where a `CheckpointWriter` wrote.
+        directory: the directory of a `CheckpointWriter`.
         templates: the items to restore, by name, each a pytree of arrays or `jax.ShapeDtypeStruct`. A restored array
             gets the sharding of its template, if that has one, whatever mesh it was saved from.
-        iterator: the training iterator, set to where it stood when the checkpoint was saved.
+        iterator: the training iterator, which is set to its position at the time of saving.
 
     Returns:
-        The checkpoint, or None where there is none yet. Each one that is skipped is reported in a warning of one line.
+        The checkpoint, or None if there is none yet. A one-line warning reports each checkpoint that is skipped.
 
     Raises:
-        InputError: there are checkpoints, but none can be read.
+        InputError: if there are checkpoints, but none can be read.
     """
     directory = local_path(directory)
     for partial in sorted(directory.glob("*.orbax-checkpoint-tmp*")):
@@ -64,7 +64,7 @@ def restore_newest(
         for step in steps:
             try:
                 restored = manager.restore(step, args=ocp.args.Composite(**args))
-            except Exception as error:  # what a damaged file raises depends on the file; orbax has no common class
+            except Exception as error:  # the error depends on the damaged file; Orbax has no common class
                 why = f"{type(error).__name__}: {error}".splitlines()[0][:120]
                 logging.warning("skipped %s: cannot be read (%s)", directory / str(step), why)
             else:
@@ -79,16 +79,16 @@ def restore_newest(
 class CheckpointWriter:
     """Writes checkpoints in the background and keeps the newest two.
 
-    Use as a context manager: leaving it waits for the last one.
+    Use it as a context manager: leaving the context waits for the last checkpoint to be written.
 
     Args:
-        directory: made if need be.
-        resumed_from: the step restored, 0 at the start of a run. Checkpoints of later steps, which could not be read,
-            are renamed to ``STEP.damaged``, since the run will write these steps again.
+        directory: the directory of the checkpoints, created if it does not exist.
+        resumed_from: the step that was restored, 0 at the start of a run. Checkpoints of later steps, which could not
+            be read, are renamed to ``STEP.damaged``, since the run will write these steps again.
 
     Raises:
-        InputError: something in the directory has the name of a checkpoint and is none; nothing is changed.
-        StorageError: a checkpoint could not be written (when leaving, or at the next ``save``).
+        InputError: if an entry of the directory has the name of a checkpoint but is not one; nothing is changed.
+        StorageError: if a checkpoint could not be written (raised at the next ``save``, or when leaving).
     """
 
     def __init__(self, directory: Path, resumed_from: int = 0):
@@ -104,7 +104,7 @@ class CheckpointWriter:
     def save(
         self, step: int, items: Mapping[str, PyTree], iterator: grain.DatasetIterator, metadata: Mapping[str, Any]
     ) -> None:
-        """Copies everything to the host and returns; the files are written meanwhile. A step that is there stays."""
+        """Copies everything to the host and returns; a thread writes the files. An existing step is not overwritten."""
         if step in self._manager.all_steps():
             return
         args: dict[str, Any] = {name: ocp.args.StandardSave(named_leaves(tree)) for name, tree in items.items()}
@@ -122,7 +122,7 @@ class CheckpointWriter:
 
     @contextlib.contextmanager
     def _named_errors(self, which: str) -> Iterator[None]:
-        """A `StorageError` for whatever Orbax and TensorStore raise, which have no common class."""
+        """Raises a `StorageError` for any error of Orbax and TensorStore, which have no common class of errors."""
         try:
             yield
         except Exception as error:
@@ -133,7 +133,7 @@ class CheckpointWriter:
 
 
 def _check_ours(directory: Path) -> None:
-    """Raises `InputError` for what Orbax would remove, or this writer rename, though it is no checkpoint."""
+    """Raises `InputError` if Orbax would remove, or this writer rename, an entry that is not a checkpoint."""
     for path in directory.glob("*"):
         step, partial, _ = path.name.partition(".orbax-checkpoint-tmp")
         whole = step.isdecimal() and not partial
@@ -144,7 +144,7 @@ def _check_ours(directory: Path) -> None:
 
 
 def _steps(directory: Path) -> list[int]:
-    """Steps of the finished checkpoints, newest first."""
+    """Steps of the complete checkpoints, newest first."""
     names = [path.name for path in directory.glob("*") if path.is_dir()]
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 

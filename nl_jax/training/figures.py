@@ -1,4 +1,4 @@
-"""Figures drawn from ``metrics.jsonl``."""
+"""Plots of the rows of ``metrics.jsonl``."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +11,14 @@ from nl_jax.training.metrics import ACCURACY, ACCURACY_FIGURE, FIGURE, VALIDATIO
 
 
 def plot_validation(workdir: Path, baselines: Mapping[str, float]) -> Path:
-    """Draws validation bits per byte against tokens, a line for each model of ``metrics.jsonl``, to ``validation.png``.
+    """Plots validation bits per byte against tokens to ``validation.png``, with a line for each model.
 
     Args:
-        workdir: where ``metrics.jsonl`` is.
-        baselines: bits per byte by name, drawn as horizontal lines.
+        workdir: the directory of ``metrics.jsonl``.
+        baselines: bits per byte of each baseline by name, drawn as horizontal lines.
 
     Returns:
-        The path of the figure.
+        The path of the plot.
     """
     curves: dict[str, list[tuple[int, float]]] = {}
     for row in read_metrics(workdir):
@@ -37,14 +37,14 @@ def plot_validation(workdir: Path, baselines: Mapping[str, float]) -> Path:
 
 
 def plot_accuracy(workdir: Path) -> Path:
-    """Draws accuracy against steps to ``accuracy.png``: each model's mean over seeds, in a band from worst to best.
+    """Plots accuracy against steps to ``accuracy.png``: the mean of each model over seeds, and a band from min to max.
 
     Args:
-        workdir: where ``metrics.jsonl`` is, with the model of each row given as ``MODEL/SEED``. A seed whose rows end
-            before the others' keeps its last accuracy.
+        workdir: the directory of ``metrics.jsonl``, in which the model of each row is ``MODEL/SEED``. A seed whose rows
+            end before those of other seeds keeps its last accuracy.
 
     Returns:
-        The path of the figure.
+        The path of the plot.
     """
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for row in read_metrics(workdir):
