@@ -100,7 +100,7 @@ def reason(error: BaseException) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a file under a temporary name and renames it, so that readers see the old or the new text, never a part."""
+    """Writes a file under a temporary name and renames it: readers see either the old text or the whole new text."""
     with in_place_of(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -33,7 +33,7 @@ def plot_band(
     marker: str = "o",
     **style: Any,
 ) -> None:
-    """Draws the mean of curves, and a band of opacity ``alpha`` from their min to max; ``style`` is that of the line."""
+    """Draws the mean of curves in the given line ``style``, and a band of opacity ``alpha`` from min to max."""
     (line,) = axes.plot(x, curves.mean(axis=0), marker=marker, markersize=3, **style)
     axes.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=alpha, linewidth=0)
 

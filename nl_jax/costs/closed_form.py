@@ -143,7 +143,7 @@ def _generation(mixer: SelfModifyingTitans, groups: list[Group], c: int) -> int:
 
 
 def _decay(n: int) -> int:
-    """Multiply-adds of the decay matrix of n tokens, whose blocks are multiplied by the identity to materialise them."""
+    """Multiply-adds of the decay matrix of n tokens; a product with the identity materialises its blocks."""
     blocks = -(-n // DECAY_BLOCK_SIZE)
     return 0 if blocks == 1 else blocks**2 * DECAY_BLOCK_SIZE**3 + _decay(blocks)
 

@@ -1,7 +1,7 @@
 """Optax transformations: optimizers as memories of gradients.
 
-All factories but `multi_frequency` and `clip_by_norm` return a `bounded` transformation. With
-``optax.inject_hyperparams``, arguments that are functions or integers are ``static_args``, as in optax.
+All factories except `multi_frequency` and `clip_by_norm` return a `bounded` transformation. With
+``optax.inject_hyperparams``, name arguments that are functions or integers in ``static_args``, as in optax.
 """
 
 from nl_jax.optim.bounded import bounded

@@ -22,11 +22,10 @@ AXES = ("data", "fsdp", "tensor")
 def use_cpu_cores(batch_size: int | None = None) -> None:
     """Makes each CPU core a JAX device, so that a mesh can split a batch over the cores.
 
-    By default JAX sees the CPU as one device.
-    The small matrix products of memories leave cores idle within one device; training on two devices of one core each
-    is a quarter faster (BUILD_NOTES.md, D55). Threading inside an operation is off when each core is a device. Call
-    this before JAX starts: afterwards it does nothing. It also does nothing if the user has set the number of CPU
-    devices, and keeps flags that are in ``XLA_FLAGS``.
+    By default JAX sees the CPU as one device, within which the small matrix products of memories leave cores idle;
+    training on two devices of one core each is a quarter faster (BUILD_NOTES.md, D55). Threading inside an operation is
+    off when each core is a device. Call this before JAX starts: afterwards it does nothing. It also does nothing if the
+    user has set the number of CPU devices, and it keeps flags that are in ``XLA_FLAGS``.
 
     Args:
         batch_size: if given, the number of devices is the largest number up to the number of cores that divides it.
