@@ -13,7 +13,7 @@ class PathParser(flags.ArgumentParser):
     syntactic_help = "a path on this machine"
 
     def parse(self, argument: str) -> str:
-        """Returns the path with ``~`` expanded; raises ``InputError``, a bad flag to absl, for a URL or an invalid path.
+        """Returns the path with ``~`` expanded; raises ``InputError``, a bad flag to absl, for URLs and invalid paths.
 
         Empty text is returned as it is; the code that needs the flag reports that it is missing.
         """

@@ -1,4 +1,4 @@
-"""The subject continual: tasks one after the other, and what each costs the ones before."""
+"""The subject continual: tasks are learned one after the other; how much of earlier tasks is forgotten?"""
 
 import functools
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from nl_jax.training import progress_bar
 
 
 def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
-    """Forgetting against the number of tasks."""
+    """Measures forgetting against the number of tasks."""
     record = record_of("continual", workdir, values, names)
     with progress_bar("continual", len(names)) as bar:
         for name in names:
@@ -49,7 +49,7 @@ def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
 
 
 def _scores(name: str, values: flags.FlagValues) -> dict[str, Any]:
-    """Tuned by one seed, then scored on the others."""
+    """The scores of an optimizer, tuned on one seed and measured on the others."""
     make, rates = continual_tasks.OPTIMIZERS[name], continual_tasks.RATES
     sizes = {"num_tasks": values.num_tasks, "steps": values.task_steps}
     tuning = continual_tasks.learn(make, rates, [TUNING_SEED], **sizes).final[:, 0]

@@ -1,4 +1,4 @@
-"""The subject speed: time of an optimizer's update alone, by number of parameters (Figure 12)."""
+"""The subject speed: the time of an optimizer's update alone, by number of parameters (Figure 12)."""
 
 import functools
 import sys
@@ -17,7 +17,7 @@ from nl_jax.plotting import save_figure
 
 
 def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
-    """Step time and state of all optimizers at all sizes."""
+    """Measures step time and size of the state for all optimizers at all sizes."""
     sizes = _parse_sizes(values.sizes)
     record = record_of("speed", workdir, values, names)
     optimizers = {name: OPTIMIZERS[name] for name in names}
@@ -55,7 +55,7 @@ def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
 
 
 def _parse_sizes(texts: Sequence[str]) -> dict[str, float]:
-    """Numbers of parameters by how they were written."""
+    """Numbers of parameters, by the text of the flag."""
     try:
         sizes = {text: float(text) for text in texts}
     except ValueError:

@@ -15,7 +15,7 @@ from nl_jax.training import progress_bar
 
 
 def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
-    """Steps to the goal of Eq. 53."""
+    """Measures the number of steps to the goal on Eq. 53."""
     record = record_of("toy", workdir, values, names)
     with progress_bar("toy", len(names)) as bar:
         for name in names:

@@ -1,4 +1,4 @@
-"""The subject training: losses of tuned optimizers against steps and seconds (Figure 11)."""
+"""The subject training: the losses of tuned optimizers against steps and seconds (Figure 11)."""
 
 import statistics
 import sys
@@ -28,7 +28,7 @@ BATCH_SIZES = {"vit": 32, "lm": 16}
 
 
 def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
-    """Losses of tuned optimizers, and their time."""
+    """Measures the losses of tuned optimizers, and their time."""
     if values.task not in TASKS:
         raise InputError(f"--task={values.task}: expected one of {', '.join(TASKS)}")
     if values.model not in MODEL_NAMES:
@@ -67,7 +67,7 @@ def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
 
 
 def _lanes(values: flags.FlagValues) -> int:
-    """Runs side by side: on a CPU they would only wait for each other."""
+    """Number of runs trained side by side: one on a CPU, where they would only wait for each other."""
     return 1 if jax.default_backend() == "cpu" else max(values.points, values.seeds)
 
 
@@ -87,7 +87,7 @@ def _tune(
     record: Record,
     bar: Any,
 ) -> None:
-    """Fills ``losses``, by rate, until the best rate is not at the edge."""
+    """Fills in ``losses``, by learning rate, until the best rate is not at an edge of the grid."""
     for rates in Grid(values.points).search(OPTIMIZERS[name].rate, losses):
         if len(losses) >= values.points:
             bar.total += len(rates) * values.steps // values.eval_every
@@ -98,7 +98,7 @@ def _tune(
 
 
 def _step_seconds(task: ComparisonTask, trainers: Mapping[str, Trainer], values: flags.FlagValues) -> dict[str, float]:
-    """Median time of a step of a single run, all optimizers in turn."""
+    """Median time of a step of a single run by optimizer, measured for all optimizers in turn."""
     single = {name: t if t.lanes == 1 else _trainer(task, name, values, lanes=1) for name, t in trainers.items()}
     compile_all(list(single.values()))
     calls = {name: trainer.interval_call(OPTIMIZERS[name].rate) for name, trainer in single.items()}
