@@ -8,6 +8,7 @@ from pathlib import Path
 
 COMMANDS = (
     "language_model",
+    "compare",
     "context",
     "generate",
     "stream",

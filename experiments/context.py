@@ -57,6 +57,7 @@ from nl_jax.trees import named_leaves
 NAME = "context"
 FIGURE = "context.png"
 DEFAULTS = {
+    "optimizer": "adamw",
     "models": "hope,hope_frozen,transformer_conv",
     "steps": 200,
     "batch_size": 1,

@@ -27,6 +27,7 @@ from experiments.common.text_runs import (
     define_flags,
     fit_model,
     inputs_of,
+    schedule_of,
     summary_of,
     text_of,
 )
@@ -78,8 +79,11 @@ def train(values: flags.FlagValues) -> None:
         "versions": launcher.versions(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
+    schedules = results.setdefault("schedules", {})
     for name in values.models:
         if name not in finished:
+            schedules[name] = schedule_of(configs[name], values)
+            print(f"{name}:\n{schedules[name]}", file=sys.stderr)
             finished[name] = train_model(name, configs[name], batches, values, workdir, mesh)
             plot_validation(workdir, results["baselines"])
             launcher.write_json(workdir / RESULTS, results)

@@ -69,6 +69,7 @@ RUNNING, TOLERANCE = 256, 0.05  # definition of recovery: bytes of the running m
 CURVE, LEVEL = f"bits_by_{BIN}_bytes", "last quarter"
 VALIDATION_TOKENS = 16_384
 DEFAULTS = {
+    "optimizer": "adamw",
     "steps": 200,
     "batch_size": 1,
     "seq_len": 1024,

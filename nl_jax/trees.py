@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 PyTree = Any
 
@@ -64,3 +65,9 @@ def replace_leaves(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
 def own_buffers(tree: PyTree) -> PyTree:
     """Copies every array to its own buffer. A state can be donated only if no two leaves share a buffer."""
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+
+
+def strong(x: Any) -> Array:
+    """Converts to a strongly typed array, as scans need: the weak dtype of a Python number could change in them."""
+    x = jnp.asarray(x)
+    return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x

@@ -10,7 +10,7 @@ from nl_jax.training import OPTIMIZERS, SCHEDULES, peak_rates
 RATES = ("learning_rate", "matrix_learning_rate")
 
 
-def define_optimizer_flags(values: flags.FlagValues) -> None:
+def define_optimizer_flags(values: flags.FlagValues, default: str = "adamw") -> None:
     """Adds --optimizer and its learning rates."""
 
     def rates(name: str) -> str:
@@ -22,7 +22,7 @@ def define_optimizer_flags(values: flags.FlagValues) -> None:
         "Peak learning rates by default, of everything else and of hidden matrices: "
         f"{', '.join(map(rates, OPTIMIZERS))}."
     )
-    flags.DEFINE_enum("optimizer", "adamw", OPTIMIZERS, optimizer, flag_values=values)
+    flags.DEFINE_enum("optimizer", default, OPTIMIZERS, optimizer, flag_values=values)
     everything = "Peak learning rate of AdamW; without it the optimizer's default."
     hidden = "Peak learning rate of hidden matrices; without it the optimizer's default, with adamw --learning_rate."
     flags.DEFINE_float("learning_rate", None, everything, flag_values=values)
@@ -48,7 +48,8 @@ def define_schedule_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("warmup_steps", None, warmup, lower_bound=0, flag_values=values)
 
 
-def optimizer_arguments(values: flags.FlagValues) -> dict[str, Any]:
-    """What `make_optimizer` takes of the flags."""
-    names = ("optimizer", *RATES, "steps", "warmup_steps", "schedule")
-    return {name: values[name].value for name in names if name in values}
+def optimizer_arguments(values: flags.FlagValues, rate_factor: float = 1.0) -> dict[str, Any]:
+    """What `make_optimizer` takes of the flags, with both learning rates times a factor."""
+    names = ("optimizer", "steps", "warmup_steps", "schedule")
+    given: dict[str, Any] = {name: values[name].value for name in (*RATES, *names) if name in values}
+    return given | {name: rate_factor * given[name] for name in RATES}

@@ -32,7 +32,7 @@ from nl_jax.data import (
 )
 from nl_jax.models import MODEL_NAMES, PRESETS, LanguageModel, LanguageModelConfig
 from nl_jax.parallel import parse_mesh, use_cpu_cores
-from nl_jax.training import Progress, TrainState, fit, make_optimizer
+from nl_jax.training import LevelOptimizers, Progress, TrainState, describe_training, fit, make_optimizer
 from nl_jax.trees import named_leaves
 
 VALIDATION_TOKENS = 65_536  # what the evaluations during training look at; the test split is scored whole, once
@@ -54,9 +54,9 @@ def define_flags() -> flags.FlagValues:
     define_cms_flags(values)
     define_data_flags(values)
     define(flags.DEFINE_integer, "steps", 400, "Optimizer steps for each model.")
-    define(flags.DEFINE_integer, "batch_size", 8, "Sequences in a batch, all devices together.")
-    define(flags.DEFINE_integer, "seq_len", 256, "Tokens in a sequence.")
-    define_optimizer_flags(values)
+    define(flags.DEFINE_integer, "batch_size", 2, "Sequences in a batch, all devices together.")
+    define(flags.DEFINE_integer, "seq_len", 1024, "Tokens in a sequence.")
+    define_optimizer_flags(values, default="m3")
     define_schedule_flags(values)
     define(flags.DEFINE_integer, "seed", 0, "Decides initial parameters and the order of the data.")
     define(flags.DEFINE_integer, "eval_every", 100, "Steps between evaluations.")
@@ -141,6 +141,17 @@ def batches_of(values: flags.FlagValues, data: TextData, seed: int) -> Batches:
     return Batches(train, validation, test=evaluation_batches(data.test, **sizes))
 
 
+def optimizer_of(config: LanguageModelConfig, values: flags.FlagValues, rate_factor: float = 1.0) -> LevelOptimizers:
+    """What the flags say that moves the parameters of each level, with both learning rates times a factor."""
+    return make_optimizer(**optimizer_arguments(values, rate_factor), cms_periods=config.optimizer_periods)
+
+
+def schedule_of(config: LanguageModelConfig, values: flags.FlagValues) -> str:
+    """The levels that train a model, and when each is updated, as text."""
+    shapes = jax.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
+    return describe_training(shapes, optimizer_of(config, values))
+
+
 def fit_model(
     run: str,
     config: LanguageModelConfig,
@@ -150,6 +161,7 @@ def fit_model(
     mesh: jax.sharding.Mesh,
     seed: int,
     start: LanguageModel | None = None,
+    rate_factor: float = 1.0,
 ) -> tuple[TrainState, Progress]:
     """Trains one model below ``workdir/run`` from the parameters of ``start``, or goes on where it was stopped."""
 
@@ -159,11 +171,10 @@ def fit_model(
         leaves = [known.get(path, leaf) for path, leaf in named_leaves(model).items()]
         return jax.tree.unflatten(jax.tree.structure(model), leaves)
 
-    optimizer = make_optimizer(**optimizer_arguments(values), cms_periods=config.optimizer_periods)
     return fit(
         run,
         init_model,
-        optimizer,
+        optimizer_of(config, values, rate_factor),
         batches.train(),
         batches.validation,
         workdir=workdir,

@@ -13,11 +13,12 @@ from matplotlib.figure import Figure
 
 from experiments.benchmarking.timed_programs import interleave
 from experiments.common import launcher
+from experiments.common.grid import Grid, best_rate, rate_name
 from experiments.common.record import Record
 from experiments.optimizer_comparison.reports import TUNING_SEED, figure_name, record_of, text_of
 from experiments.optimizer_comparison.table import OPTIMIZERS
 from experiments.optimizer_comparison.tasks import TASKS, ComparisonTask
-from experiments.optimizer_comparison.training_runs import Curves, Grid, Trainer, best_rate, compile_all, rate_name
+from experiments.optimizer_comparison.training_runs import Curves, Trainer, compile_all
 from nl_jax import InputError
 from nl_jax.models import MODEL_NAMES
 from nl_jax.plotting import plot_band, save_figure

@@ -46,7 +46,7 @@ from jaxtyping import Array, Bool, Int
 
 from nl_jax.levels import composition, describe
 from nl_jax.levels.level import Context, Level
-from nl_jax.trees import PyTree, own_buffers
+from nl_jax.trees import PyTree, own_buffers, strong
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -138,14 +138,20 @@ class Schedule:
         """Returns a level's answer to a query, or its parameters if there is no query."""
         return self[name].read(state.levels[name], query)
 
-    def init(self, key: Array | None, data: PyTree, start: Mapping[str, PyTree] | None = None) -> ScheduleState:
+    def init(
+        self,
+        key: Array | None,
+        data: PyTree,
+        start: Mapping[str, PyTree] | None = None,
+        contexts: Mapping[str, PyTree] | None = None,
+    ) -> ScheduleState:
         """Returns the state before the first step. No two of its arrays share a buffer, so that it can be donated.
 
         Args:
           key: random key, from which each level gets its own. None if no level draws random numbers.
           data: data of one step. Only their shapes matter, unless the ``init`` of a level uses the values.
-          start: by level name, parameters from which these levels start, instead of their own initial ones (§3.3, by
-            initialisation).
+          start: by level name, parameters from which these levels start (§3.3, by initialisation).
+          contexts: by level name, arrays with the shapes of one step's contexts; by default the flow is traced for them.
 
         Raises:
           ValueError: if ``start`` names a level without a start function.
@@ -164,9 +170,11 @@ class Schedule:
             else:
                 assert level.start is not None
                 states[level.name] = level.start(answer)
-        states = own_buffers(jax.tree.map(_strong, states))  # a level may have started from another's arrays
+        states = own_buffers(jax.tree.map(strong, states))  # a level may have started from another's arrays
         pending = {}
-        for name, context in jax.eval_shape(self._contexts, states, data)[0].items():
+        if contexts is None:
+            contexts = jax.eval_shape(self._contexts, states, data)[0]
+        for name, context in contexts.items():
             level = self[name]
             if level.period > 1:
                 pending[name] = jax.tree.map(level.empty, context)
@@ -361,9 +369,8 @@ class Schedule:
     def tree(self, state: ScheduleState | None = None, indent: str = "") -> str:
         """Describes the nested system as text, the slowest level first.
 
-        Each line has a level's period, context and objective and, given a state, its sizes. Levels of which neither
-        precedes the other have the same indentation. If the objective of a level runs a schedule, that follows the
-        level, marked by ``»``.
+        Each line has a level's period, context and objective and, given a state, its sizes. Levels of one group of
+        ``order`` are indented alike. A schedule that a level's objective runs follows the level, marked by ``»``.
         """
         lines = []
         for depth, rank in enumerate(reversed(self.order)):
@@ -390,10 +397,4 @@ def _like(new: PyTree, old: PyTree, name: str) -> PyTree:
     was, now = (str(jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)) for tree in (old, new))
     if was != now:
         raise ValueError(f"level {name!r}: an update turns its state from {was} into {now}")
-    return jax.tree.map(_strong, new)
-
-
-def _strong(x: Any) -> Array:
-    """Converts to a strongly typed array, as scans need: the weak dtype of a Python number could change in them."""
-    x = jnp.asarray(x)
-    return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
+    return jax.tree.map(strong, new)

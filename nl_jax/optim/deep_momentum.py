@@ -112,9 +112,8 @@ def scale_by_deep_momentum(
         if output is None:
             answers = [a * size for a, size in zip(answers, sizes, strict=True)]
         answers = [from_rows(a, g.shape) for a, g in zip(answers, leaves, strict=True)]
-        if output is not None:
-            answers = [output(a) for a in answers]
-        return tree.unflatten(answers), DeepMomentumState(tree.unflatten(change), inner_state)
+        steps = answers if output is None else [output(a) for a in answers]
+        return tree.unflatten(steps), DeepMomentumState(tree.unflatten(change), inner_state)
 
     return optax.GradientTransformation(init, update)
 

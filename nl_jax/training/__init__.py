@@ -16,11 +16,13 @@ from nl_jax.training.metrics import MetricsWriter, read_metrics
 from nl_jax.training.optimizer import (
     OPTIMIZERS,
     SCHEDULES,
+    LevelOptimizers,
     decay_mask,
     learning_rate_schedule,
     make_optimizer,
     peak_rates,
 )
+from nl_jax.training.schedule import describe_training, training_schedule
 from nl_jax.training.step import TrainState, compile_step, init_state, peak_memory_bytes, train_step
 from nl_jax.trees import named_leaves
 
@@ -30,6 +32,7 @@ __all__ = [
     "Accuracies",
     "Checkpoint",
     "CheckpointWriter",
+    "LevelOptimizers",
     "MetricsWriter",
     "Progress",
     "TrainState",
@@ -41,6 +44,7 @@ __all__ = [
     "bits_by_position",
     "compile_step",
     "decay_mask",
+    "describe_training",
     "evaluate",
     "finite_outputs",
     "fit",
@@ -60,5 +64,6 @@ __all__ = [
     "restore_newest",
     "state_shardings",
     "train_step",
+    "training_schedule",
     "use_cpu_cores",
 ]

@@ -14,7 +14,6 @@ from typing import Any
 
 import grain
 import jax
-import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -25,7 +24,7 @@ from nl_jax.files import local_path
 from nl_jax.parallel.sharding import batch_sharding, parameter_shardings
 from nl_jax.training.checkpoint import CheckpointWriter, restore_newest
 from nl_jax.training.metrics import VALIDATION, MetricsWriter
-from nl_jax.training.step import TrainState, compile_step, init_state, peak_memory_bytes
+from nl_jax.training.step import Optimizer, TrainState, compile_step, init_state, peak_memory_bytes
 
 PyTree = Any
 CHECKPOINTS = "checkpoints"  # below the model's directory
@@ -70,7 +69,7 @@ class Progress:
 def fit(
     name: str,
     init_model: Callable[[], PyTree],
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     iterator: grain.DatasetIterator,
     validation: EvaluationSet,
     *,
@@ -88,7 +87,7 @@ def fit(
         name: the model's name in metrics and messages, and of its directory.
         init_model: makes the model; pure, so seeds are fixed inside. Nothing random happens after that, so a checkpoint
             holds no key: model, optimizer state and the iterator's position are all there is.
-        optimizer: an optax transformation for the model's parameters.
+        optimizer: of each level, from `make_optimizer`; or any optax transformation for all parameters.
         iterator: endless batches of ``inputs`` and ``targets``, int32 ``[B, T]``: this process' rows of a global batch.
         validation: what to evaluate on.
         workdir: where ``metrics.jsonl`` is written, shared by models; made if need be.
@@ -169,7 +168,7 @@ def fit(
 
 def _start(
     init_model: Callable[[], PyTree],
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     iterator: grain.DatasetIterator,
     directory: Path,
     mesh: Mesh,

@@ -4,7 +4,6 @@ Hidden matrices are moved by one of ``OPTIMIZERS``, everything else by AdamW: em
 biases have no rows and columns that an orthogonal step would mean anything for.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,13 +16,11 @@ from nl_jax.optim import (
     hidden_matrices,
     m3,
     matrix_dimensions,
-    multi_frequency,
     parameter_roles,
     scale_by_deep_momentum,
     scale_by_delta_momentum,
     schedule_of_updates,
 )
-from nl_jax.trees import path_name
 
 PyTree = Any
 SCHEDULES = ("cosine", "constant", "wsd")
@@ -86,6 +83,21 @@ OPTIMIZERS = {
 }
 
 
+class LevelOptimizers(NamedTuple):
+    """What moves the parameters of each level of `training_schedule`, which has one level for each block of the CMS.
+
+    Attributes:
+        of_period: the transformation of a level that is updated once in so many steps.
+        cms_periods: optimizer steps between two updates of each CMS level, fastest first; None for a single level that
+            holds all parameters.
+        max_norm: the global norm that the gradients of all levels together are clipped to; None for no clipping.
+    """
+
+    of_period: Callable[[int], optax.GradientTransformation]
+    cms_periods: tuple[int, ...] | None = None
+    max_norm: float | None = None
+
+
 def make_optimizer(
     *,
     optimizer: str = "adamw",
@@ -96,7 +108,7 @@ def make_optimizer(
     schedule: str = "cosine",
     weight_decay: float = 0.1,
     cms_periods: Sequence[int] = (1,),
-) -> optax.GradientTransformation:
+) -> LevelOptimizers:
     r"""One of ``OPTIMIZERS`` for hidden matrices, AdamW (β₁ 0.9, β₂ 0.95) for the rest, gradients clipped to norm 1.
 
     The blocks of CMS level :math:`\ell` are updated every ``cms_periods[l]`` steps with the sum of the clipped
@@ -113,34 +125,27 @@ def make_optimizer(
         weight_decay: times the learning rate is what matrices lose per update; vectors and scales are not decayed.
         cms_periods: optimizer steps between two updates of each CMS level, fastest first.
 
-    Returns:
-        An optax transformation for the parameters of a model.
-
     Raises:
         ValueError: for an unknown optimizer or schedule.
     """
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer {optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
     peak, matrix_peak = peak_rates(optimizer, learning_rate, matrix_learning_rate)
-
-    def at(peak: float, period: int) -> optax.Schedule:
-        return schedule_of_updates(learning_rate_schedule(peak, steps, warmup_steps, schedule), period)
+    rates, matrix_rates = (learning_rate_schedule(rate, steps, warmup_steps, schedule) for rate in (peak, matrix_peak))
+    make = OPTIMIZERS[optimizer].make
 
     def of_period(period: int) -> optax.GradientTransformation:
-        make = OPTIMIZERS[optimizer].make
-        others = optax.adamw(at(peak, period), **ADAM, weight_decay=weight_decay, mask=decay_mask)
-        if make is None:
-            if matrix_peak == peak:
-                return others
-            make = lambda rate, decay: optax.adamw(rate, **ADAM, weight_decay=decay)  # noqa: E731
-        return optax.partition({"matrix": make(at(matrix_peak, period), weight_decay), "other": others}, _matrix_labels)
+        rate, matrix_rate = schedule_of_updates(rates, period), schedule_of_updates(matrix_rates, period)
+        others = optax.adamw(rate, **ADAM, weight_decay=weight_decay, mask=decay_mask)
+        if make is not None:
+            matrices = make(matrix_rate, weight_decay)
+        elif matrix_peak == peak:
+            return others
+        else:
+            matrices = optax.adamw(matrix_rate, **ADAM, weight_decay=weight_decay)
+        return optax.partition({"matrix": matrices, "other": others}, _matrix_labels)
 
-    clip = optax.clip_by_global_norm(1.0)
-    periods = sorted({1, *cms_periods})
-    if periods == [1]:
-        return optax.chain(clip, of_period(1))
-    transforms = {f"every_{period}": (of_period(period), period) for period in periods}
-    return optax.chain(clip, multi_frequency(transforms, lambda params: _cadence_labels(params, cms_periods)))
+    return LevelOptimizers(of_period, tuple(cms_periods), max_norm=1.0)
 
 
 def peak_rates(
@@ -195,11 +200,3 @@ def learning_rate_schedule(
 def decay_mask(params: PyTree) -> PyTree:
     """True for matrices, those of embeddings and heads included: what is no "vector" by `parameter_roles`."""
     return jax.tree.map(lambda role: role.kind != "vector", parameter_roles(params))
-
-
-def _cadence_labels(params: PyTree, cms_periods: Sequence[int]) -> PyTree:
-    def label(path: tuple[Any, ...], _: Any) -> str:
-        level = re.search(r"\.cms\.levels\.(\d+)\.", path_name(path))
-        return f"every_{cms_periods[int(level[1])] if level else 1}"
-
-    return jax.tree_util.tree_map_with_path(label, params)

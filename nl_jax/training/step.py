@@ -2,42 +2,48 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from nl_jax.models.losses import Batch, loss_and_state, where_diverged
+from nl_jax.levels import Learner, Schedule, ScheduleState
+from nl_jax.models.losses import Batch
 from nl_jax.parallel import batch_sharding, parameter_shardings
-from nl_jax.trees import PyTree
+from nl_jax.training.optimizer import LevelOptimizers
+from nl_jax.training.schedule import training_schedule
+from nl_jax.trees import PyTree, replace_leaves, select_leaves
+
+Optimizer: TypeAlias = optax.GradientTransformation | LevelOptimizers
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a step changes.
+    """Everything that a step changes: the state of `training_schedule`, with the parameters of all levels put together.
 
     Attributes:
         model: the model, a pytree of parameters.
-        opt_state: the optimizer's state: moments, number of steps, the sums of gradients of CMS levels.
+        opt_state: the rest: number of steps, the optimizer's state of each level, and the gradients that slow levels
+            have gathered since their last update.
     """
 
     model: PyTree
-    opt_state: PyTree
+    opt_state: ScheduleState
 
 
-def init_state(init_model: Callable[[], PyTree], optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(init_model: Callable[[], PyTree], optimizer: Optimizer) -> TrainState:
     """The state before the first step; pure, so that ``jit`` can create it split over a mesh."""
     model = init_model()
-    return TrainState(model, optimizer.init(model))
+    schedule = training_schedule(model, optimizer)
+    own = {level.name: select_leaves(model, level.paths) for level in schedule.levels}
+    return _put_together(model, schedule.init(None, None, start=own, contexts=own))
 
 
-def train_step(
-    optimizer: optax.GradientTransformation, state: TrainState, batch: Batch
-) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """One optimizer step on `mean_loss`.
+def train_step(optimizer: Optimizer, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One step of `training_schedule`, on the `mean_loss` of a batch.
 
     Returns:
         The new state, and ``loss`` (nats per target before the step), ``grad_norm`` (before clipping) and
@@ -45,16 +51,28 @@ def train_step(
         the sum of 2^i over its levels i that are not finite. Where one of the first two is not finite the new
         state is not to be used.
     """
-    (loss, learned), grads = jax.value_and_grad(loss_and_state, has_aux=True)(state.model, batch)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
-    model = optax.apply_updates(state.model, updates)
-    outputs = {"loss": loss, "grad_norm": optax.tree.norm(grads), **where_diverged(state.model, learned)}
-    return TrainState(model, opt_state), outputs
+    schedule = training_schedule(state.model, optimizer)
+    new, outputs = schedule.step(_taken_apart(schedule, state), batch)
+    return _put_together(state.model, new), outputs
 
 
-def compile_step(
-    optimizer: optax.GradientTransformation, mesh: Mesh, state: PyTree, batch: PyTree
-) -> jax.stages.Compiled:
+def _put_together(model: PyTree, state: ScheduleState) -> TrainState:
+    for learner in state.levels.values():
+        model = replace_leaves(model, learner.params)
+    rest = {name: learner.optimizer for name, learner in state.levels.items()}
+    return TrainState(model, ScheduleState(state.step, rest, state.pending))
+
+
+def _taken_apart(schedule: Schedule, state: TrainState) -> ScheduleState:
+    own = state.opt_state
+    levels = {
+        level.name: Learner(select_leaves(state.model, level.paths), own.levels[level.name])
+        for level in schedule.levels
+    }
+    return ScheduleState(own.step, levels, own.pending)
+
+
+def compile_step(optimizer: Optimizer, mesh: Mesh, state: PyTree, batch: PyTree) -> jax.stages.Compiled:
     """Compiles `train_step` ahead of time for a mesh; the state passed to it is donated.
 
     Args:

@@ -25,6 +25,7 @@ from nl_jax.training import TrainingDiverged, TrainingInterrupted
 # Of each launcher: what gives its flags, and the subject that it wants before them.
 LAUNCHERS = {
     "language_model": ("define_flags", []),
+    "compare": ("compare_flags", []),
     "context": ("context_flags", []),
     "generate": ("define_flags", []),
     "stream": ("define_flags", []),

@@ -14,9 +14,10 @@ from launcher_cases import error_line, results_of
 
 from experiments import optimizers
 from experiments.benchmarking.timed_programs import Timing
+from experiments.common.grid import Grid, best_rate, rate_name
 from experiments.optimizer_comparison import continual_tasks, table, tasks, toy_problem, update_speed
 from experiments.optimizer_comparison.tasks import ComparisonTask
-from experiments.optimizer_comparison.training_runs import Grid, Trainer, best_rate, rate_name
+from experiments.optimizer_comparison.training_runs import Trainer
 from nl_jax.optim import newton_schulz
 
 

@@ -13,7 +13,7 @@ from in_context_cases import VARIANTS, make, text
 from nl_jax import InputError
 from nl_jax.models.in_context import initial_state, learning_schedule, own_blocks, read_and_learn, with_levels
 from nl_jax.modules import ContinuumMemory
-from nl_jax.training import TrainState, train_step
+from nl_jax.training import init_state, train_step
 
 # exact nesting of three levels is a derivative of fourth order, which did not compile in fifteen minutes
 SMALL = {"nested": {"mixer": "delta_net", "periods": (4, 8), "num_layers": 1}}
@@ -259,7 +259,7 @@ def test_states_keep_their_dtypes(variant, regime, mixer):
     model = make(variant, regime, mixer, periods=(4, 8), num_layers=1)
     model = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
     batch, optimizer = {"inputs": tokens, "targets": targets, "mask": jnp.ones(tokens.shape)}, optax.adam(1e-3)
-    state = jax.eval_shape(lambda m: TrainState(m, optimizer.init(m)), model)
+    state = jax.eval_shape(lambda m: init_state(lambda: m, optimizer), model)
     new, outputs = jax.eval_shape(functools.partial(train_step, optimizer), state, batch)
     assert shapes(new.model) == shapes(state.model)
     assert outputs["loss"].dtype == jnp.float32

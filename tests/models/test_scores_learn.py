@@ -19,7 +19,7 @@ from nl_jax.models.losses import mean_loss, token_losses
 from nl_jax.parallel import parse_mesh
 from nl_jax.streaming import Stream
 from nl_jax.streaming.generation import sample
-from nl_jax.training import TrainState, finite_outputs
+from nl_jax.training import finite_outputs, init_state
 from nl_jax.training.step import train_step
 
 CHUNK, TIME = 4, 16
@@ -176,6 +176,6 @@ def test_training_names_the_levels_that_diverged():
     for level in (0, 1):
         model.cms_log_rate[...] = jnp.full(2, 0.0).at[level].set(1e3)
         half = jax.tree.map(lambda x: x[:, :8], batch)  # the slow level has just been updated for the first time
-        _, outputs = take_step(TrainState(model, optimizer.init(model)), half)
+        _, outputs = take_step(init_state(lambda: model, optimizer), half)
         with pytest.raises(Diverged, match=("level cms_0, cms_1", "level cms_1 ")[level]):
             finite_outputs("x", 3, outputs | {"loss": jnp.nan, "diverged_layer": -1})

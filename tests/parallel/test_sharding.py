@@ -45,16 +45,29 @@ def test_every_parameter_and_all_state_has_a_row(name):
         assert len(logical_axes(path, STATE_AXES) or ()) == len(leaf.shape), path
 
 
-def test_optimizer_state_is_split_as_its_parameters():
+# Arrays of the shape of a parameter, itself included: of one that AdamW moves, and of a hidden matrix.
+COPIES = {
+    "adamw": (3, 3),
+    "muon": (3, 2),
+    "adamuon": (3, 3),
+    "m3": (3, 5),
+    "delta_momentum": (3, 2),
+    "momentum": (3, 2),
+}
+
+
+@pytest.mark.parametrize("optimizer", COPIES)
+def test_optimizer_state_is_split_as_its_parameters(optimizer):
     mesh = jax.sharding.AbstractMesh((1, 2, 2), ("data", "fsdp", "tensor"))
-    optimizer = make_optimizer(learning_rate=1.0, steps=1, cms_periods=(1, 4))
-    state = jax.eval_shape(lambda: init_state(lambda: make_model("hope"), optimizer))
+    levels = make_optimizer(optimizer=optimizer, steps=1, cms_periods=(1, 4))
+    state = jax.eval_shape(lambda: init_state(lambda: make_model("hope"), levels))
     specs = {path: sharding.spec for path, sharding in named_leaves(parameter_shardings(mesh, state)).items()}
+    other, matrix = COPIES[optimizer]
     for name, spec, count in [
-        ("embed.embedding", P(("tensor",), ("fsdp",)), 3),  # the parameter and AdamW's two moments
-        ("blocks.cms.levels.0.up.kernel", P(None, ("fsdp",), ("tensor",)), 3),
-        ("blocks.cms.levels.1.up.kernel", P(None, ("fsdp",), ("tensor",)), 4),  # and the sum of its gradients
-        ("blocks.mixer.memories.0.layers.0", P(None, ("tensor",), ("fsdp",), None), 3),
+        ("embed.embedding", P(("tensor",), ("fsdp",)), other),
+        ("blocks.cms.levels.0.up.kernel", P(None, ("fsdp",), ("tensor",)), matrix),
+        ("blocks.cms.levels.1.up.kernel", P(None, ("fsdp",), ("tensor",)), matrix + 1),  # and the sum of its gradients
+        ("blocks.mixer.memories.0.layers.0", P(None, ("tensor",), ("fsdp",), None), matrix),
     ]:
         assert [spec for path, spec in specs.items() if path.endswith(name)] == [spec] * count
     assert {spec for path, spec in specs.items() if path.endswith("count")} == {P()}

@@ -1,0 +1,180 @@
+"""Compares language models on text, each at its best learning rate: the same grid for all, then three seeds.
+
+    python -m experiments.compare --workdir=runs/compare
+    python -m experiments.compare --workdir=runs/adamw --optimizer=adamw --models=hope,transformer --points=5
+
+Every model tries the optimizer's learning rates times the same factors, twice as large from one to the next, with a
+seed of its own; the factor of the lowest bits per byte on validation text counts. Where the best lies at the grid's
+edge, the grid is extended until it does not. Then each model is trained with that factor for every seed, which decides
+initial parameters and the order of the data, and the test text is scored once at the end of each run. All models have
+the same parameters (to 3 %), tokens and schedule.
+
+The same command goes on where a stopped run was. Into the workdir go config.json (what the run is), metrics.jsonl
+(every step), compare.png (validation bits per byte against tokens: mean of the seeds, in a band from worst to best),
+results.json (what each factor and seed gave), and MODEL/seed_N/checkpoints and tensorboard.
+"""
+
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+
+from experiments.common import launcher
+from experiments.common.grid import Grid, best_rate, rate_name
+from experiments.common.launcher import RESULTS
+from experiments.common.text_runs import (
+    FREE_FLAGS,
+    batches_of,
+    check,
+    configurations,
+    define_flags,
+    fit_model,
+    inputs_of,
+    summary_of,
+    text_of,
+)
+from nl_jax.evaluation import bigram_bits_per_byte, evaluate, gzip_bits_per_byte
+from nl_jax.plotting import plot_band, save_figure
+from nl_jax.training import TrainingDiverged, read_metrics
+from nl_jax.training.metrics import METRICS, VALIDATION
+
+NAME = "compare"
+FIGURE = "compare.png"
+TUNING_SEED = 2**31 - 1  # no seed of a final run
+
+
+def compare_flags() -> flags.FlagValues:
+    """Those of the language model's launcher, with the number of seeds in place of the seed, and the grid's size."""
+    values = define_flags()
+    del values.seed
+    flags.DEFINE_integer("seeds", 3, "Final runs of each model, with seeds 0, 1, ...", flag_values=values)
+    flags.DEFINE_integer("points", 3, "Factors that each model tries before its grid is extended.", flag_values=values)
+    values.set_default("models", "hope,transformer,transformer_conv")
+    return values
+
+
+def main(argv: list[str] | None = None) -> int:
+    return launcher.run(compare, compare_flags(), __doc__, argv)
+
+
+def compare(values: flags.FlagValues) -> None:
+    """Trains what is not yet trained, prints the table and draws the figure. All checks come first."""
+    workdir = launcher.own_workdir(values)
+    launcher.check_range(values, "seeds", 1)
+    launcher.check_range(values, "points", 2)
+    mesh = check(values)
+    data = text_of(values, workdir)
+    configs = configurations(values, data)
+    config: dict[str, Any] = {
+        "launcher": NAME,
+        "flags": {name: value for name, value in values.flag_values_dict().items() if name not in FREE_FLAGS},
+        "data": data.fingerprint,
+        "models": {name: config.to_json() for name, config in configs.items()},
+        "inputs": inputs_of(values, data),
+    }
+    batches = {seed: batches_of(values, data, seed) for seed in (*range(values.seeds), TUNING_SEED)}
+    more: dict[str, Any] = {
+        "models": {name: {"tuning": {}, "seeds": []} for name in values.models},
+        "inputs": config["inputs"],
+    }
+    results = launcher.claim_workdir(workdir, config, more, written=(FIGURE, *values.models))
+    print(summary_of(values, data), file=sys.stderr)
+    results.setdefault(
+        "baselines",
+        {
+            "gzip -9": gzip_bits_per_byte(data.test_text),
+            "bigram": bigram_bits_per_byte(data.train_text, data.test_text),
+        },
+    )
+
+    def fit(name: str, seed: int, run: str, factor: float) -> Any:
+        return fit_model(f"{name}/{run}", configs[name], batches[seed], values, workdir, mesh, seed, rate_factor=factor)
+
+    for name in values.models:
+        losses = results["models"][name]["tuning"]
+        for factors in Grid(values.points).search(1.0, losses):
+            for factor in factors:
+                losses[rate_name(factor)] = _validation(functools.partial(fit, name, TUNING_SEED), factor)
+                launcher.write_json(workdir / RESULTS, results)
+    for seed in range(values.seeds):  # seed by seed, so that a run that is stopped early compares all models
+        for name in values.models:
+            figures = results["models"][name]
+            if len(figures["seeds"]) > seed:
+                continue
+            state, progress = fit(name, seed, f"seed_{seed}", best_rate(figures["tuning"]))
+            figures["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(state.model))
+            figures["tokens"] = progress.tokens
+            figures["seeds"].append(
+                {
+                    "validation_bits_per_byte": progress.validation_bits_per_byte,
+                    "test_bits_per_byte": evaluate(state.model, batches[seed].test, mesh),
+                    "tokens_per_second": progress.tokens_per_second,
+                }
+            )
+            launcher.write_json(workdir / RESULTS, results)
+            plot(workdir, results)
+    report(workdir, values, results)
+
+
+def _validation(fit: Any, factor: float) -> float | None:
+    """Bits per byte on validation text after training with the learning rates times a factor; None if it diverged."""
+    try:
+        _, progress = fit(f"factor_{factor:g}", factor)
+    except TrainingDiverged as error:
+        print(error, file=sys.stderr)
+        return None
+    return progress.validation_bits_per_byte
+
+
+def plot(workdir: Path, results: dict[str, Any]) -> None:
+    """Draws validation bits per byte against tokens."""
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for row in read_metrics(workdir):
+        name, _, run = row["model"].partition("/")
+        if VALIDATION in row and run.startswith("seed_"):
+            curves.setdefault(name, {}).setdefault(run, []).append((row["tokens"], row[VALIDATION]))
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, runs in curves.items():
+        length = min(map(len, runs.values()))
+        tokens = [point[0] for point in next(iter(runs.values()))[:length]]
+        plot_band(axes, tokens, np.array([[bits for _, bits in run[:length]] for run in runs.values()]), label=name)
+    gzip = results["baselines"]["gzip -9"]
+    axes.axhline(gzip, linestyle="--", color="gray", label="gzip -9 (test)")
+    axes.set(xlabel="training tokens", ylabel="validation bits per byte")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, workdir / FIGURE)
+
+
+def report(workdir: Path, values: flags.FlagValues, results: dict[str, Any]) -> None:
+    """Prints the table, and where everything is."""
+    rows = [("model", "parameters", "tokens", "rates times", "tried", "validation", "test", "tokens/s")]
+    for name, figures in results["models"].items():
+        seeds = {key: [seed[key] for seed in figures["seeds"]] for key in figures["seeds"][0]}
+        rows.append(
+            (
+                name,
+                f"{figures['parameters']:,}",
+                f"{figures['tokens']:,}",
+                f"{best_rate(figures['tuning']):g}",
+                str(len(figures["tuning"])),
+                launcher.mean_and_spread(seeds["validation_bits_per_byte"]),
+                launcher.mean_and_spread(seeds["test_bits_per_byte"]),
+                f"{np.mean(seeds['tokens_per_second']):,.0f}",
+            )
+        )
+    rows += [(name, "", "", "", "", "", f"{value:.3f}", "") for name, value in results["baselines"].items()]
+    launcher.print_table(rows)
+    rates = f"{values.learning_rate:g} and {values.matrix_learning_rate:g} (hidden matrices)"
+    print(f"Bits per byte, mean ± standard deviation over the seeds; rates times 1 are {rates}, by {values.optimizer}.")
+    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {FIGURE}, MODEL/seed_N/checkpoints")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Pre-training as a schedule: the parameters are levels, each with its optimizer and its own update frequency.
+
+One step's data are a batch. Its one backward pass gives every level its gradient; a level of period p is updated once
+in p steps, by the sum of its clipped gradients (§7, Eq. 70-71 of arXiv 2512.24695). So what composes levels in a
+notebook and what trains on many devices are the same object.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import optax
+
+from nl_jax.levels import Level, Schedule, from_optax
+from nl_jax.models.in_context import learning_schedule
+from nl_jax.models.losses import Batch, loss_and_state, where_diverged
+from nl_jax.models.reading import learns_in_context
+from nl_jax.training.optimizer import LevelOptimizers
+from nl_jax.trees import PyTree, named_leaves, replace_leaves, select_leaves
+
+TABLE_STEPS = 64  # of a timetable at most
+PARAMETERS = "parameters"  # the level of all that no other one owns
+_CMS_LEVEL = re.compile(r"(?:^|\.)cms\.levels\.(\d+)\.")
+
+
+def training_schedule(model: PyTree, optimizer: optax.GradientTransformation | LevelOptimizers) -> Schedule:
+    """The schedule that a training step is one step of.
+
+    Its levels are ``cms_0``, ``cms_1``, ..., the blocks of the continuum memory, and ``parameters``, everything else;
+    a `Learner` is the state of each. A step's data are a batch, and with the state a step returns ``loss``,
+    ``grad_norm`` and where memories stopped being finite, as `train_step` says.
+
+    Args:
+        model: the parameters' tree, of arrays or of their shapes and types.
+        optimizer: from `make_optimizer`; or any optax transformation, and then all parameters are one level.
+
+    Examples:
+        >>> import jax, optax
+        >>> from flax import nnx
+        >>> from nl_jax.models import LanguageModel, named_config
+        >>> from nl_jax.training import make_optimizer, training_schedule
+        >>> config = named_config("hope", "tiny", cms_periods=(1, 4), num_layers=1)
+        >>> model = jax.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
+        >>> schedule = training_schedule(model, make_optimizer(steps=100, cms_periods=(1, 4)))
+        >>> print(schedule.table(12))
+        cms_0       ████████████
+        parameters  ████████████
+        cms_1       ···█···█···█
+    """
+    given = optimizer if isinstance(optimizer, LevelOptimizers) else LevelOptimizers(lambda period: optimizer)
+    owned = _paths(model, given.cms_periods)
+    periods = {name: given.cms_periods[int(name[4:])] if name != PARAMETERS else 1 for name in owned}  # type: ignore[index]
+    levels = [_level(name, given, model, periods[name], paths) for name, paths in owned.items()]
+    clip = optax.identity() if given.max_norm is None else optax.clip_by_global_norm(given.max_norm)
+
+    def flow(read: Any, batch: Batch) -> tuple[dict[str, PyTree], dict[str, Any]]:
+        parameters = model
+        for level in levels:
+            parameters = replace_leaves(parameters, read(level.name))
+        (loss, learned), gradients = jax.value_and_grad(loss_and_state, has_aux=True)(parameters, batch)
+        outputs = {"loss": loss, "grad_norm": optax.tree.norm(gradients), **where_diverged(parameters, learned)}
+        clipped, _ = clip.update(gradients, clip.init(parameters))
+        leaves = named_leaves(clipped)
+        return {name: {path: leaves[path] for path in paths} for name, paths in owned.items()}, outputs
+
+    return Schedule(levels, flow, has_aux=True)
+
+
+def describe_training(model: PyTree, optimizer: optax.GradientTransformation | LevelOptimizers) -> str:
+    """The levels of `training_schedule` as text: what each is and holds, and when it is updated.
+
+    Args:
+        model, optimizer: as for `training_schedule`.
+    """
+    schedule = training_schedule(model, optimizer)
+    own = {level.name: select_leaves(model, level.paths) for level in schedule.levels}
+    state = jax.eval_shape(lambda own: schedule.init(None, None, start=own, contexts=own), own)
+    shown = min(2 * schedule.periods[-1], TABLE_STEPS)
+    return f"{schedule.tree(state)}\nupdates in the first {shown} steps:\n{schedule.table(shown)}"
+
+
+def _paths(model: PyTree, cms_periods: tuple[int, ...] | None) -> dict[str, tuple[str, ...]]:
+    """The paths of the parameters that each level owns, levels of the CMS first."""
+    owned: dict[str, list[str]] = {f"cms_{i}": [] for i in range(len(cms_periods or ()))}
+    owned[PARAMETERS] = []
+    for path in named_leaves(model):
+        found = _CMS_LEVEL.search(path) if cms_periods is not None else None
+        owned[f"cms_{found[1]}" if found else PARAMETERS].append(path)
+    return {name: tuple(paths) for name, paths in owned.items() if paths}
+
+
+def _level(name: str, optimizer: LevelOptimizers, model: PyTree, period: int, paths: tuple[str, ...]) -> Level:
+    level = from_optax(
+        name, optimizer.of_period(period), model, period=period, paths=paths, objective="loss of the next token"
+    )
+    if name == PARAMETERS and learns_in_context(model):  # whose loss is that of a schedule of its own
+        level = dataclasses.replace(level, inner=learning_schedule(model, 1))
+    return level
