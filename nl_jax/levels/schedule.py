@@ -151,7 +151,7 @@ class Schedule:
           key: random key, from which each level gets its own. None if no level draws random numbers.
           data: data of one step. Only their shapes matter, unless the ``init`` of a level uses the values.
           start: by level name, parameters from which these levels start (§3.3, by initialisation).
-          contexts: by level name, arrays with the shapes of one step's contexts; by default the flow is traced for them.
+          contexts: by level name, arrays with the shapes of one step's contexts; by default from tracing the flow.
 
         Raises:
           ValueError: if ``start`` names a level without a start function.
