@@ -44,7 +44,7 @@ from nl_jax.training import TrainingDiverged, read_metrics
 from nl_jax.training.metrics import METRICS, VALIDATION
 
 NAME = "compare"
-FIGURE = "compare.png"
+PLOT = "compare.png"
 TUNING_SEED = 2**31 - 1  # never the seed of a final run
 
 
@@ -82,7 +82,7 @@ def compare(values: flags.FlagValues) -> None:
         "models": {name: {"tuning": {}, "seeds": []} for name in values.models},
         "inputs": config["inputs"],
     }
-    results = launcher.claim_workdir(workdir, config, more, written=(FIGURE, *values.models))
+    results = launcher.claim_workdir(workdir, config, more, written=(PLOT, *values.models))
     print(summary_of(values, data), file=sys.stderr)
     results.setdefault(
         "baselines",
@@ -149,7 +149,7 @@ def plot(workdir: Path, results: dict[str, Any]) -> None:
     axes.set(xlabel="training tokens", ylabel="validation bits per byte")
     axes.grid(alpha=0.3)
     axes.legend()
-    save_figure(figure, workdir / FIGURE)
+    save_figure(figure, workdir / PLOT)
 
 
 def report(workdir: Path, values: flags.FlagValues, results: dict[str, Any]) -> None:
@@ -173,7 +173,7 @@ def report(workdir: Path, values: flags.FlagValues, results: dict[str, Any]) -> 
     launcher.print_table(rows)
     rates = f"{values.learning_rate:g} and {values.matrix_learning_rate:g} (hidden matrices)"
     print(f"Bits per byte, mean ± standard deviation over the seeds; rates times 1 are {rates}, by {values.optimizer}.")
-    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {FIGURE}, MODEL/seed_N/checkpoints")
+    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {PLOT}, MODEL/seed_N/checkpoints")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ from nl_jax.training.metrics import METRICS
 from nl_jax.trees import named_leaves
 
 NAME = "context"
-FIGURE = "context.png"
+PLOT = "context.png"
 DEFAULTS = {
     "optimizer": "adamw",
     "models": "hope,hope_frozen,transformer_conv",
@@ -101,7 +101,7 @@ def train(values: flags.FlagValues) -> None:
         config["data"] = {**data.fingerprint, "start_from": digest_of(starts, values)}
     config["inputs"] = inputs_of(values, data)
     metadata: dict[str, Any] = {"models": {name: {} for name in values.models}, "inputs": config["inputs"]}
-    results = launcher.claim_workdir(workdir, config, metadata, written=(FIGURE, *values.models))
+    results = launcher.claim_workdir(workdir, config, metadata, written=(PLOT, *values.models))
     print(summary_of(values, data), file=sys.stderr)
 
     for seed in range(values.seeds):  # seed by seed, so that even a run that is stopped early compares all models
@@ -197,7 +197,7 @@ def plot(workdir: Path, results: dict[str, Any]) -> None:
     axes.set(xlabel="position in the context, up to", ylabel="validation bits per token")
     axes.grid(alpha=0.3)
     axes.legend()
-    save_figure(figure, workdir / FIGURE)
+    save_figure(figure, workdir / PLOT)
 
 
 def report(workdir: Path, results: dict[str, Any]) -> None:
@@ -217,7 +217,7 @@ def report(workdir: Path, results: dict[str, Any]) -> None:
         )
     launcher.print_table(rows)
     print("Mean ± standard deviation over the seeds; last octave: bits per token in the last part of the context.")
-    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {FIGURE}, MODEL/seed_N/checkpoints")
+    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {PLOT}, MODEL/seed_N/checkpoints")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from experiments.common.text_runs import (
 from nl_jax.evaluation import bigram_bits_per_byte, evaluate, gzip_bits_per_byte
 from nl_jax.models import LanguageModelConfig
 from nl_jax.training import plot_validation
-from nl_jax.training.metrics import FIGURE, METRICS
+from nl_jax.training.metrics import METRICS, PLOT
 
 NAME = "language_model"
 
@@ -48,7 +48,7 @@ def train(values: flags.FlagValues) -> None:
     workdir = launcher.own_workdir(values)
     mesh = check(values)
     given = {name: value for name, value in values.flag_values_dict().items() if name not in FREE_FLAGS}
-    written = (FIGURE, *values.models)
+    written = (PLOT, *values.models)
     stored = launcher.read_config(workdir, NAME, written=(RESULTS, METRICS, *written))
     if stored:
         launcher.check_flags(workdir, stored["flags"], given)
@@ -129,7 +129,7 @@ def report(workdir: Path, results: dict[str, Any]) -> None:
         )
     rows += [(name, "", "", "", f"{value:.4f}", "", "") for name, value in results["baselines"].items()]
     launcher.print_table(rows)
-    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {FIGURE}, MODEL/checkpoints, MODEL/tensorboard")
+    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {PLOT}, MODEL/checkpoints, MODEL/tensorboard")
 
 
 if __name__ == "__main__":

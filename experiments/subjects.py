@@ -61,7 +61,7 @@ from nl_jax.training import TrainingDiverged, progress_bar
 from nl_jax.training.metrics import METRICS
 
 NAME = "subjects"
-FIGURE = "subjects.png"
+PLOT = "subjects.png"
 REGIMES = ("meta", "online", "outer")
 WINDOWS = (256, 1024, 4096)  # numbers of bytes after a change
 BIN = 64  # number of bytes per point of a stored curve
@@ -137,7 +137,7 @@ def train(values: flags.FlagValues) -> None:
         "models": {regime: {} for regime in configs},
         "readers": {reader: [] for regime in configs for reader in readers_of(regime, values.part, len(order))},
     }
-    results = launcher.claim_workdir(workdir, config, metadata, written=(FIGURE, *configs))
+    results = launcher.claim_workdir(workdir, config, metadata, written=(PLOT, *configs))
     for name, summary in summaries.items():
         print(f"{name}: {summary}", file=sys.stderr)
 
@@ -317,7 +317,7 @@ def plot(workdir: Path, results: Mapping[str, Any]) -> None:
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-    save_figure(figure, workdir / FIGURE)
+    save_figure(figure, workdir / PLOT)
 
 
 def _top(axes: Any) -> Any:
@@ -359,7 +359,7 @@ def report(workdir: Path, results: Mapping[str, Any]) -> None:
         )
     print("Mean ± standard deviation over the seeds. Recovered: 256 bytes, all streams, within 5 % of the part's last")
     print(f"quarter, the reader's own or the best reader's; {results['part_bytes']:,} if it never recovers.")
-    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {FIGURE}, REGIME/seed_N/checkpoints")
+    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {PLOT}, REGIME/seed_N/checkpoints")
 
 
 def _whole(figures: Sequence[float]) -> str:

@@ -36,9 +36,9 @@ def code_and_line(error: BaseException) -> tuple[int, str]:
         case Diverged():
             return DIVERGED, str(error)
         case TrainingInterrupted():
-            return 128 + error.signum, f"{error}; the same command goes on from there"
+            return 128 + error.signum, f"{error}; the same command resumes from there"
         case KeyboardInterrupt():
-            return 128 + signal.SIGINT, "interrupted; the same command goes on from what is saved"
+            return 128 + signal.SIGINT, "interrupted; the same command resumes from what was saved"
         case BrokenPipeError():
             return READER_GONE, "whoever read the output has closed it"
         case OSError():

@@ -33,7 +33,7 @@ from nl_jax.training import (
     progress_bar,
 )
 from nl_jax.training.loop import check_finite
-from nl_jax.training.metrics import ACCURACY_FIGURE, METRICS
+from nl_jax.training.metrics import ACCURACY_PLOT, METRICS
 
 VALIDATION_SEED = 2**31 - 1  # never a training seed
 STEPS = "steps"  # key in results.json of the number of steps trained, which each finished seed has
@@ -122,7 +122,7 @@ def train(task: Task, values: flags.FlagValues) -> None:
         "models": {name: config.to_json() for name, config in configs.items()},
     }
     metadata: dict[str, Any] = {"models": {}, "seeds": list(range(values.seeds))}
-    results = launcher.claim_workdir(workdir, config, metadata, written=(ACCURACY_FIGURE, *values.models))
+    results = launcher.claim_workdir(workdir, config, metadata, written=(ACCURACY_PLOT, *values.models))
 
     for name in values.models:
         figures = results["models"].setdefault(name, {"parameters": parameters[name]})
@@ -231,4 +231,4 @@ def report(task: Task, workdir: Path, results: dict[str, Any], columns: Mapping[
         rows.append((name, f"{figures['parameters']:,}", *scores, mean, f"{len(reached)} of {seeds}"))
     launcher.print_table(rows)
     print(f"{task.legend} at the end, mean ± standard deviation; {goal}, mean of the seeds that reach it.")
-    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {ACCURACY_FIGURE}, MODEL/seed_N/tensorboard")
+    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {ACCURACY_PLOT}, MODEL/seed_N/tensorboard")

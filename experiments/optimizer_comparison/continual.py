@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments.common import launcher
 from experiments.optimizer_comparison import continual_tasks
-from experiments.optimizer_comparison.reports import TUNING_SEED, figure_name, record_of
+from experiments.optimizer_comparison.reports import TUNING_SEED, plot_name, record_of
 from nl_jax.plotting import plot_band, save_figure
 from nl_jax.training import progress_bar
 
@@ -42,7 +42,7 @@ def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
     for axes in panels:
         axes.set(xlabel="tasks so far")
         axes.grid(alpha=0.3)
-    save_figure(figure, workdir / figure_name("continual", values))
+    save_figure(figure, workdir / plot_name("continual", values))
     launcher.print_table(rows)
     print("Losses of untrained weights are 1; mean ± standard deviation over the seeds.")
     record.report()

@@ -42,11 +42,11 @@ def record_of(
             **(metadata or {}),
         },
         {"inputs": launcher.inputs_of(values)},
-        written=(figure_name(subject, values),),
+        written=(plot_name(subject, values),),
     )
 
 
-def figure_name(subject: str, values: flags.FlagValues) -> str:
+def plot_name(subject: str, values: flags.FlagValues) -> str:
     """File name of a subject's plot."""
     return f"{values.task if subject == 'training' else subject}.png"
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.common import launcher
 from experiments.optimizer_comparison import update_speed
-from experiments.optimizer_comparison.reports import figure_name, record_of, text_of
+from experiments.optimizer_comparison.reports import plot_name, record_of, text_of
 from experiments.optimizer_comparison.table import OPTIMIZERS
 from nl_jax import InputError
 from nl_jax.plotting import save_figure
@@ -50,7 +50,7 @@ def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
     axes.set(xlabel="parameters", ylabel="ms a step of the optimizer alone")
     axes.grid(alpha=0.3)
     axes.legend()
-    save_figure(figure, workdir / figure_name("speed", values))
+    save_figure(figure, workdir / plot_name("speed", values))
     record.report()
 
 

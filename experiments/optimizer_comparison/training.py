@@ -15,7 +15,7 @@ from experiments.benchmarking.timed_programs import interleave
 from experiments.common import launcher
 from experiments.common.grid import Grid, best_rate, rate_name
 from experiments.common.record import Record
-from experiments.optimizer_comparison.reports import TUNING_SEED, figure_name, record_of, text_of
+from experiments.optimizer_comparison.reports import TUNING_SEED, plot_name, record_of, text_of
 from experiments.optimizer_comparison.table import OPTIMIZERS
 from experiments.optimizer_comparison.tasks import TASKS, ComparisonTask
 from experiments.optimizer_comparison.training_runs import Curves, Trainer, compile_all
@@ -151,6 +151,6 @@ def _report(record: Record, values: flags.FlagValues, names: Sequence[str], seco
             if values.task == "vit":
                 axes.set_yscale("log")
     panels[0, 0].legend()
-    save_figure(figure, record.workdir / figure_name("training", values))
+    save_figure(figure, record.workdir / plot_name("training", values))
     launcher.print_table(rows)
     print("Losses in nats at the end, mean ± standard deviation over the seeds; the rate by validation loss.")

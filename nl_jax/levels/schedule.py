@@ -96,7 +96,7 @@ class Schedule:
         for level in self.levels:
             if level.name == name:
                 return level
-        raise ValueError(f"level {name!r}: there is none of this name; there are {[one.name for one in self.levels]}")
+        raise ValueError(f"level {name!r}: unknown; expected one of {', '.join(one.name for one in self.levels)}")
 
     @cached_property
     def periods(self) -> tuple[int, ...]:

@@ -98,7 +98,7 @@ def _diverged(before: ScheduleState, after: ScheduleState, loss: float, chunk: i
     others = f" (and {', '.join(culprits[1:])})" if culprits[1:] else ""
     return Diverged(
         f"level {culprits[0]!r}{others} diverged in tokens {position} to {position + chunk - 1}, whose loss is "
-        f"{loss:g}; what was learned before them is kept",
+        f"{loss:g}; the state before them is kept",
         level=culprits[0],
         position=position,
     )

@@ -209,7 +209,7 @@ class Stream:
 
     def _known(self, level: str) -> str:
         if level not in self.levels:
-            raise ValueError(f"level {level!r}: there is none of this name; there are {', '.join(self.levels)}")
+            raise ValueError(f"level {level!r}: unknown; expected one of {', '.join(self.levels)}")
         return level
 
 

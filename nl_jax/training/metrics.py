@@ -16,9 +16,9 @@ from nl_jax.errors import InputError
 from nl_jax.files import write_atomically
 
 METRICS = "metrics.jsonl"
-FIGURE = "validation.png"
+PLOT = "validation.png"
 VALIDATION = "validation_bits_per_byte"
-ACCURACY_FIGURE = "accuracy.png"
+ACCURACY_PLOT = "accuracy.png"
 ACCURACY = "accuracy"
 _START = '{"model": '  # the beginning of every line of metrics.jsonl
 _FLUSH_SECONDS = 120.0  # time between two flushes, after which TensorBoard sees new events

@@ -598,7 +598,7 @@ def loss_level(name, *paths):
         (lambda: Schedule([loss_level("x", "a"), loss_level("y", "a.w")]), r"level 'y': .* 'a.w' belong to 'x' too"),
         (lambda: Schedule([loss_level("x", "a.w"), loss_level("y", "")]), r"level 'y': .* '' belong to 'x' too"),
         (lambda: loss_level("x", "a.v"), r"level 'x': no parameter at 'a.v'"),
-        (lambda: Schedule([still("x", needs=("y",))]), r"level 'y': there is none"),
+        (lambda: Schedule([still("x", needs=("y",))]), r"level 'y': unknown"),
         (lambda: Schedule([still("x", needs=("y",)), still("y", 2)]), r"level 'x' needs 'y', which is slower"),
         (lambda: Schedule([still("x", 2, sees=("y",)), still("y")]), r"level 'x' sees 'y', which is faster"),
         (
@@ -639,7 +639,7 @@ def test_bad_data_name_the_level():
         (lambda: schedule.run(state, data(0, 0)), r"level 'fast': context of 0 steps"),
         (lambda: schedule.run(state, data(4, 4), start=2, open_end=True), r"level 'slow': start=2, but .* at step 0"),
         (lambda: schedule.init(None, {"fast": jnp.ones(())}), r"level 'slow' gets no context"),
-        (lambda: schedule.init(None, {**one, "third": 1.0}), r"level 'third': there is none"),
+        (lambda: schedule.init(None, {**one, "third": 1.0}), r"level 'third': unknown"),
         (lambda: schedule.init(None, one, {"slow": 1.0}), r"level 'slow' has no start function"),
     ]:
         with pytest.raises(ValueError, match=message):

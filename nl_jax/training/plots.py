@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nl_jax.plotting import plot_band, save_figure
-from nl_jax.training.metrics import ACCURACY, ACCURACY_FIGURE, FIGURE, VALIDATION, read_metrics
+from nl_jax.training.metrics import ACCURACY, ACCURACY_PLOT, PLOT, VALIDATION, read_metrics
 
 
 def plot_validation(workdir: Path, baselines: Mapping[str, float]) -> Path:
@@ -33,7 +33,7 @@ def plot_validation(workdir: Path, baselines: Mapping[str, float]) -> Path:
     axes.set(xlabel="training tokens", ylabel="validation bits per byte")
     axes.grid(alpha=0.3)
     axes.legend()
-    return save_figure(figure, workdir / FIGURE)
+    return save_figure(figure, workdir / PLOT)
 
 
 def plot_accuracy(workdir: Path) -> Path:
@@ -60,4 +60,4 @@ def plot_accuracy(workdir: Path) -> Path:
     axes.set(xlabel="training steps", ylabel="validation accuracy", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend()
-    return save_figure(figure, workdir / ACCURACY_FIGURE)
+    return save_figure(figure, workdir / ACCURACY_PLOT)
