@@ -1,1 +1,1 @@
-"""Launchers: one a study, each run as ``python -m experiments.NAME``."""
+"""Launchers, one for each study, each run as ``python -m experiments.NAME``."""

@@ -21,10 +21,10 @@ COMMANDS = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the launcher's exit code; 0 after help, 2 for a name that is none.
+    """Runs a launcher and returns its exit code: 0 after help, 2 for an unknown launcher.
 
     Args:
-        argv: program name and arguments; default ``sys.argv``.
+        argv: program name and arguments; by default ``sys.argv``.
     """
     program, *arguments = sys.argv if argv is None else argv
     program = "python -m experiments" if Path(program).name == "__main__.py" else Path(program).name
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def summary(command: str) -> str:
-    """The first line of a launcher's docstring, read from its source: to import it would start JAX."""
+    """The first line of a launcher's docstring, read from its source, since importing the launcher would start JAX."""
     spec = importlib.util.find_spec(f"experiments.{command}")
     assert spec is not None
     assert spec.origin is not None

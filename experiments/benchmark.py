@@ -1,27 +1,28 @@
-"""Measures speed, memory and gradients of training. The first argument says what:
+"""Measures speed, memory and gradients of training. The first argument is the subject:
 
     python -m experiments.benchmark mixers --workdir=runs/mixers
     python -m experiments.benchmark scaling --workdir=runs/scaling --models=hope
     python -m experiments.benchmark compile --workdir=runs/compile
     python -m experiments.benchmark gradients --workdir=runs/gradients --models=hope,titans
 
-mixers   a training step (forward, backward, AdamW) and the forward pass alone: tokens/s, FLOPs, memory
-scaling  time and memory of a training step, and the model's state, against sequence length, with fitted exponents
-compile  time to trace and compile a training step, and until the first one is done, by number of layers
-gradients  norm of the loss' gradient at the memories' initial weights against sequence length, on text of the default
-         corpus, before training
+mixers     a training step (forward, backward, AdamW) and the forward pass alone: tokens/s, FLOPs, memory
+scaling    time and memory of a training step, and size of the model's state, against sequence length, with fitted
+           exponents
+compile    time to trace and compile a training step, and until the first step is done, by number of layers
+gradients  norm of the gradient of the loss at the memories' initial weights against sequence length, on text of the
+           default corpus, before training
 
-Speeds of mixers are also given as ratios to two Transformers: ours, whose attention works in blocks, and jax_attention,
-the same program with `jax.nn.dot_product_attention`, which holds all scores at once.
+The speeds of mixers are also given as ratios to two Transformers: that of this project, whose attention works in
+blocks, and jax_attention, the same program with `jax.nn.dot_product_attention`, which holds all scores at once.
 
-All models have the same embedding and one feed-forward block of the same size a layer, in float32, and train on random
-tokens on one device. Models are measured in turn, round by round, so that ratios come from the same minutes; times are
-medians over the rounds. FLOPs are those of matrix products, by the program, recomputation included; their peak is that
-of the fastest product of two large matrices in the same rounds. Memory is what XLA allots to a step: arguments, outputs
-and temporaries.
+All models have the same embedding and, in each layer, one feed-forward block of the same size. They train in float32
+on random tokens on one device. Models are measured in turn, round by round, so that ratios come from the same minutes;
+times are medians over the rounds. FLOPs are those of the matrix products in the program, including recomputation. The
+peak is the speed of the fastest product of two large matrices in the same rounds. Memory is the memory that XLA
+allocates for a step: arguments, outputs and temporaries.
 
-Into the workdir go config.json, results.json and a figure. The same command goes on where a stopped run was, and prints
-the tables again when all is done; to measure again, take another workdir.
+The workdir gets config.json, results.json and a plot. The same command resumes a stopped run, and prints the tables
+again when everything is measured. To measure again, use another workdir.
 """
 
 import sys
@@ -38,25 +39,25 @@ from nl_jax.models import MODEL_NAMES
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags, not yet parsed."""
+    """Defines the flags, without parsing them."""
     values = flags.FlagValues()
 
     def define(kind: Any, name: str, default: Any, text: str) -> None:
         kind(name, default, text, flag_values=values)
 
     lengths = "; ".join(f"{subject} {','.join(pairs)}" for subject, pairs in LENGTHS.items())
-    define(define_path, "workdir", None, "Directory of the run; made if need be. Required.")
+    define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
     define(flags.DEFINE_list, "models", list(MODEL_NAMES), "Models to measure.")
     define(flags.DEFINE_list, "competitors", list(COMPETITORS), "Others' programs, for mixers.")
-    define(flags.DEFINE_list, "lengths", None, f"Sequence lengths and batch sizes. Without it {lengths}.")
+    define(flags.DEFINE_list, "lengths", None, f"Sequence lengths and batch sizes. Default: {lengths}.")
     define(flags.DEFINE_integer, "width", 256, "Width of the models; a feed-forward block has twice as many units.")
     define(flags.DEFINE_integer, "num_heads", 4, "Heads of the mixers.")
     define(flags.DEFINE_integer, "num_layers", 2, "Layers, for mixers and scaling.")
     define(flags.DEFINE_list, "depths", ["2", "12"], "Numbers of layers, for compile.")
     define(flags.DEFINE_integer, "chunk_size", 64, "Tokens in a chunk of the memories.")
-    define(flags.DEFINE_integer, "repeats", 5, "Rounds after one to warm up; compile measures once.")
-    define(flags.DEFINE_float, "max_seconds", 60.0, "What takes longer to warm up is not repeated: that time counts.")
-    define(flags.DEFINE_float, "memory_gib", None, "A step that needs more is not run. Without it 3/4 of the memory.")
+    define(flags.DEFINE_integer, "repeats", 5, "Number of rounds after one to warm up; compile measures once.")
+    define(flags.DEFINE_float, "max_seconds", 60.0, "A step whose warm-up takes longer is timed by its warm-up alone.")
+    define(flags.DEFINE_float, "memory_gib", None, "A step that needs more is not run. Default: 3/4 of memory.")
     define(flags.DEFINE_integer, "matrix_size", 4096, "Rows of the square matrices whose product gives the peak.")
     return values
 
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def benchmark(subject: str, values: flags.FlagValues) -> None:
-    """Measures what is not yet measured, and prints the tables."""
+    """Measures all figures that are missing, and prints the tables."""
     run = Run(subject, values)
     SUBJECTS[subject](run)
     run.record.report()

@@ -3,15 +3,15 @@
     python -m experiments.compare --workdir=runs/compare
     python -m experiments.compare --workdir=runs/adamw --optimizer=adamw --models=hope,transformer --points=5
 
-Every model tries the optimizer's learning rates times the same factors, twice as large from one to the next, with a
-seed of its own; the factor of the lowest bits per byte on validation text counts. Where the best lies at the grid's
-edge, the grid is extended until it does not. Then each model is trained with that factor for every seed, which decides
-initial parameters and the order of the data, and the test text is scored once at the end of each run. All models have
-the same parameters (to 3 %), tokens and schedule.
+Every model tries the optimizer's learning rates times the same factors, each twice the one before, with a separate
+seed. The best factor is the one with the lowest bits per byte on validation text. If it is at the edge of the grid, the
+grid is extended until it is not. Then each model is trained with its best factor for every seed, which decides the
+initial parameters and the order of the data, and is evaluated on the test text once, at the end of each run. All models
+have the same number of parameters (to 3 %), tokens and schedule.
 
-The same command goes on where a stopped run was. Into the workdir go config.json (what the run is), metrics.jsonl
-(every step), compare.png (validation bits per byte against tokens: mean of the seeds, in a band from worst to best),
-results.json (what each factor and seed gave), and MODEL/seed_N/checkpoints and tensorboard.
+The same command resumes a stopped run. The workdir gets config.json (the configuration), metrics.jsonl (every step),
+compare.png (validation bits per byte against tokens: the mean over seeds, and a band from min to max), results.json
+(figures of each factor and seed), and MODEL/seed_N/checkpoints and tensorboard.
 """
 
 import functools
@@ -44,12 +44,12 @@ from nl_jax.training import TrainingDiverged, read_metrics
 from nl_jax.training.metrics import METRICS, VALIDATION
 
 NAME = "compare"
-FIGURE = "compare.png"
-TUNING_SEED = 2**31 - 1  # no seed of a final run
+PLOT = "compare.png"
+TUNING_SEED = 2**31 - 1  # never the seed of a final run
 
 
 def compare_flags() -> flags.FlagValues:
-    """Those of the language model's launcher, with the number of seeds in place of the seed, and the grid's size."""
+    """The flags of the language model's launcher, with --seeds in place of --seed, and the size of the grid."""
     values = define_flags()
     del values.seed
     flags.DEFINE_integer("seeds", 3, "Final runs of each model, with seeds 0, 1, ...", flag_values=values)
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def compare(values: flags.FlagValues) -> None:
-    """Trains what is not yet trained, prints the table and draws the figure. All checks come first."""
+    """Makes all runs that are missing, prints the table and draws the plot. All checks come first."""
     workdir = launcher.own_workdir(values)
     launcher.check_range(values, "seeds", 1)
     launcher.check_range(values, "points", 2)
@@ -82,7 +82,7 @@ def compare(values: flags.FlagValues) -> None:
         "models": {name: {"tuning": {}, "seeds": []} for name in values.models},
         "inputs": config["inputs"],
     }
-    results = launcher.claim_workdir(workdir, config, more, written=(FIGURE, *values.models))
+    results = launcher.claim_workdir(workdir, config, more, written=(PLOT, *values.models))
     print(summary_of(values, data), file=sys.stderr)
     results.setdefault(
         "baselines",
@@ -101,7 +101,7 @@ def compare(values: flags.FlagValues) -> None:
             for factor in factors:
                 losses[rate_name(factor)] = _validation(functools.partial(fit, name, TUNING_SEED), factor)
                 launcher.write_json(workdir / RESULTS, results)
-    for seed in range(values.seeds):  # seed by seed, so that a run that is stopped early compares all models
+    for seed in range(values.seeds):  # seed by seed, so that even a run that is stopped early compares all models
         for name in values.models:
             figures = results["models"][name]
             if len(figures["seeds"]) > seed:
@@ -149,11 +149,11 @@ def plot(workdir: Path, results: dict[str, Any]) -> None:
     axes.set(xlabel="training tokens", ylabel="validation bits per byte")
     axes.grid(alpha=0.3)
     axes.legend()
-    save_figure(figure, workdir / FIGURE)
+    save_figure(figure, workdir / PLOT)
 
 
 def report(workdir: Path, values: flags.FlagValues, results: dict[str, Any]) -> None:
-    """Prints the table, and where everything is."""
+    """Prints the table, and where the results are."""
     rows = [("model", "parameters", "tokens", "rates times", "tried", "validation", "test", "tokens/s")]
     for name, figures in results["models"].items():
         seeds = {key: [seed[key] for seed in figures["seeds"]] for key in figures["seeds"][0]}
@@ -173,7 +173,7 @@ def report(workdir: Path, values: flags.FlagValues, results: dict[str, Any]) -> 
     launcher.print_table(rows)
     rates = f"{values.learning_rate:g} and {values.matrix_learning_rate:g} (hidden matrices)"
     print(f"Bits per byte, mean ± standard deviation over the seeds; rates times 1 are {rates}, by {values.optimizer}.")
-    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {FIGURE}, MODEL/seed_N/checkpoints")
+    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {PLOT}, MODEL/seed_N/checkpoints")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,22 @@
-"""What learning in context is worth: bits per byte against position in a long context, beside controls.
+"""Measures the value of learning in context: bits per byte against position in a long context, with controls.
 
     python -m experiments.context --workdir=runs/context
     python -m experiments.context --workdir=runs/no_dgd --models=hope --mixer_option=delta=False
     python -m experiments.context --workdir=runs/levels --models=hope --start_from=runs/context --seq_len=16384 \
         --cms_levels=64,512 --cms_regime=meta
 
-Each model is trained anew for every seed, which decides initial parameters and the order of the data, with the same
-parameters (to 3 %), tokens and optimizer. Hope's controls are the same model whose memories never learn in context
-(hope_frozen) and a Transformer with the same convolution (transformer_conv). The test split is not looked at.
+Each model is trained anew for every seed, which decides the initial parameters and the order of the data. All models
+have the same number of parameters (to 3 %), tokens and optimizer. The controls of Hope are the same model with memories
+that never learn in context (hope_frozen), and a Transformer with the same convolution (transformer_conv). The test
+split is not used.
 
-With --start_from every run starts from the last parameters of the same model and seed of another run of this launcher:
-so a continuum memory that learns in context starts from blocks that were trained without (level stacking, §7.3 of the
-paper). Parameters that the other run's model has not start as they would.
+With --start_from every run starts from the final parameters of the same model and seed of another run of this launcher.
+In this way a continuum memory that learns in context can start from blocks that were trained without learning in
+context (level stacking, §7.3 of the paper). Parameters that the other run's model lacks are initialised as usual.
 
-The same command goes on where a stopped run was. Into the workdir go config.json (what the run is), metrics.jsonl
-(every step), context.png (bits per token against position: mean of the seeds, in a band from worst to best),
-results.json (final figures of each seed), and MODEL/seed_N/checkpoints and tensorboard.
+The same command resumes a stopped run. The workdir gets config.json (the configuration), metrics.jsonl (every step),
+context.png (bits per token against position: the mean over seeds, and a band from min to max), results.json (final
+figures of each seed), and MODEL/seed_N/checkpoints and tensorboard.
 """
 
 import hashlib
@@ -54,7 +55,7 @@ from nl_jax.training.metrics import METRICS
 from nl_jax.trees import named_leaves
 
 NAME = "context"
-FIGURE = "context.png"
+PLOT = "context.png"
 DEFAULTS = {
     "optimizer": "adamw",
     "models": "hope,hope_frozen,transformer_conv",
@@ -67,7 +68,7 @@ DEFAULTS = {
 
 
 def context_flags() -> flags.FlagValues:
-    """Those of the language model's launcher, with other defaults, and the number of seeds in place of the seed."""
+    """The flags of the language model's launcher with other defaults, and --seeds in place of --seed."""
     values = define_flags()
     del values.seed
     flags.DEFINE_integer("seeds", 3, "Runs of each model, with seeds 0, 1, ...", flag_values=values)
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(values: flags.FlagValues) -> None:
-    """Trains what is not yet trained, prints the table and draws the figure. All checks come first."""
+    """Trains all runs that are missing, prints the table and draws the plot. All checks come first."""
     workdir = launcher.own_workdir(values)
     launcher.check_range(values, "seeds", 1)
     mesh = check(values)
@@ -94,16 +95,16 @@ def train(values: flags.FlagValues) -> None:
         "data": data.fingerprint,
         "models": {name: config.to_json() for name, config in configs.items()},
     }
-    batches = [batches_of(values, data, seed) for seed in range(values.seeds)]  # raises where the text is too short
+    batches = [batches_of(values, data, seed) for seed in range(values.seeds)]  # raises if the text is too short
     starts = starts_of(values, configs, data.tokenizer.digest)
     if values.start_from is not None:
         config["data"] = {**data.fingerprint, "start_from": digest_of(starts, values)}
     config["inputs"] = inputs_of(values, data)
-    about: dict[str, Any] = {"models": {name: {} for name in values.models}, "inputs": config["inputs"]}
-    results = launcher.claim_workdir(workdir, config, about, written=(FIGURE, *values.models))
+    metadata: dict[str, Any] = {"models": {name: {} for name in values.models}, "inputs": config["inputs"]}
+    results = launcher.claim_workdir(workdir, config, metadata, written=(PLOT, *values.models))
     print(summary_of(values, data), file=sys.stderr)
 
-    for seed in range(values.seeds):  # seed by seed, so that a run that is stopped early compares all models
+    for seed in range(values.seeds):  # seed by seed, so that even a run that is stopped early compares all models
         for name in values.models:
             seeds = results["models"][name].setdefault("seeds", [])
             if len(seeds) > seed:
@@ -131,7 +132,11 @@ def train(values: flags.FlagValues) -> None:
 def starts_of(
     values: flags.FlagValues, configs: dict[str, LanguageModelConfig], tokenizer: str
 ) -> Callable[[str, int], Any]:
-    """By name and seed: the model that --start_from gives, or None; `InputError` where it has none that fits."""
+    """A function from model name and seed to the model of --start_from, or to None without the flag.
+
+    Raises:
+        InputError: if --start_from has no model that fits.
+    """
     if values.start_from is None:
         return lambda name, seed: None
     directory, flag = local_path(values.start_from), f"--start_from={values.start_from}"
@@ -142,7 +147,7 @@ def starts_of(
             raise InputError(
                 f"{flag}: expected a run of this launcher that has finished {values.seeds} seeds of {name}"
             )
-        if source["data"].get("tokenizer", tokenizer) != tokenizer:  # runs of earlier versions do not say
+        if source["data"].get("tokenizer", tokenizer) != tokenizer:  # earlier versions did not record it
             raise InputError(f"{flag}: trained with another tokenizer than --tokenizer={values.tokenizer} names")
         shapes = [named_leaves(shapes_of(c)) for c in (config, LanguageModelConfig.from_json(source["models"][name]))]
         for path in shapes[0].keys() & shapes[1].keys():
@@ -158,7 +163,7 @@ def starts_of(
 
 
 def digest_of(starts: Callable[[str, int], Any], values: flags.FlagValues) -> str:
-    """SHA-256 of all parameters that runs start from."""
+    """The SHA-256 of all parameters from which runs start."""
     digest = hashlib.sha256()
     for name in values.models:
         for seed in range(values.seeds):
@@ -169,7 +174,7 @@ def digest_of(starts: Callable[[str, int], Any], values: flags.FlagValues) -> st
 
 
 def _octaves(bits: np.ndarray) -> list[tuple[int, float]]:
-    """Mean bits per token in the first 64 positions, the 64 after them, the next 128, ...: by the end of each part."""
+    """Mean bits per token in the first 64 positions, the next 64, the next 128, ..., each with the part's end."""
     ends = [64]
     while ends[-1] < len(bits):
         ends.append(2 * ends[-1])
@@ -192,11 +197,11 @@ def plot(workdir: Path, results: dict[str, Any]) -> None:
     axes.set(xlabel="position in the context, up to", ylabel="validation bits per token")
     axes.grid(alpha=0.3)
     axes.legend()
-    save_figure(figure, workdir / FIGURE)
+    save_figure(figure, workdir / PLOT)
 
 
 def report(workdir: Path, results: dict[str, Any]) -> None:
-    """Prints the table, and where everything is."""
+    """Prints the table, and where the results are."""
     rows = [("model", "parameters", "tokens", "validation bits/byte", "last octave", "tokens/s")]
     for name, figures in results["models"].items():
         seeds = figures["seeds"]
@@ -212,7 +217,7 @@ def report(workdir: Path, results: dict[str, Any]) -> None:
         )
     launcher.print_table(rows)
     print("Mean ± standard deviation over the seeds; last octave: bits per token in the last part of the context.")
-    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {FIGURE}, MODEL/seed_N/checkpoints")
+    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {PLOT}, MODEL/seed_N/checkpoints")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m experiments.generate --workdir=runs/first --prompt="def "
 
-The newest checkpoint is used, so this works while the training still runs. The model reads each token once: its memory
-is carried from token to token as state. One whose continuum memory learns in context goes on learning.
+This uses the newest checkpoint, so it works while training still runs. The model reads each token once: its memory is
+passed from token to token as state. A model whose continuum memory learns in context keeps learning.
 """
 
 import itertools
@@ -21,15 +21,15 @@ from nl_jax.training.loop import CHECKPOINTS
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags, not yet parsed."""
+    """Defines the flags, without parsing them."""
     values = flags.FlagValues()
     define_path("workdir", None, "Directory of a run of experiments.language_model. Required.", flag_values=values)
-    flags.DEFINE_string("prompt", "", "Text to continue; empty begins a document.", flag_values=values)
-    flags.DEFINE_string("model", None, "One of the run's models; without it the first.", flag_values=values)
+    flags.DEFINE_string("prompt", "", "Text to continue; if empty, a new document begins.", flag_values=values)
+    flags.DEFINE_string("model", None, "One of the run's models; by default the first.", flag_values=values)
     define_tokenizer_flag(values)
-    flags.DEFINE_integer("num_tokens", 400, "Tokens to add, unless the document ends before.", flag_values=values)
+    flags.DEFINE_integer("num_tokens", 400, "Tokens to add, unless the document ends earlier.", flag_values=values)
     flags.DEFINE_float(
-        "temperature", 0.8, "Below 1 sharpens the distribution; 0 takes the likeliest.", flag_values=values
+        "temperature", 0.8, "Below 1 sharpens the distribution; 0 takes the likeliest token.", flag_values=values
     )
     flags.DEFINE_integer("seed", 0, "Decides the sample.", flag_values=values)
     return values
@@ -46,7 +46,7 @@ def generate(values: flags.FlagValues) -> None:
     launcher.check_range(values, "seed", 0, 2**31 - 1)
     try:
         prompt = values.prompt.encode("utf-8")
-    except UnicodeEncodeError as error:  # what Python makes of arguments in another encoding
+    except UnicodeEncodeError as error:  # Python decodes arguments in another encoding to surrogates
         raise InputError("--prompt: not UTF-8; expected UTF-8 text") from error
     directory, config, tokenizer = chosen_model(values)
     model = restore(directory / CHECKPOINTS, config)
@@ -55,7 +55,7 @@ def generate(values: flags.FlagValues) -> None:
     options = {"num_tokens": values.num_tokens, "temperature": values.temperature, "seed": values.seed}
     try:
         tokens = sample(model, [tokenizer.separator_id, *ids], **options)
-    except ValueError as error:  # the tokenizer's tokens are not this model's
+    except ValueError as error:  # the tokenizer is not that of the model
         raise InputError(f"--prompt: {error}") from error
     print(values.prompt, end="", flush=True)
     document = itertools.takewhile(lambda token: token != tokenizer.separator_id, tokens)

@@ -34,7 +34,7 @@ from experiments.common.text_runs import (
 from nl_jax.evaluation import bigram_bits_per_byte, evaluate, gzip_bits_per_byte
 from nl_jax.models import LanguageModelConfig
 from nl_jax.training import plot_validation
-from nl_jax.training.metrics import FIGURE, METRICS
+from nl_jax.training.metrics import METRICS, PLOT
 
 NAME = "language_model"
 
@@ -48,7 +48,7 @@ def train(values: flags.FlagValues) -> None:
     workdir = launcher.own_workdir(values)
     mesh = check(values)
     given = {name: value for name, value in values.flag_values_dict().items() if name not in FREE_FLAGS}
-    written = (FIGURE, *values.models)
+    written = (PLOT, *values.models)
     stored = launcher.read_config(workdir, NAME, written=(RESULTS, METRICS, *written))
     if stored:
         launcher.check_flags(workdir, stored["flags"], given)
@@ -68,7 +68,7 @@ def train(values: flags.FlagValues) -> None:
     print(summary_of(values, data), file=sys.stderr)
 
     results |= {
-        "yardsticks": {
+        "baselines": {
             "gzip -9": gzip_bits_per_byte(data.test_text),
             "bigram": bigram_bits_per_byte(data.train_text, data.test_text),
         },
@@ -85,7 +85,7 @@ def train(values: flags.FlagValues) -> None:
             schedules[name] = schedule_of(configs[name], values)
             print(f"{name}:\n{schedules[name]}", file=sys.stderr)
             finished[name] = train_model(name, configs[name], batches, values, workdir, mesh)
-            plot_validation(workdir, results["yardsticks"])
+            plot_validation(workdir, results["baselines"])
             launcher.write_json(workdir / RESULTS, results)
     report(workdir, results)
 
@@ -112,7 +112,7 @@ def train_model(
 
 
 def report(workdir: Path, results: dict[str, Any]) -> None:
-    """Prints the table of all models and yardsticks, and where everything is."""
+    """Prints the table of all models and baselines, and where everything is."""
     rows = [("model", "parameters", "tokens", "validation", "test", "tokens/s", "peak memory")]
     rows.append(("", "", "", "bits/byte", "bits/byte", "", "a device"))
     for name, figures in results["models"].items():
@@ -127,9 +127,9 @@ def report(workdir: Path, results: dict[str, Any]) -> None:
                 f"{figures['peak_memory_bytes'] / 2**20:,.0f} MiB",
             )
         )
-    rows += [(name, "", "", "", f"{value:.4f}", "", "") for name, value in results["yardsticks"].items()]
+    rows += [(name, "", "", "", f"{value:.4f}", "", "") for name, value in results["baselines"].items()]
     launcher.print_table(rows)
-    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {FIGURE}, MODEL/checkpoints, MODEL/tensorboard")
+    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {PLOT}, MODEL/checkpoints, MODEL/tensorboard")
 
 
 if __name__ == "__main__":

@@ -1,27 +1,28 @@
-"""Parity: can a model keep one bit of state, on strings longer than any it was trained on?
+"""Parity: can a model keep one bit of state on strings longer than those it was trained on?
 
     python -m experiments.parity --workdir=runs/parity
     python -m experiments.parity --workdir=runs/negative --mixer_option=allow_neg_eigval=True
     python -m experiments.parity --workdir=runs/hope --models=hope --mixer_option=allow_neg_eigval=True \
         --mixer_option=delta=True
 
-After each symbol of a string of 0s and 1s the model says whether the number of 1s so far is even. It trains on fresh
-strings of 2 to 50 symbols and is measured on 500 different ones of that length and on 500 of 51 to 100. A string counts
-where all of its positions are right; beside it the share of right positions, 0.5 by guessing. Each model is trained
-anew for every seed, which decides initial parameters and batches, until every string is right in two evaluations in a
-row, or to the last step. All models have the same width, depth and feed-forward size.
+After each symbol of a string of 0s and 1s the model says whether the number of 1s so far is even. It is trained on
+fresh strings of 2 to 50 symbols, and evaluated on 500 different strings of 2 to 50 symbols and on 500 of 51 to 100. A
+string is right if all of its positions are right. The share of right positions is given too; guessing gives 0.5. Each
+model is trained anew for every seed, which decides initial parameters and batches, until every string is right in two
+evaluations in a row, or to the last step. All models have the same width, depth and feed-forward size.
 
-A delta rule's memory, multiplied by I - beta k k' at every symbol, can turn its sign at every 1 only where beta is
-above 1 and the eigenvalue negative; the second command allows this to all models of its run. Self-modifying Titans, and
-so Hope, also need Delta Gradient Descent to keep the bit on longer strings (the third command): without it the inner
-layers of their memories go on moving.
+The memory of a delta rule is multiplied by I - beta k k' at every symbol. It can change its sign at every 1 only if
+beta is above 1, so that the eigenvalue is negative; the second command allows this in all models of its run.
+Self-modifying Titans, and so Hope, also need Delta Gradient Descent to keep the bit on longer strings (the third
+command): without it the inner layers of their memories keep changing.
 
-The best figures are of the evaluation with most strings right in both sets, so they are chosen on what they measure, as
-in Irie et al., 2023. Training meets the shortest of the strings of 2 to 50 symbols too: there are few.
+The best figures are those of the evaluation with most strings right in both sets. So they are selected on the data on
+which they are reported, as in Irie et al., 2023. Training also sees the shortest strings of the validation set of 2 to
+50 symbols, since there are few of them.
 
-The same command goes on after the last seed that was finished. Into the workdir go config.json (what the run is),
-metrics.jsonl (every step), accuracy.png (right positions of the longer strings against steps), results.json (last and
-best figures of each seed), and MODEL/seed_N/tensorboard.
+The same command resumes after the last finished seed. The workdir gets config.json (the configuration), metrics.jsonl
+(every step), accuracy.png (right positions of the longer strings against steps), results.json (last and best figures of
+each seed), and MODEL/seed_N/tensorboard.
 """
 
 import functools
@@ -44,11 +45,11 @@ ACCURACY_SHORT, SHORT, LONG = "accuracy_short", "sequences_short", "sequences_lo
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags, not yet parsed."""
+    """Defines the flags, without parsing them."""
     sizes = {
-        "min_length": (2, "Symbols of a string at least."),
-        "max_length": (50, "Symbols of a string in training and in the shorter validation set at most."),
-        "long_length": (100, "Symbols of a string in the longer validation set at most."),
+        "min_length": (2, "Smallest number of symbols of a string."),
+        "max_length": (50, "Largest number of symbols of a string in training and in the shorter validation set."),
+        "long_length": (100, "Largest number of symbols of a string in the longer validation set."),
         "validation_sequences": (500, "Strings of each validation set."),
     }
     return task_training.define_flags(DEFAULT_MODELS, sizes, steps=2000, eval_every=100)
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def sizes(values: flags.FlagValues) -> dict[str, int]:
-    """Checks the lengths; attention sees whole strings."""
+    """Checks the lengths and returns the sizes of the models; attention sees whole strings."""
     launcher.check_range(values, "min_length", 1)
     launcher.check_range(values, "max_length", values.min_length)
     launcher.check_range(values, "long_length", values.max_length + 1)
@@ -73,7 +74,7 @@ def batch_of(values: flags.FlagValues, seed: int, step: int) -> task_training.Ba
 
 
 def validation(values: flags.FlagValues) -> list[list[task_training.Batch]]:
-    """Batches of the shorter set and of the longer one; `InputError` where there are too few strings."""
+    """The batches of the shorter and of the longer set; raises `InputError` if too few distinct strings exist."""
     windows = ((values.min_length, values.max_length), (values.max_length + 1, values.long_length))
     count = values.validation_sequences
     sets = [
@@ -84,7 +85,7 @@ def validation(values: flags.FlagValues) -> list[list[task_training.Batch]]:
 
 
 def _split(strings: task_training.Batch, size: int) -> Iterator[task_training.Batch]:
-    """Batches of one size, so that one program does; what the last one lacks are copies of its first with mask 0."""
+    """Yields batches of equal size, so that there is one program; copies with mask 0 fill up the last batch."""
     count = len(strings["inputs"])
     for start in range(0, count, size):
         rows = np.arange(start, start + size)
@@ -100,7 +101,7 @@ def score(
 
 
 def outcome(scores: Sequence[task_training.Scores]) -> task_training.Scores:
-    """The last figures, and the best ones: those of the first evaluation with most strings right, of both sets."""
+    """The last figures and the best ones: those of the first evaluation with most strings right in both sets."""
     best = max(scores, key=lambda scores: scores[SHORT] + scores[LONG])
     return scores[-1] | {f"best_{name}": value for name, value in best.items()}
 

@@ -4,18 +4,20 @@
     python -m experiments.recall --workdir=runs/attention --models=transformer --seeds=1
     python -m experiments.recall --workdir=runs/alive --models=hope,titans --other_text=64,65536
 
-Every sequence brings new pairs of key and value and asks for each value by its key, so that weights alone know only
-which symbols are values. Each model is trained anew for every seed, which decides initial parameters and batches, until
-two evaluations in a row reach 0.99, or to the last step. All models have the same width, depth and feed-forward size.
+Every sequence has new pairs of key and value, and asks for each value by its key, so that the trained weights alone can
+know only which symbols are values. Each model is trained anew for every seed, which decides initial parameters and
+batches, until two evaluations in a row reach 0.99, or to the last step. All models have the same width, depth and
+feed-forward size.
 
-Attention learns it in a sudden jump whose moment differs by seed: with the defaults all three seeds reach 0.99, after
-300 to 330 steps; with --steps=600, whose learning rate warms up and falls faster, 2 of 3, after 390 and 570.
+Attention learns the task in a sudden jump, whose moment differs between seeds. With the defaults all three seeds reach
+0.99, after 300 to 330 steps. With --steps=600, where the learning rate warms up and falls faster, 2 of 3 reach it,
+after 390 and 570 steps.
 
-With --other_text the trained model also reads so many random symbols first, and then the pairs, which it has to recall
-as well: memories must neither fill up nor die.
+With --other_text the trained model is also evaluated on sequences that it reads after the given number of random
+symbols: memories must neither fill up nor die.
 
-The same command goes on after the last seed that was finished: one that was stopped in the middle is begun again (it
-takes minutes). Into the workdir go config.json (what the run is), metrics.jsonl (every step), accuracy.png (validation
+The same command resumes after the last finished seed; a seed that was stopped in the middle starts again (it takes
+minutes). The workdir gets config.json (the configuration), metrics.jsonl (every step), accuracy.png (validation
 accuracy against steps), results.json (final figures), and MODEL/seed_N/tensorboard.
 """
 
@@ -39,23 +41,23 @@ from nl_jax.models.reading import start
 from nl_jax.tasks import recall_batch
 from nl_jax.training.metrics import ACCURACY
 
-# Each learning model beside its control: the same memories that never learn, attention with and without a convolution.
+# Hope and its control, whose memories never learn; attention without and with a convolution.
 DEFAULT_MODELS = [name for name in ("hope", "hope_frozen", "transformer", "transformer_conv") if name in MODEL_NAMES]
-GOAL = 0.99  # accuracy
-VALIDATION_SEQUENCES = 512  # at least
-STREAMS = 16  # of other text
-PART = 4096  # tokens of other text in one call
+GOAL = 0.99  # accuracy at which training stops
+VALIDATION_SEQUENCES = 512  # smallest number of sequences
+STREAMS = 16  # number of streams of other text
+PART = 4096  # tokens of other text per call
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags, not yet parsed."""
+    """Defines the flags, without parsing them."""
     sizes = {
         "pairs": (4, "Pairs of key and value in a sequence."),
         "seq_len": (32, "Tokens in a sequence; at least four times the pairs."),
         "vocab_size": (64, "Symbols: half of them keys, half values."),
     }
     values = task_training.define_flags(DEFAULT_MODELS, sizes, steps=1000, eval_every=30)
-    text = "Also recall after reading so many random symbols: numbers, as 64,65536. Figures are of the trained model."
+    text = "Numbers of random symbols, such as 64,65536, after which the trained model is evaluated too."
     flags.DEFINE_list("other_text", [], text, flag_values=values)
     return values
 
@@ -65,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def sizes(values: flags.FlagValues) -> dict[str, int]:
-    """Checks the task's own flags; attention sees whole sequences."""
+    """Checks the lengths of other text and returns the sizes of the models; attention sees whole sequences."""
     for name in ("pairs", "seq_len", "vocab_size"):
         launcher.check_range(values, name, 1)
     if not all(length.isdecimal() and 0 < int(length) < 2**31 for length in values.other_text):
@@ -74,7 +76,7 @@ def sizes(values: flags.FlagValues) -> dict[str, int]:
 
 
 def batch_of(values: flags.FlagValues, seed: int, step: int) -> task_training.Batch:
-    """The batch by the flags; `InputError` where their sizes do not fit."""
+    """The training batch of a seed and a step; raises `InputError` if the sizes in the flags do not fit together."""
     sizes: dict[str, Any] = {name: values[name].value for name in ("batch_size", "seq_len", "vocab_size", "pairs")}
     return recall_batch(seed, step, **sizes)
 
@@ -95,14 +97,14 @@ def _read(model: Any, tokens: Any, targets: Any, mask: Any, state: Any) -> Any:
 
 @jax.jit
 def _count_right(model: Any, rows: Any, state: Any) -> Any:
-    """Right answers; NaN where logits are not finite."""
+    """The number of right answers; NaN if logits are not finite."""
     logits, _ = read(model, rows["inputs"], state, targets=rows["targets"], mask=rows["mask"])
     right = jnp.sum((jnp.argmax(logits, axis=-1) == rows["targets"]) * rows["mask"])
     return jnp.where(jnp.all(jnp.isfinite(logits)), right, jnp.nan)
 
 
 def after_other_text(values: flags.FlagValues, model: Any, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Accuracy on the validation sequences, each read after one of ``STREAMS`` streams of random symbols."""
+    """The accuracy on the validation sequences, each read after one of ``STREAMS`` streams of random symbols."""
     batches = validation(values)
     count = VALIDATION_SEQUENCES // STREAMS * STREAMS
     sequences = {key: np.concatenate([batch[key] for batch in batches])[:count] for key in batches[0]}

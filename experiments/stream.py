@@ -1,13 +1,13 @@
-"""Lets a trained model read text without end and go on learning, with a live line for every chunk.
+"""Lets a trained model read endless text and keep learning, with a line of live output for every chunk.
 
     python -m experiments.stream --workdir=runs/first < text
     cat a.txt b.txt | python -m experiments.stream --workdir=runs/first --every=4096 --freeze=cms_2
 
 The run in the workdir must have a model whose continuum memory learns in context (experiments.language_model with
---cms_regime=online or meta). A line says how many tokens were learned, their loss in bits each before they were learned
-(so a compressor's cost), how large each level's gradient was, and which levels were updated. At the end, and on Ctrl-C,
-the learner is saved in WORKDIR/MODEL/stream; the same command goes on from there, --fresh starts anew and replaces it
-at the end.
+--cms_regime=online or meta). A line shows the number of tokens learned, their mean loss in bits before they were
+learned (the cost in a compressor), the norm of each level's gradient, and the levels that were updated. At the end, and
+on Ctrl-C, the learner is saved to WORKDIR/MODEL/stream. The same command continues from there; with --fresh it starts
+anew and replaces the saved learner at the end.
 """
 
 import math
@@ -29,21 +29,21 @@ from nl_jax.streaming.saved import check_replaceable, is_saved
 from nl_jax.training.loop import CHECKPOINTS
 
 LOCK = ".stream.lock"  # beside the saved stream; the run itself may still be training
-BLOCK = 1 << 16  # bytes of one read
+BLOCK = 1 << 16  # number of bytes in one read
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags, not yet parsed."""
+    """Defines the flags, without parsing them."""
     values = flags.FlagValues()
 
     def define(kind: object, name: str, default: object, text: str) -> None:
         kind(name, default, text, flag_values=values)  # type: ignore[operator]
 
     define(define_path, "workdir", None, "Directory of a run of experiments.language_model. Required.")
-    define(flags.DEFINE_string, "model", None, "One of the run's models; without it the first.")
+    define(flags.DEFINE_string, "model", None, "One of the run's models; by default the first.")
     define_tokenizer_flag(values)
-    define(flags.DEFINE_integer, "every", None, "Tokens to a line; without it those of one chunk.")
-    define(flags.DEFINE_list, "freeze", [], "Levels that do not learn, as mixers,cms_0.")
+    define(flags.DEFINE_integer, "every", None, "Number of tokens per line of output; by default one chunk.")
+    define(flags.DEFINE_list, "freeze", [], "Levels that do not learn, such as mixers,cms_0.")
     define(flags.DEFINE_boolean, "fresh", False, "Start anew, whatever was saved before.")
     return values
 
@@ -88,7 +88,7 @@ def run(values: flags.FlagValues) -> None:
 
 
 def read(stream: Stream, tokenizer: Tokenizer, every: int) -> None:
-    """Standard input to its end, a line to ``every`` tokens."""
+    """Feeds standard input to the stream until its end, and prints a line for every ``every`` tokens."""
     rest, cut = list[int](), b""
     started, before = time.perf_counter(), stream.position
     while block := os.read(sys.stdin.fileno(), BLOCK):

@@ -1,25 +1,26 @@
-"""Do levels that learn in context recover faster when the subject changes? A stream of prose, code, other prose, prose.
+"""Do levels that learn in context recover faster when the subject of a text changes?
 
     python -m experiments.subjects --workdir=runs/subjects
     python -m experiments.subjects --workdir=runs/mine --texts=law.txt,poems.txt --data=~/texts --regimes=meta,outer
 
-Models are trained anew for every seed with the same parameters, tokens and optimizer, on text that has nothing of the
-stream. Then each reads streams that change subject unannounced and come back to the first one, with new text of it:
+Models are trained anew for every seed with the same number of parameters, tokens and optimizer, on text that is not in
+the streams. Then each model reads streams that change subject unannounced (prose, code, docstrings, and prose again),
+and come back to the first subject with new text. The readers are:
 
-meta          its continuum memory (CMS) goes on learning in context, as it did in training (so online, first order);
+meta          the continuum memory (CMS) keeps learning in context, as in training (online: likewise, first order);
 meta_frozen   the same weights, but the CMS stays as training left it;
-meta_stopped  the same, but the CMS learns in the first part only;
+meta_stopped  the same weights, but the CMS learns in the first part only;
 outer         a model trained with a CMS that never learns in context.
 
-The sequence mixers' memories learn in all of them. Bits per byte are given for the first bytes after each change and
-for the rest of the part. A reader has recovered after so many bytes of a part once the mean of the last 256 (and of all
-streams) is within 5 % of its level: its own mean over the part's last quarter, or the best reader's.
+The memories of the sequence mixers learn in all readers. Bits per byte are given for the first bytes after each change
+and for the rest of the part. A reader has recovered when the mean over the last 256 bytes (and all streams) is within
+5 % of a level: its own mean over the last quarter of the part, or that of the best reader.
 
-Without --texts and --data all text comes with Python: training is on one half of the language reference and as many
-bytes of code, the stream has the other half (prose), other modules (code), and the docstrings of still others.
+Without --texts and --data all text comes with Python. Training uses one half of the language reference and as many
+bytes of code. The streams use the other half (prose), other modules (code), and the docstrings of further modules.
 
-The same command goes on where a stopped run was. Into the workdir go config.json (what the run is), metrics.jsonl
-(every training step), subjects.png (bits per byte against position), results.json (figures of each seed), and
+The same command resumes a stopped run. The workdir gets config.json (the configuration), metrics.jsonl (every training
+step), subjects.png (bits per byte against position), results.json (figures of each seed), and
 REGIME/seed_N/checkpoints and tensorboard.
 """
 
@@ -60,11 +61,11 @@ from nl_jax.training import TrainingDiverged, progress_bar
 from nl_jax.training.metrics import METRICS
 
 NAME = "subjects"
-FIGURE = "subjects.png"
+PLOT = "subjects.png"
 REGIMES = ("meta", "online", "outer")
-WINDOWS = (256, 1024, 4096)  # bytes after a change
-BIN = 64  # bytes to a point of a stored curve
-RUNNING, TOLERANCE = 256, 0.05  # of recovery: bytes of the running mean, and how near it must come
+WINDOWS = (256, 1024, 4096)  # numbers of bytes after a change
+BIN = 64  # number of bytes per point of a stored curve
+RUNNING, TOLERANCE = 256, 0.05  # definition of recovery: bytes of the running mean, and relative distance to the level
 CURVE, LEVEL = f"bits_by_{BIN}_bytes", "last quarter"
 VALIDATION_TOKENS = 16_384
 DEFAULTS = {
@@ -79,7 +80,7 @@ DEFAULTS = {
 
 
 def subjects_flags() -> flags.FlagValues:
-    """Those of the language model's launcher, with other defaults, and those of the stream."""
+    """The flags of the language model's launcher with other defaults, and the flags of the streams."""
     values = define_flags()
     for name in ("seed", "models", "cms_regime", "tokenizer"):
         delattr(values, name)
@@ -88,14 +89,14 @@ def subjects_flags() -> flags.FlagValues:
         kind(name, default, text, flag_values=values)
 
     define(flags.DEFINE_integer, "seeds", 3, "Runs of each model, with seeds 0, 1, ...")
-    define(flags.DEFINE_string, "model", "hope", "The model, of those that have a CMS of several levels.")
+    define(flags.DEFINE_string, "model", "hope", "The model, which must have a CMS of several levels.")
     define(flags.DEFINE_list, "regimes", "meta,outer", f"How the CMS learns in training, of {', '.join(REGIMES)}.")
-    define(define_paths, "texts", None, "Files or directories, the subjects in turn; without it Python's texts.")
+    define(define_paths, "texts", None, "Files or directories, one for each subject. Default: Python's texts.")
     define(flags.DEFINE_integer, "part", 8192, "Bytes of each subject, before it changes.")
-    define(flags.DEFINE_integer, "streams", 8, "Streams read side by side, each of other places in the texts.")
+    define(flags.DEFINE_integer, "streams", 8, "Streams read side by side, each from other places in the texts.")
     for name, default in DEFAULTS.items():
         values.set_default(name, default)
-    values["data"].help = "Text to train on: file, directory or .jsonl; without it reference and code, as above."
+    values["data"].help = "Text to train on: file, directory or .jsonl. Default: reference and code, as above."
     return values
 
 
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(values: flags.FlagValues) -> None:
-    """Trains and reads what is not yet there, prints the tables and draws the figure. All checks come first."""
+    """Makes all runs that are missing, prints the tables and draws the plot. All checks come first."""
     workdir = launcher.own_workdir(values)
     for name, low in (("seeds", 1), ("streams", 1), ("part", 2 * RUNNING)):
         launcher.check_range(values, name, low)
@@ -129,18 +130,18 @@ def train(values: flags.FlagValues) -> None:
     sizes: dict[str, Any] = {name: values[name].value for name in ("batch_size", "seq_len", "document_boundaries")}
     validation = evaluation_batches(data.validation, **sizes, max_tokens=VALIDATION_TOKENS)
     batches = [batches_of(values, data, seed)._replace(validation=validation) for seed in range(values.seeds)]
-    about = {
+    metadata = {
         "inputs": config["inputs"],
         "parts": order,
         "part_bytes": values.part,
         "models": {regime: {} for regime in configs},
         "readers": {reader: [] for regime in configs for reader in readers_of(regime, values.part, len(order))},
     }
-    results = launcher.claim_workdir(workdir, config, about, written=(FIGURE, *configs))
+    results = launcher.claim_workdir(workdir, config, metadata, written=(PLOT, *configs))
     for name, summary in summaries.items():
         print(f"{name}: {summary}", file=sys.stderr)
 
-    for seed in range(values.seeds):  # seed by seed, so that a run that is stopped early compares all models
+    for seed in range(values.seeds):  # seed by seed, so that even a run that is stopped early compares all models
         for regime, model_config in configs.items():
             readers = readers_of(regime, values.part, len(order))
             if all(len(results["readers"][reader]) > seed for reader in readers):
@@ -163,7 +164,7 @@ def train(values: flags.FlagValues) -> None:
 
 
 def configurations(values: flags.FlagValues) -> dict[str, LanguageModelConfig]:
-    """Of the models by regime, with the same sizes; without learning in context every block moves at every step."""
+    """The configuration of the model by regime, with equal sizes; in "outer" every block is updated at every step."""
     regimes = values.regimes
     launcher.check_names("regimes", regimes, REGIMES, required=True)
     shape = {"vocab_size": ByteTokenizer.vocab_size, "context_length": values.seq_len}
@@ -181,7 +182,7 @@ def configurations(values: flags.FlagValues) -> dict[str, LanguageModelConfig]:
 
 
 def readers_of(regime: str, part: int, parts: int) -> dict[str, int]:
-    """Readers of a model by name, and the bytes of the stream in which their CMS learns."""
+    """The readers of a model by name, with the number of bytes of the stream in which their CMS learns."""
     if regime == "outer":
         return {"outer": 0}
     return {regime: parts * part, f"{regime}_frozen": 0, f"{regime}_stopped": part}
@@ -202,22 +203,23 @@ def _read(model: LanguageModel, state: Any, tokens: Any, targets: Any) -> tuple[
 def read_streams(
     model: LanguageModel, streams: UInt8[np.ndarray, "streams time"], call: int, learns: int, name: str
 ) -> Float[np.ndarray, "streams time"]:
-    """Bits of every byte, read from left to right.
+    """Reads streams from left to right, and returns the loss of every byte in bits.
 
     Args:
-      model: its memories learn all the way.
-      streams: bytes.
-      call: bytes to a call, a multiple of the periods' shortest; the time and ``learns`` are multiples of it.
-      learns: bytes in which the continuum memory learns; it then stays as it is.
-      name: of the progress bar.
+      model: the model; the memories of its mixers learn in the whole stream.
+      streams: the bytes of the streams.
+      call: number of bytes per call, a multiple of the shortest period. The length of the streams and ``learns`` must
+        be multiples of it.
+      learns: number of bytes in which the continuum memory learns; after them it stays as it is.
+      name: name of the progress bar.
 
     Raises:
-      TrainingDiverged: where the bits stop being finite; it names the levels that have.
+      TrainingDiverged: if the bits are not finite; the message names the levels that are not finite.
     """
     batch, time = streams.shape
     targets = streams.astype(np.int32)
     tokens = np.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=ByteTokenizer.separator_id)
-    # In one place: where a state lies elsewhere in the first call, it would be compiled apart from the others.
+    # All on one device: a state with another sharding in the first call would cause a second compilation.
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     model, state = jax.device_put((model, initial_state(model, batch) if learns else model.init_state(batch)), place)
     bits = []
@@ -238,7 +240,7 @@ def read_streams(
 
 
 def figures_of(bits: Float[np.ndarray, " time"], part: int) -> dict[str, Any]:
-    """Bits per byte: of each part's windows after the change, its rest and its last quarter, and by 64 bytes."""
+    """Bits per byte of each part, in the windows after the change, the rest and the last quarter; and per 64 bytes."""
     parts = []
     for own in bits.reshape(-1, part):
         ends = [end for end in WINDOWS if end < part]
@@ -249,18 +251,18 @@ def figures_of(bits: Float[np.ndarray, " time"], part: int) -> dict[str, Any]:
 
 
 def recovery(curve: Float[np.ndarray, " bins"], level: float) -> int:
-    """Bytes until the running mean of a part, given by 64 bytes, is at most 5 % above a level; all if it never is."""
+    """Bytes until the running mean of a part, given per 64 bytes, is at most 5 % above a level; all if it never is."""
     reached = np.flatnonzero(_running(curve) <= (1 + TOLERANCE) * level)
     return BIN * int(reached[0]) + RUNNING if len(reached) else BIN * len(curve)
 
 
 def _running(curves: Float[np.ndarray, "... bins"]) -> Float[np.ndarray, "... fewer"]:
-    """Means of 256 bytes, by their ends."""
+    """The running means over 256 bytes, each at the end of its window."""
     return np.lib.stride_tricks.sliding_window_view(curves, RUNNING // BIN, axis=-1).mean(axis=-1)
 
 
 def recoveries(results: Mapping[str, Any], reader: str, part: int) -> tuple[list[int], list[int]]:
-    """Of each seed in a part: bytes to the reader's own level, and to the best reader's of the same seed."""
+    """For each seed, the bytes of a part to the reader's own level, and to the level of the seed's best reader."""
     bins = slice(part * results["part_bytes"] // BIN, (part + 1) * results["part_bytes"] // BIN)
     own, best = [], []
     for seed, figures in enumerate(results["readers"][reader]):
@@ -272,7 +274,7 @@ def recoveries(results: Mapping[str, Any], reader: str, part: int) -> tuple[list
 
 
 def _pairs(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Each reader whose CMS learns all the way, with each of its controls."""
+    """Pairs of a reader whose CMS learns in the whole stream and one of its controls."""
     complete = [reader for reader, seeds in results["readers"].items() if seeds]
     learners = [reader for reader in complete if reader in REGIMES and reader != "outer"]
     return [
@@ -284,7 +286,7 @@ def _pairs(results: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def plot(workdir: Path, results: Mapping[str, Any]) -> None:
-    """Draws bits per byte against position, and what learning saves against each control."""
+    """Plots bits per byte against position, and the bits that learning saves against each control."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     curves = {
@@ -315,16 +317,16 @@ def plot(workdir: Path, results: Mapping[str, Any]) -> None:
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-    save_figure(figure, workdir / FIGURE)
+    save_figure(figure, workdir / PLOT)
 
 
 def _top(axes: Any) -> Any:
-    """Places by data along x, by the axes' height along y."""
+    """The transform with data coordinates along x, and the height of the axes along y."""
     return axes.get_xaxis_transform()
 
 
 def report(workdir: Path, results: Mapping[str, Any]) -> None:
-    """Prints the tables, and where everything is."""
+    """Prints the tables, and where the results are."""
     readers, names = results["readers"], [f"{i}. {Path(name).name}" for i, name in enumerate(results["parts"], 1)]
     columns = list(next(iter(readers.values()))[0]["parts"][0])
     rows: list[Sequence[str]] = [("part", "reader", *columns, "to own level", "to best level")]
@@ -356,8 +358,8 @@ def report(workdir: Path, results: Mapping[str, Any]) -> None:
             f"validation {validation} bits per byte"
         )
     print("Mean ± standard deviation over the seeds. Recovered: 256 bytes, all streams, within 5 % of the part's last")
-    print(f"quarter, the reader's own or the best reader's; {results['part_bytes']:,} where that never is.")
-    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {FIGURE}, REGIME/seed_N/checkpoints")
+    print(f"quarter, the reader's own or the best reader's; {results['part_bytes']:,} if it never recovers.")
+    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {PLOT}, REGIME/seed_N/checkpoints")
 
 
 def _whole(figures: Sequence[float]) -> str:

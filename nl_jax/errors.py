@@ -1,27 +1,27 @@
-"""The errors that callers are to tell apart: bad input, a machine that does not write, and learning that diverged."""
+"""The errors that callers can tell apart: bad input, storage that cannot be written, and learning that diverged."""
 
 
 class InputError(ValueError):
-    """Bad input from the user: one line that names the thing, its value and what was expected.
+    """The user's input is invalid. The message is one line with the name of the input, its value and what was expected.
 
-    Launchers print the message without a traceback and end with exit code 2; a library user
-    catches it as a ``ValueError``.
+    Launchers print the message without a traceback and end with exit code 2. Library users can catch it as a
+    ``ValueError``.
     """
 
 
 class StorageError(OSError):
-    """A checkpoint or a stream could not be written: one line that says where and why (a full disk, for example).
+    """A checkpoint or a stream could not be written. The message says in one line where and why, such as a full disk.
 
-    What was saved before is still there. Launchers print the message without a traceback and end with exit code 3.
+    Earlier checkpoints and streams are kept. Launchers print the message without a traceback and end with exit code 3.
     """
 
 
 class Diverged(ArithmeticError):
-    """Something that learns stopped being finite; the message says what and where. Launchers end with exit code 1.
+    """A loss or a learned state is not finite. The message says which and where. Launchers end with exit code 1.
 
     Attributes:
-      level: name of the level that diverged, where it is known.
-      position: tokens learned before, where a text is read; the learner that is kept is the one of that position.
+      level: name of the level that diverged, or None if it is unknown.
+      position: number of tokens learned before, or None if no text is read. The learner keeps its state from there.
     """
 
     def __init__(self, message: str, *, level: str | None = None, position: int | None = None):

@@ -1,4 +1,4 @@
-"""Paths as users write them, a directory that one process owns, and what the system says when a write fails."""
+"""Paths given by users, file locks that one process holds, atomic writes, and the reason why a write failed."""
 
 import contextlib
 import os
@@ -16,13 +16,14 @@ try:
 except ImportError:  # not a Unix system
     fcntl = None  # type: ignore[assignment]
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # two letters at least: C:/ is a drive; Path makes gs://a to gs:/a
-_OS_ERROR_CODE = re.compile(r"os_error_code='(\d+)'")  # how TensorStore names what the system said
-_held: dict[tuple[int, int], int] = {}  # how often this process holds a lock, by device and inode of its file
+# At least two letters, since C:/ is a drive; only one slash, since Path turns gs://a into gs:/a.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_OS_ERROR_CODE = re.compile(r"os_error_code='(\d+)'")  # how TensorStore writes the error code of the system
+_held: dict[tuple[int, int], int] = {}  # number of times this process holds a lock, by device and inode of the file
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
-    """A path on this machine, with ``~`` and ``~name`` expanded; a relative one stays relative.
+    """Checks a path on this machine, and expands ``~`` and ``~name`` in it; a relative path stays relative.
 
     Raises:
       InputError: for a URL such as ``gs://bucket/run``, an empty path, or an unknown user.
@@ -44,14 +45,14 @@ def local_path(path: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Holds the lock of a file, which is made if need be and stays; it names the process that holds it.
+    """Holds the lock of a file, which is created if it does not exist, and which names the process that holds it.
 
-    The lock ends with the process, however that ends. A process that holds it may take it again. Where the file system
-    has no locks, a warning says so.
+    The lock ends with the process, however that ends; the file stays. A process that holds the lock can take it again.
+    If the file system has no locks, a warning says so.
 
     Raises:
-      InputError: another process holds it; the message names it.
-      OSError: the file cannot be made.
+      InputError: if another process holds the lock; the message names the process.
+      OSError: if the file cannot be created.
     """
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     status = os.fstat(descriptor)
@@ -70,7 +71,7 @@ def locked(file: Path) -> Iterator[None]:
 
 
 def _take(descriptor: int, file: Path) -> bool:
-    """Whether the file is locked now; False where the file system cannot. `InputError` where another process has it."""
+    """Tries to lock a file. Returns False if the file system has no locks; raises `InputError` if it is taken."""
     if fcntl is None:
         return False
     try:
@@ -89,7 +90,7 @@ def _take(descriptor: int, file: Path) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """Why a library could not write, in a few words: what the system said, where the message has its error code."""
+    """The reason why a library could not write, in a few words: if known, the message of the operating system."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     code = _OS_ERROR_CODE.search(str(error))
@@ -99,14 +100,14 @@ def reason(error: BaseException) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a file under a temporary name and renames it: whoever looks sees the old text or the new, never a part."""
+    """Writes a file under a temporary name and renames it: readers see either the old text or the whole new text."""
     with in_place_of(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
 def in_place_of(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path`` at the end; after an error, such as a full disk, it is removed."""
+    """Yields a temporary path that is renamed to ``path`` at the end, or removed after an error such as a full disk."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary

@@ -1,14 +1,14 @@
 """The names of the axes of every parameter of this project's models.
 
-The names are kept here, keyed by path, and not on the parameters. The sharding of parameters, the weight decay and M3's
-choice of matrices all read this one table.
+The names are stored here by path, not on the parameters. The sharding of parameters, weight decay and M3's choice of
+matrices all read this one table.
 """
 
 import re
 
 Names = tuple[str | None, ...]
 
-# Path of a parameter (a regular expression for its end) -> the names of its axes. The first row that matches counts.
+# Path of a parameter (a regular expression for its end) -> names of its axes. The first row that matches applies.
 PARAMETER_AXES: tuple[tuple[str, Names], ...] = (
     (r"embed\.embedding", ("vocab", "embed")),
     (r"final_norm\.scale", ("embed",)),
@@ -31,5 +31,5 @@ PARAMETER_AXES: tuple[tuple[str, Names], ...] = (
 
 
 def logical_axes(path: str, table: tuple[tuple[str, Names], ...] = PARAMETER_AXES) -> Names | None:
-    """Names of the axes of the array at `path` (a `path_name`), or None where no row of the table matches."""
+    """Names of the axes of the array at ``path`` (a `path_name`), or None if no row of the table matches."""
     return next((names for pattern, names in table if re.search(rf"(^|\.)({pattern})$", path)), None)

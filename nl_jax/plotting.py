@@ -1,4 +1,4 @@
-"""Every figure, from Matplotlib without a display."""
+"""Plots, drawn by Matplotlib without a display."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from nl_jax.files import in_place_of
 
 
 def plot_timeline(names: Sequence[str], timeline: Bool[np.ndarray, "n levels"]) -> Figure:
-    """When each level is updated, a row of ticks for each, the last one on top."""
+    """Plots the steps at which each level is updated, as a row of ticks for each level, the last one on top."""
     figure = Figure(figsize=(8, 1 + 0.4 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     axes.eventplot([1 + np.flatnonzero(due) for due in timeline.T], lineoffsets=range(len(names)), linelengths=0.7)
@@ -33,13 +33,13 @@ def plot_band(
     marker: str = "o",
     **style: Any,
 ) -> None:
-    """Draws the mean of curves, in a band from worst to best that is ``alpha`` opaque; ``style`` is the line's."""
+    """Draws the mean of curves in the given line ``style``, and a band of opacity ``alpha`` from min to max."""
     (line,) = axes.plot(x, curves.mean(axis=0), marker=marker, markersize=3, **style)
     axes.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=alpha, linewidth=0)
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Writes a figure as PNG, whole or not at all; returns its path."""
+    """Writes a Matplotlib figure as PNG, completely or not at all, and returns the path."""
     with in_place_of(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
     return path

@@ -1,4 +1,4 @@
-"""Trees of arrays: names of their leaves, and small things that JAX does not have."""
+"""Functions for pytrees of arrays: names of leaves, selection and replacement of leaves, and copies."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,35 +11,35 @@ PyTree = Any
 
 
 def tree_of(given: PyTree | Callable[[PyTree], PyTree], params: PyTree) -> PyTree:
-    """A tree that is given itself, or as a function of the parameters.
+    """Returns a tree that is given either as itself or as a function of the parameters.
 
-    A tree may be callable itself, as Flax's and Equinox' modules are, so ``callable`` does not tell the two apart.
+    ``callable`` alone does not tell the two apart, since a tree may be callable, as modules of Flax and Equinox are.
     """
     is_leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(given))
     return given(params) if is_leaf and callable(given) else given
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """Name of a leaf of a pytree, keys joined by dots: ``blocks.mixer.query.kernel``."""
+    """The name of a leaf of a pytree: its keys joined by dots, such as ``blocks.mixer.query.kernel``."""
     name = jax.tree_util.keystr(path, simple=True, separator=".")
     return name.removesuffix(".value")  # the array inside an nnx.Variable
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """All leaves of a pytree by `path_name`."""
+    """All leaves of a pytree, by `path_name`."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def is_under(path: str, roots: tuple[str, ...]) -> bool:
-    """Whether ``path`` is one of the roots or lies below one; "" is the whole tree."""
+    """Whether ``path`` is one of the roots or below one of them; the root "" is the whole tree."""
     return any(root == "" or path == root or path.startswith(root + ".") for root in roots)
 
 
 def select_leaves(tree: PyTree, paths: tuple[str, ...], level: str = "") -> dict[str, Any]:
-    """The leaves of ``tree`` at or below ``paths`` (keys joined by "."), by their full path.
+    """Returns the leaves of ``tree`` at or below ``paths`` (keys joined by "."), by their full path.
 
     Raises:
-      ValueError: for a path with nothing below it; it names ``level``.
+      ValueError: if there is no leaf at or below a path; the message names ``level``.
 
     Examples:
       >>> select_leaves({"a": {"w": 1, "b": 2}, "c": 3}, ("a.w", "c"))
@@ -53,7 +53,7 @@ def select_leaves(tree: PyTree, paths: tuple[str, ...], level: str = "") -> dict
 
 
 def replace_leaves(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
-    """``tree`` with the leaves that ``leaves`` names by path.
+    """Returns ``tree`` with the leaves at the paths in ``leaves`` replaced by those values.
 
     Examples:
       >>> replace_leaves({"a": {"w": 1, "b": 2}, "c": 3}, {"a.w": 10})
@@ -63,11 +63,11 @@ def replace_leaves(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
 
 
 def own_buffers(tree: PyTree) -> PyTree:
-    """The same arrays, each in a buffer of its own: a state whose leaves share one cannot be donated."""
+    """Copies every array to its own buffer. A state can be donated only if no two leaves share a buffer."""
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
 
 
 def strong(x: Any) -> Array:
-    """An array whose dtype does not give way to another's, as a Python number's does: scans need that."""
+    """Converts to a strongly typed array, as scans need: the weak dtype of a Python number could change in them."""
     x = jnp.asarray(x)
     return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x

@@ -1,1 +1,1 @@
-"""What ``experiments.benchmark`` times."""
+"""The parts of ``experiments.benchmark``: programs, measurements and subjects."""

@@ -1,7 +1,7 @@
-"""Programs of others to hold training speed against: models of the same sizes, trained by the same kind of step.
+"""Competitors in training speed: models of the same sizes from other packages, trained by the same kind of step.
 
-Attention as JAX has it, and models of other packages in PyTorch. These run where JAX does, on CPU or a CUDA device, if
-their package is installed; without it building one raises ModuleNotFoundError.
+They are a Transformer with the attention of JAX, and models in PyTorch. The latter run on the same device as JAX, a CPU
+or a CUDA device. Building one raises ModuleNotFoundError if its package is not installed.
 """
 
 import functools
@@ -16,7 +16,7 @@ from nl_jax.models import LanguageModel, named_config
 
 
 def jax_attention(sizes: Sizes) -> Program:
-    """The Transformer of ``nl_jax.models``, its attention by `jax.nn.dot_product_attention`: all scores at once."""
+    """The Transformer of ``nl_jax.models`` with `jax.nn.dot_product_attention`, which holds all scores at once."""
     shape = {name: getattr(sizes, name) for name in ("vocab_size", "width", "num_heads", "num_layers", "mlp_hidden")}
     config = named_config("transformer", "tiny", **shape, context_length=sizes.length)
 
@@ -33,7 +33,7 @@ def jax_attention(sizes: Sizes) -> Program:
 
 
 def _in_torch(build: Callable[[Sizes], Program]) -> Callable[[Sizes], Program]:
-    """Builds on JAX's kind of device, with its precision of matrix products there (TF32 on CUDA)."""
+    """Makes a program be built on the same kind of device as JAX, with JAX's precision of matrix products (TF32)."""
 
     @functools.wraps(build)
     def on_device(sizes: Sizes) -> Program:
@@ -51,7 +51,7 @@ def _in_torch(build: Callable[[Sizes], Program]) -> Callable[[Sizes], Program]:
 
 @_in_torch
 def torch_transformer(sizes: Sizes) -> Program:
-    """The Transformer of ``nl_jax.models`` in PyTorch, with its fused ``scaled_dot_product_attention``."""
+    """The Transformer of ``nl_jax.models`` in PyTorch, with the fused ``scaled_dot_product_attention``."""
     import torch
     from torch.nn import functional as F
 
@@ -101,7 +101,7 @@ def torch_transformer(sizes: Sizes) -> Program:
 
 @_in_torch
 def titans_pytorch(sizes: Sizes) -> Program:
-    """``MemoryAsContextTransformer`` of titans-pytorch with the options of its README."""
+    """``MemoryAsContextTransformer`` of titans-pytorch, with the options of its README."""
     from titans_pytorch import MemoryAsContextTransformer
 
     model = MemoryAsContextTransformer(
@@ -125,7 +125,7 @@ def titans_pytorch(sizes: Sizes) -> Program:
 
 @_in_torch
 def nested_learning(sizes: Sizes) -> Program:
-    """Hope of nested-learning, the pass that updates its memories included, with two levels of CMS and chunks of 64."""
+    """Hope of nested-learning with two CMS levels and chunks of 64, including the pass that updates its memories."""
     import torch
     from nested_learning.levels import LevelSpec
     from nested_learning.model import HOPEModel, ModelConfig
@@ -164,7 +164,7 @@ def _torch_program(
     loss: Callable[[Any, Any], Any],
     after_backward: Callable[[Any], None] = lambda inputs: None,
 ) -> Program:
-    """AdamW with clipping on a batch of random tokens."""
+    """Training by AdamW with gradient clipping on a batch of random tokens."""
     import torch
 
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)

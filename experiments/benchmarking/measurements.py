@@ -1,4 +1,4 @@
-"""Single measurements: time and memory of a step, compilation, and the norm of gradients."""
+"""Single measurements: time and memory of a training step, compile time, and the norm of gradients."""
 
 import functools
 import statistics
@@ -33,13 +33,14 @@ def measure(run: Run, length: int, batch_size: int, *, competitors: Sequence[str
 
     Args:
         run: flags and memory limit.
-        length: tokens in a sequence.
-        batch_size: sequences.
-        competitors: those of ``COMPETITORS`` to measure too.
-        whole: with the forward pass alone, and FLOPs.
+        length: number of tokens in a sequence.
+        batch_size: number of sequences.
+        competitors: names in ``COMPETITORS`` of the competitors to measure too.
+        whole: whether to measure also the forward pass alone, and FLOPs.
 
     Returns:
-        ``peak_gflops``, and ``models``: for each what `figures_of` gives, or a ``problem`` where it was not built.
+        ``peak_gflops``, and ``models``: for each model the result of `figures_of`, or a ``problem`` if it could not be
+        built.
     """
     values = run.values
     shape = VOCAB_SIZE, values.width, values.num_heads, values.num_layers, 2 * values.width
@@ -58,7 +59,7 @@ def measure(run: Run, length: int, batch_size: int, *, competitors: Sequence[str
         progress(f"{length}:{batch_size} building {name}")
         try:
             programs[name] = build()
-        except Exception as error:  # whatever it is, the others go on
+        except Exception as error:  # any error concerns this model only
             problems[name] = {"problem": one_line(error)}
     calls = {("", "peak"): matrix_product(values.matrix_size)}
     for name, program in programs.items():
@@ -75,9 +76,9 @@ def measure(run: Run, length: int, batch_size: int, *, competitors: Sequence[str
 
 
 def figures_of(program: Program, step: Timing, forward: Timing, num_tokens: int) -> Figures:
-    """Figures of one model, None where unknown, from its timings on ``num_tokens`` tokens.
+    """Figures of one model, None if unknown, from its timings on ``num_tokens`` tokens.
 
-    With a ``problem`` where there was one, and nothing else if no step came to its end.
+    They include a ``problem`` if there was one, and nothing else if no step was completed.
     """
     problem = step.problem or forward.problem
     figures: Figures = {"problem": problem} if problem else {}
@@ -99,7 +100,7 @@ def figures_of(program: Program, step: Timing, forward: Timing, num_tokens: int)
 
 
 def compile_time(title: str, config: LanguageModelConfig, batch_size: int, length: int, memory_limit: float) -> Figures:
-    """Seconds to trace and compile a training step, with empty caches, and until it has run once."""
+    """Seconds to trace and to compile a training step with empty caches, and until it has run once."""
     progress(f"compiling {title}")
     jax.clear_caches()
     start = time.perf_counter()
@@ -109,13 +110,13 @@ def compile_time(title: str, config: LanguageModelConfig, batch_size: int, lengt
         training.check_memory(memory_limit)
         training.start()
         training.step()
-    except Exception as error:  # whatever it is, the others go on
+    except Exception as error:  # any error concerns this model only
         return {"problem": one_line(error)}
     return {"compile_seconds": compiled, "first_step_seconds": time.perf_counter() - start}
 
 
 def gradient_norms(run: Run, length: int, batch_size: int, text: Packed) -> Figures:
-    """Mean norm over the rounds' texts, for every model that has memories to learn the start of."""
+    """Mean norm, over the texts of the rounds, of the gradient at the memories' initial weights, by model."""
     batches = evaluation_batches(text, batch_size=batch_size, seq_len=length, max_tokens=run.values.repeats * length)
     norms = {}
     for name in run.values.models:
@@ -130,12 +131,12 @@ def gradient_norms(run: Run, length: int, batch_size: int, text: Packed) -> Figu
 
 
 def exponent(curve: Mapping[int, float]) -> float | None:
-    """The p of the power law y = a·xᵖ that fits best, by least squares of logarithms; None without two points."""
+    """The exponent p of the power law y = a·xᵖ, fitted by least squares of logarithms; None with less than 2 points."""
     if len(curve) < 2:
         return None
     return float(np.polyfit(np.log(list(curve)), np.log(list(curve.values())), 1)[0])
 
 
 def progress(text: str) -> None:
-    """Says on stderr what is being done."""
+    """Prints to stderr what is being done."""
     print(text, file=sys.stderr, flush=True)

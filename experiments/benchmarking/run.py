@@ -1,4 +1,4 @@
-"""What a subject of ``experiments.benchmark`` gets: the flags, checked, and a record of figures."""
+"""The argument of a subject of ``experiments.benchmark``: checked flags and the record of figures."""
 
 import os
 import re
@@ -28,15 +28,15 @@ Figures = dict[str, Any]
 
 
 class Run:
-    """What a subject gets: the flags, checked, and figures that are written as soon as they are measured.
+    """The checked flags of a subject, and its figures, which are written as soon as they are measured.
 
     Attributes:
         values: the flags.
-        workdir: where results go.
+        workdir: directory of the results.
         record: the figures.
-        lengths: sequence lengths in tokens, and their batch sizes.
+        lengths: pairs of a sequence length in tokens and a batch size.
         depths: numbers of layers.
-        memory_limit: bytes that a step may need.
+        memory_limit: largest number of bytes that a step may need.
     """
 
     def __init__(self, subject: str, values: flags.FlagValues):
@@ -63,17 +63,17 @@ class Run:
                 raise InputError(f"model {name!r} cannot be built: {error}") from error
         given = {"subject": subject, **values.flag_values_dict()}
         del given["workdir"]
-        about = {"flags": given, "models": {name: config.to_json() for name, config in configs.items()}}
+        metadata = {"flags": given, "models": {name: config.to_json() for name, config in configs.items()}}
         self.record = Record(
             self.workdir,
-            {"launcher": NAME, "data": {"tokens": "random"}, **about},
+            {"launcher": NAME, "data": {"tokens": "random"}, **metadata},
             {"versions": launcher.versions() | _competitor_versions()},
             written=(f"{subject}.png",),
         )
         self.figures = self.record.figures
 
     def config(self, model: str, length: int, num_layers: int) -> LanguageModelConfig:
-        """Configuration of a model, the same for all but for the mixer."""
+        """The configuration of a model; configurations differ in the mixer only."""
         values = self.values
         return named_config(
             model,
@@ -102,7 +102,7 @@ def _parse_depths(depths: Sequence[str]) -> list[int]:
 
 
 def _device_memory() -> int:
-    """Bytes of the device's memory; of the machine's where the device does not say."""
+    """Bytes of memory of the device, or of the machine if the device does not report them."""
     stats = jax.devices()[0].memory_stats() or {}
     return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 

@@ -1,4 +1,4 @@
-"""The subjects of ``experiments.benchmark``: each measures what is missing, prints its table and draws its figure."""
+"""The subjects of ``experiments.benchmark``. Each measures missing figures, prints its table and draws its plot."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -13,8 +13,8 @@ from nl_jax import InputError
 from nl_jax.data import load_text_data
 from nl_jax.plotting import save_figure
 
-BASELINES = ("transformer", "jax_attention")  # the models that ratios are to, where they are measured
-# What scaling shows: key of the figures, title, unit.
+REFERENCES = ("transformer", "jax_attention")  # models to which ratios are given, if they were measured
+# The quantities of the subject scaling: key of the figures, title and unit.
 QUANTITIES = {
     "step_seconds": ("seconds a step", 1),
     "peak_memory_bytes": ("MiB of memory", 2**20),
@@ -23,7 +23,7 @@ QUANTITIES = {
 
 
 def mixers(run: Run) -> None:
-    """Training step and forward pass of all models and competitors."""
+    """Measures the training step and the forward pass of all models and competitors."""
     competitors = run.values.competitors
     measured = {
         (length, size): run.figures(
@@ -49,14 +49,14 @@ def mixers(run: Run) -> None:
 
 
 def _mixer_rows(models: Mapping[str, Figures], peak_gflops: float) -> Iterator[tuple[str, ...]]:
-    """The header, then a row for each model."""
+    """Yields the header, then a row for each model."""
     speeds = {name: row["tokens_per_second"] for name, row in models.items() if "tokens_per_second" in row}
-    baselines = [name for name in BASELINES if name in speeds]
+    references = [name for name in REFERENCES if name in speeds]
     yield (
         "model",
         "parameters",
         "tokens/s",
-        *(f"x {name}" for name in baselines),
+        *(f"x {name}" for name in references),
         "step s",
         "forward s",
         "backward/forward",
@@ -72,7 +72,7 @@ def _mixer_rows(models: Mapping[str, Figures], peak_gflops: float) -> Iterator[t
                 name,
                 _cell(row["parameters"], ","),
                 _cell(speeds[name], ",.0f"),
-                *(_cell(speeds[name] / speeds[baseline], ".2f") for baseline in baselines),
+                *(_cell(speeds[name] / speeds[reference], ".2f") for reference in references),
                 _cell(step, ".3f"),
                 _cell(forward, ".3f"),
                 _cell(forward and (step - forward) / forward, ".2f"),
@@ -84,7 +84,7 @@ def _mixer_rows(models: Mapping[str, Figures], peak_gflops: float) -> Iterator[t
 
 
 def scaling(run: Run) -> None:
-    """Training step and state against sequence length."""
+    """Measures the training step and the size of the state against sequence length."""
     size = run.lengths[0][1]
     if len(run.lengths) < 2 or any(batch_size != size for _, batch_size in run.lengths):
         raise InputError(f"--lengths={','.join(run.values.lengths)}: expected two or more lengths at one batch size")
@@ -117,7 +117,7 @@ def scaling(run: Run) -> None:
 
 
 def compile_times(run: Run) -> None:
-    """Time to compile a training step at several depths, and to have run the first one."""
+    """Measures the time to compile a training step at several depths, and the time until the first one is done."""
     cache = jax.config.values["jax_compilation_cache_dir"]
     if cache:
         raise InputError(f"compilation cache {cache!r} is set; expected none")
@@ -137,7 +137,7 @@ def compile_times(run: Run) -> None:
 
 
 def gradients(run: Run) -> None:
-    """Norm of the meta-gradient against sequence length."""
+    """Measures the norm of the meta-gradient against sequence length."""
     text = load_text_data().validation
     measured = {
         length: run.figures(f"{length}:{size}", functools.partial(gradient_norms, run, length, size, text))
@@ -171,7 +171,7 @@ def _print_problems(models: Mapping[str, Figures], where: str = "") -> None:
             print(f"{name}{where}: {row['problem']}")
 
 
-# A subject measures by `Run.figures`, prints its tables, and draws a figure into the workdir.
+# A subject measures through `Run.figures`, prints its tables, and draws a plot into the workdir.
 SUBJECTS: dict[str, Callable[[Run], None]] = {
     "mixers": mixers,
     "scaling": scaling,

@@ -1,4 +1,4 @@
-"""What experiments.benchmark measures, and how: training of one model on one batch, many of them in turn."""
+"""The programs that experiments.benchmark measures (training of one model on one batch), and how it times them."""
 
 import functools
 import math
@@ -24,9 +24,9 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Sizes(NamedTuple):
-    """What a model and its batch are built from, named as in ``LanguageModelConfig``.
+    """The sizes of a model and its batch, named as in ``LanguageModelConfig``.
 
-    ``memory_limit`` is what a step may need, in bytes; only programs in JAX keep to it.
+    ``memory_limit`` is the largest number of bytes that a step may need; only programs in JAX check it.
     """
 
     vocab_size: int
@@ -40,15 +40,15 @@ class Sizes(NamedTuple):
 
 
 class Program(NamedTuple):
-    """Training to measure; its calls return the loss in nats per token once all that they started has ended.
+    """A training program to measure. Its functions return the loss in nats per token when all computation has ended.
 
     Attributes:
-        parameters: number of them.
-        step: one training step.
-        forward: the forward pass alone; None where it is not asked for.
-        flops: of a step; None where they are not counted.
-        peak_memory_bytes: what a step needs; None where it is not known.
-        state_bytes: what the model carries from call to call; None where it is not known.
+        parameters: number of parameters.
+        step: makes one training step.
+        forward: runs the forward pass alone; None if it is not measured.
+        flops: operations of a step; None if they are not counted.
+        peak_memory_bytes: memory that a step needs; None if unknown.
+        state_bytes: size of the state that the model passes from call to call; None if unknown.
     """
 
     parameters: int
@@ -60,7 +60,7 @@ class Program(NamedTuple):
 
 
 def whole_device(batch_size: int, num_heads: int) -> jax.sharding.Mesh:
-    """One accelerator, or a CPU with all cores that JAX has as devices: they split the batch, and then the heads."""
+    """A mesh of one accelerator, or of all CPU cores that are JAX devices, which split the batch and then the heads."""
     devices = jax.devices() if jax.default_backend() == "cpu" else jax.devices()[:1]
     data = math.gcd(len(devices), batch_size)
     tensor = math.gcd(len(devices) // data, num_heads)
@@ -68,13 +68,13 @@ def whole_device(batch_size: int, num_heads: int) -> jax.sharding.Mesh:
 
 
 class Training:
-    """Training of a model of ours on one batch of random tokens on `whole_device`: compiled, but not started.
+    """Training of a model of this project on one batch of random tokens on `whole_device`, compiled but not started.
 
     Args:
-        config: of the model.
-        batch_size: sequences in the batch.
-        length: tokens in a sequence.
-        init_model: makes the model; None for that of ``config``.
+        config: configuration of the model.
+        batch_size: number of sequences in the batch.
+        length: number of tokens in a sequence.
+        init_model: makes the model; None makes the model of ``config``.
     """
 
     def __init__(
@@ -96,31 +96,31 @@ class Training:
         self._state: Any = None
 
     def start(self) -> None:
-        """Makes the model and the optimizer's state."""
+        """Initialises the model and the optimizer's state."""
         make = jax.jit(self._make, out_shardings=parameter_shardings(self._mesh, self._shapes))
         self._state = jax.block_until_ready(make())
 
     def step(self) -> float:
-        """One training step; the loss before it."""
+        """Makes one training step and returns the loss before it."""
         self._state, outputs = jax.block_until_ready(self._compiled(self._state, self._batch))
         return float(outputs["loss"])
 
     def compile_forward(self) -> Callable[[], float]:
-        """The forward pass alone, as a call that returns the loss."""
+        """Compiles the forward pass alone, as a function that returns the loss."""
         shardings = parameter_shardings(self._mesh, self._shapes.model), batch_sharding(self._mesh)
         loss = jax.jit(lambda model, batch: token_losses(model, batch).mean(), in_shardings=shardings)
         compiled = loss.lower(self._shapes.model, self._batch).compile()
         return lambda: float(compiled(self._state.model, self._batch))
 
     def flops(self) -> Flops | None:
-        """Operations of a step; None where they cannot be counted."""
+        """The operations of a step, or None if they cannot be counted."""
         try:
             return count_flops(self._train_step, self._shapes, self._batch)
         except NotImplementedError:
             return None
 
     def check_memory(self, limit: float) -> int:
-        """Bytes that a step needs; ``MemoryError`` where that is more than ``limit``."""
+        """The number of bytes that a step needs; raises ``MemoryError`` if it is more than ``limit``."""
         need = peak_memory_bytes(self._compiled) * self._mesh.size
         if need > limit:
             raise MemoryError(f"a step needs {need / 2**20:,.0f} MiB, the limit is {limit / 2**20:,.0f} MiB")
@@ -133,7 +133,7 @@ class Training:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the state that the model carries from call to call."""
+        """Bytes of the state that the model passes from call to call."""
         batch_size = len(self._batch["inputs"])
         state = jax.eval_shape(lambda model: model.init_state(batch_size), self._shapes.model)
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
@@ -148,18 +148,18 @@ def our_program(
     whole: bool = True,
     init_model: Callable[[], LanguageModel] | None = None,
 ) -> Program:
-    """Training of a model of ours, started.
+    """The training program of a model of this project, started.
 
     Args:
-        config: of the model.
-        batch_size: sequences in the batch.
-        length: tokens in a sequence.
-        memory_limit: bytes that a step may need.
-        whole: with the forward pass alone, and FLOPs.
-        init_model: makes the model; None for that of ``config``.
+        config: configuration of the model.
+        batch_size: number of sequences in the batch.
+        length: number of tokens in a sequence.
+        memory_limit: largest number of bytes that a step may need.
+        whole: whether the program has also the forward pass alone, and FLOPs.
+        init_model: makes the model; None makes the model of ``config``.
 
     Raises:
-        MemoryError: a step needs more, and nothing was run.
+        MemoryError: if a step needs more memory; then nothing has been run.
     """
     training = Training(config, batch_size, length, init_model)
     need = training.check_memory(memory_limit)
@@ -169,9 +169,9 @@ def our_program(
 
 
 def matrix_product(size: int) -> Callable[[], float]:
-    """A product of two float32 matrices [size, size], 2·size³ operations, as a call that returns after it.
+    """A function that multiplies two float32 matrices [size, size], 2·size³ operations, and returns after that.
 
-    The devices of `whole_device` share the rows of the first.
+    The rows of the first matrix are split over the devices of `whole_device`.
     """
     mesh = whole_device(size, 1)
     rows = jax.device_put(jnp.full((size, size), 0.5), batch_sharding(mesh))
@@ -186,7 +186,7 @@ def matrix_product(size: int) -> Callable[[], float]:
 
 
 class Timing(NamedTuple):
-    """Seconds of each run of a call, and in one line what went wrong, if anything did."""
+    """Seconds of each run of a function, and in one line its problem, if there was one."""
 
     seconds: list[float]
     problem: str | None = None
@@ -195,17 +195,18 @@ class Timing(NamedTuple):
 def interleave(
     calls: Mapping[Key, Callable[[], float]], rounds: int, max_seconds: float = math.inf
 ) -> dict[Key, Timing]:
-    """Times calls in turn, round by round, so that what else the machine does meets all of them alike.
+    """Times functions in turn, round by round, so that other load on the machine affects all of them alike.
 
     Args:
-        calls: by name; each runs once to warm up, then twice a round, of which the second counts: after another
-            program the first waits for memory from the system. One that raises is not run again, one that returns what
-            is not finite is: either is its problem, and the others go on.
-        rounds: at least 1.
-        max_seconds: a call that takes longer to warm up is not run again: that time counts.
+        calls: functions by name. Each runs once to warm up, and then twice per round; the second run counts, since the
+            first one after another program waits for memory from the system. A function that raises an error is not
+            run again; one that returns a value that is not finite is. Either is reported as its problem, and the other
+            functions continue.
+        rounds: number of rounds, at least 1.
+        max_seconds: a function whose warm-up takes longer is not run again; the time of its warm-up counts.
 
     Returns:
-        Timings by name; without seconds where the warm-up failed.
+        Timings by name, without seconds if the warm-up failed.
     """
     timings = {key: Timing([]) for key in calls}
     done = set()
@@ -233,5 +234,5 @@ def interleave(
 
 
 def one_line(error: Exception) -> str:
-    """What went wrong, in at most 120 characters."""
+    """Describes an error in one line of at most 120 characters."""
     return (" ".join(str(error).split()) or type(error).__name__)[:120]

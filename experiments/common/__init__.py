@@ -1,1 +1,1 @@
-"""What launchers share."""
+"""Code that several launchers share."""

@@ -1,4 +1,4 @@
-"""The flags --cms_levels, --cms_regime, --cms_variant, --cms_rate and --chunk_size: how a run's memories learn."""
+"""The flags --cms_levels, --cms_regime, --cms_variant, --cms_rate and --chunk_size, which say how memories learn."""
 
 import re
 from typing import Any
@@ -11,31 +11,31 @@ from nl_jax.models.config import REGIMES, LanguageModelConfig
 from nl_jax.models.presets import MODELS
 from nl_jax.modules.continuum_memory import VARIANTS
 
-IN_CONTEXT = ("16", "256", "4096")  # levels where the flag is not given and they count tokens
+IN_CONTEXT = ("16", "256", "4096")  # default periods if they count tokens
 CHUNK_SIZE = 64
 
 
 def define_cms_flags(values: flags.FlagValues) -> None:
     """Adds the flags."""
-    levels = "Periods of the CMS levels of models that have several (hope, hope_attention, ...), as 16,256,4096."
-    regime = "What periods count: optimizer steps (outer), or tokens in context: online (first order) or meta (exact)."
+    levels = "Periods of the CMS levels of models with several levels (hope, hope_attention, ...), such as 16,256,4096."
+    regime = "Unit of the periods: optimizer steps (outer), or tokens in context: online (first order) or meta (exact)."
     flags.DEFINE_list("cms_levels", None, levels, flag_values=values)
     flags.DEFINE_string("cms_regime", "outer", regime, flag_values=values)
     variant = (
-        f"One of {', '.join(VARIANTS)}. With --cms_regime=meta nested is exact, and each level more makes it many "
-        "times slower to compile; nested_first_order is quick."
+        f"One of {', '.join(VARIANTS)}. With --cms_regime=meta nested is exact, and each further level makes it many "
+        "times slower to compile; nested_first_order compiles quickly."
     )
     flags.DEFINE_string("cms_variant", "sequential", variant, flag_values=values)
-    rate = "Learning rate of CMS blocks in context, at the start: the length of their steps."
-    chunk = "Tokens between two boundaries of the memories. Without it 64, or less where the shortest CMS level is."
+    rate = "Initial learning rate of CMS blocks that learn in context, which is the length of their steps."
+    chunk = "Tokens between two boundaries of the memories. Default: 64, or the shortest CMS period if that is less."
     flags.DEFINE_integer("chunk_size", None, chunk, flag_values=values)
     flags.DEFINE_float("cms_rate", LanguageModelConfig.cms_rate, rate, flag_values=values)
 
 
 def cms_fields(values: flags.FlagValues, model: str, regime: str | None = None) -> dict[str, Any]:
-    """Fields of a model's configuration that the flags decide; `InputError` for what they cannot be.
+    """Fields of a model's configuration that the flags set; raises `InputError` for invalid values.
 
-    ``regime`` takes the place of --cms_regime.
+    ``regime``, if given, replaces --cms_regime.
     """
     levels, regime = values.cms_levels, values.cms_regime if regime is None else regime
     for flag, value, allowed in (("cms_regime", regime, REGIMES), ("cms_variant", values.cms_variant, VARIANTS)):

@@ -1,13 +1,13 @@
-"""What a launcher's exit code says, and which errors it stands for.
+"""The exit codes of launchers, and the errors that they stand for.
 
 0   done
 1   training diverged
 2   bad input: flags, data, or a workdir that holds something else or is in use
 3   the machine refused: disk full or read-only, no permission, out of memory
-4   none of these: a fault of this program, printed with its traceback
+4   any other error: a fault of this program, printed with its traceback
 128 + signal, after a signal (130 Ctrl-C, 143 SIGTERM)
 
-Anything but 0 comes with one line on stderr, which begins with "error:".
+Any code but 0 comes with one line on stderr that begins with "error:".
 """
 
 import errno
@@ -23,22 +23,22 @@ from nl_jax import Diverged, InputError
 from nl_jax.training import TrainingInterrupted
 
 DIVERGED, BAD_INPUT, REFUSED, FAULT = 1, 2, 3, 4
-READER_GONE = 128 + 13  # as after SIGPIPE, which not every system has
-# What the system says where a path that the user gave is not what it should be.
+READER_GONE = 128 + 13  # as after SIGPIPE, a signal that not every system has
+# Error codes of the system for a bad path given by the user.
 _BAD_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 
 
 def code_and_line(error: BaseException) -> tuple[int, str]:
-    """The exit code that stands for an error, and the line that says what happened."""
+    """The exit code for an error, and the line that describes it."""
     match error:
         case flags.Error() | InputError():
             return BAD_INPUT, str(error)
         case Diverged():
             return DIVERGED, str(error)
         case TrainingInterrupted():
-            return 128 + error.signum, f"{error}; the same command goes on from there"
+            return 128 + error.signum, f"{error}; the same command resumes from there"
         case KeyboardInterrupt():
-            return 128 + signal.SIGINT, "interrupted; the same command goes on from what is saved"
+            return 128 + signal.SIGINT, "interrupted; the same command resumes from what was saved"
         case BrokenPipeError():
             return READER_GONE, "whoever read the output has closed it"
         case OSError():
@@ -52,7 +52,7 @@ def code_and_line(error: BaseException) -> tuple[int, str]:
 
 
 def fail(error: BaseException) -> int:
-    """Prints an error's line to stderr, after its traceback where that helps; returns the exit code."""
+    """Prints the line of an error to stderr, after its traceback if that helps, and returns the exit code."""
     code, line = code_and_line(error)
     if code == FAULT:
         traceback.print_exception(error)
@@ -61,8 +61,8 @@ def fail(error: BaseException) -> int:
 
 
 class WithoutTracebacks(logging.Filter):
-    """Leaves out what libraries log with a traceback, from threads too: the error itself ends in one line."""
+    """Drops log records with a traceback, also from threads, since the error itself is reported in one line."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """False for a record that has one."""
+        """Returns False for a record with a traceback."""
         return not record.exc_info

@@ -1,16 +1,16 @@
-"""A small grid of learning rates, the same for all that is compared, extended while the best lies at its edge."""
+"""A small grid of learning rates for comparisons, which is extended while the best rate is at its edge."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 
 class Grid(NamedTuple):
-    """Learning rates ``middle * factor**i``: the same number around the middle for every optimizer.
+    """A grid of learning rates ``middle * factor**i``, with the same number of points for all that is compared.
 
     Attributes:
-        points: how many, before it is extended.
-        factor: between two of them.
-        most: how many more there may be beyond an edge where the best lies.
+        points: number of points before the grid is extended.
+        factor: ratio of neighbouring learning rates.
+        most: largest number of points that are added beyond an edge at which the best rate lies.
     """
 
     points: int
@@ -18,7 +18,10 @@ class Grid(NamedTuple):
     most: int = 8
 
     def search(self, middle: float, losses: dict[str, float | None]) -> Iterator[list[float]]:
-        """Rates still to try, until the best lies inside; ``losses`` gets theirs, by `rate_name`, in between."""
+        """Yields the rates still to try, until the best one is not at an edge.
+
+        The caller adds their losses to ``losses``, by `rate_name`, before it continues.
+        """
         low = -(self.points // 2)
         high = low + self.points - 1
         while True:
@@ -34,10 +37,10 @@ class Grid(NamedTuple):
 
 
 def rate_name(rate: float) -> str:
-    """A rate as a key in results.json; the rate itself, exactly."""
+    """The exact learning rate as a key of results.json."""
     return repr(rate)
 
 
 def best_rate(losses: dict[str, float | None]) -> float:
-    """The rate of the lowest loss; a loss that is None was not finite."""
+    """The rate with the lowest loss; a loss of None was not finite."""
     return float(min(losses, key=lambda name: (losses[name] is None, losses[name] or 0.0, float(name))))

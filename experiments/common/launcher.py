@@ -1,9 +1,10 @@
-"""What launchers share: flags in, one line and an exit code out, and a workdir that belongs to one configuration.
+"""The frame of all launchers: flags, errors as one line and an exit code, and a workdir with one configuration.
 
 ``experiments/common/failures.py`` has the table of exit codes.
 """
 
 import contextlib
+import importlib.metadata
 import json
 import logging
 import math
@@ -12,7 +13,6 @@ import platform
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ from nl_jax.training.metrics import METRICS
 CONFIG = "config.json"
 RESULTS = "results.json"
 LOCK = ".nl_jax.lock"
-COMPARED = ("flags", "data", "models")  # what must be as it was when a run goes on
-# Flags that say where a run's inputs are. They may change when it goes on, since digests in "data" say what they hold.
+COMPARED = ("flags", "data", "models")  # parts of the configuration that must be unchanged when a run resumes
+# Flags with the paths of a run's inputs. They may change when it resumes, since "data" holds digests of the contents.
 INPUT_FLAGS = ("data", "text_key", "skip_bad", "tokenizer", "texts", "images", "start_from")
-# Locks that the launchers in progress hold, the innermost last; the first is for parts called without a launcher.
+# Locks held by the running launchers, the innermost last; the first entry is for functions called without a launcher.
 _LOCKS = [contextlib.ExitStack()]
 
 
@@ -44,15 +44,15 @@ def run(
     """Parses flags and runs a launcher.
 
     Args:
-        body: the launcher; gets the parsed flags.
+        body: the launcher, called with the parsed flags.
         values: its flags, not yet parsed.
         description: the launcher's docstring, which ``--help`` prints before the flags.
-        argv: program name and arguments; default ``sys.argv``.
+        argv: program name and arguments; by default ``sys.argv``.
 
     Returns:
-        The exit code, as in the table of ``failures.py``. Anything but 0 comes with one line on stderr.
+        The exit code, by the table in ``failures.py``. With any code but 0 there is one line on stderr.
     """
-    command, argv = argv is None, sys.argv if argv is None else argv  # a command of its own ends after this
+    command, argv = argv is None, sys.argv if argv is None else argv  # the process of a command ends after this
     _print_anything()
     try:
         with _locks_released(), _without_tracebacks():
@@ -63,10 +63,10 @@ def run(
                 if extra:
                     raise InputError(f"argument {extra[0]!r}: expected flags only, as --name=value; --help lists them")
                 body(values)
-            sys.stdout.flush()  # raises here, not when the process ends
+            sys.stdout.flush()  # raises errors here, not when the process ends
     except (Exception, KeyboardInterrupt) as error:
         if command and isinstance(error, StorageError):
-            sys.unraisablehook = lambda _: None  # Orbax's threads go on failing until then
+            sys.unraisablehook = lambda _: None  # Orbax's threads keep failing until then
         return _fail(error)
     return 0
 
@@ -78,7 +78,7 @@ def run_subject(
     description: str | None,
     argv: list[str] | None = None,
 ) -> int:
-    """As `run`, for a launcher whose first argument is a key of ``subjects``, which ``body`` gets before the flags."""
+    """As `run`, for a launcher whose first argument is a key of ``subjects``; ``body`` gets it before the flags."""
     argv = list(sys.argv if argv is None else argv)
     place = next((place for place, word in enumerate(argv) if place and not word.startswith("-")), None)
     subject = argv.pop(place) if place else None
@@ -101,7 +101,7 @@ def check_range(values: flags.FlagValues, name: str, low: float, high: float = m
 
 
 def check_names(flag: str, names: Sequence[str], known: Iterable[str], required: bool = False) -> None:
-    """Raises `InputError` unless a flag's names are all known, none is there twice and, if required, there is one."""
+    """Raises `InputError` unless all names of a flag are known, none is repeated and, if required, there is one."""
     if required and not names:
         raise InputError(f"--{flag}: none given; expected some of {', '.join(known)}")
     if len(set(names)) < len(names) or not set(names) <= set(known):
@@ -109,7 +109,7 @@ def check_names(flag: str, names: Sequence[str], known: Iterable[str], required:
 
 
 def workdir_of(values: flags.FlagValues) -> Path:
-    """The path that ``--workdir`` names; `InputError` if it is not given or not a directory."""
+    """The path given by ``--workdir``; raises `InputError` if it is missing or not a directory."""
     if not values.workdir:
         raise InputError("--workdir: missing; expected a directory, such as --workdir=runs/first")
     path = local_path(values.workdir)
@@ -119,24 +119,25 @@ def workdir_of(values: flags.FlagValues) -> Path:
 
 
 def own_workdir(values: flags.FlagValues) -> Path:
-    """As `workdir_of`, for a launcher that writes there: `InputError` where another process does, as far as known yet.
+    """As `workdir_of`, for a launcher that writes to the workdir.
 
-    Nothing is written: `claim_workdir` makes a new workdir this process' own once all is checked.
+    An existing workdir is locked, and `InputError` raised if another process has locked it. Nothing is written:
+    `claim_workdir` creates and locks a new workdir after all checks.
     """
     path = workdir_of(values)
     if (path / LOCK).exists():
-        with contextlib.suppress(OSError):  # a finished run can be printed from where nothing can be written
+        with contextlib.suppress(OSError):  # a finished run can be printed from a read-only workdir
             lock(path / LOCK)
     return path
 
 
 def lock(file: Path) -> None:
-    """Takes the lock of a file until the launcher ends; `InputError` where another process has it."""
+    """Locks a file until the launcher ends; raises `InputError` if another process has locked it."""
     _LOCKS[-1].enter_context(locked(file))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object from a file, None where there is no such file; `InputError` if it holds something else."""
+    """Reads a JSON object from a file. Returns None if there is no file; raises `InputError` for other content."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -149,21 +150,21 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON atomically; directories are made if need be."""
+    """Writes JSON atomically, and creates missing directories."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_config(workdir: Path, name: str, written: Iterable[str] = ()) -> dict[str, Any] | None:
-    """The configuration of the run that a workdir holds, None where it holds none.
+    """The configuration of the run in a workdir, or None if there is no run.
 
     Args:
-        workdir: may not exist.
-        name: the launcher whose run it should be.
-        written: names of files that the launcher writes; they must not be there without a configuration.
+        workdir: the workdir, which need not exist.
+        name: name of the launcher to which the run must belong.
+        written: names of files that the launcher writes; they must not exist without a configuration.
 
     Raises:
-        InputError: the workdir holds a run of another launcher, or something that is no run.
+        InputError: if the workdir holds a run of another launcher, or files that are not a run.
     """
     config = read_json(workdir / CONFIG)
     if config is None:
@@ -177,21 +178,25 @@ def read_config(workdir: Path, name: str, written: Iterable[str] = ()) -> dict[s
 
 
 def claim_workdir(
-    workdir: Path, config: Mapping[str, Any], about: Mapping[str, Any], written: Iterable[str] = ()
+    workdir: Path, config: Mapping[str, Any], metadata: Mapping[str, Any], written: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Locks a workdir and writes a run's configuration into a new one; `InputError` where it holds another run.
+    """Locks a workdir and, if it is new, writes the configuration of the run.
 
-    A run that can go on with other steps (``experiments/common/more_steps.py``) does: its results are kept as
-    ``results_STEPS.json``, and begun anew.
+    If a run can continue with another number of steps (``experiments/common/more_steps.py``), its results are renamed
+    to ``results_STEPS.json``, and new results begin.
 
     Args:
-        workdir: may not exist.
-        config: ``launcher``, the launcher's name, and ``flags``, ``data`` and ``models``, which must be as they were.
-        about: what ``results.json`` says at first, beside configuration, versions and device.
-        written: names of what else the launcher writes there, which must not be there in a new workdir.
+        workdir: the workdir, which need not exist.
+        config: the configuration: ``launcher``, the launcher's name, and ``flags``, ``data`` and ``models``, which must
+            equal those of an existing run.
+        metadata: initial entries of ``results.json``, beside configuration, versions and device.
+        written: names of other files that the launcher writes; they must not exist in a new workdir.
 
     Returns:
-        What ``results.json`` holds, or is to hold at first.
+        The contents of ``results.json``, or its initial contents.
+
+    Raises:
+        InputError: if the workdir holds another run, or another process uses it.
     """
     written = (RESULTS, METRICS, *written)
     check_workdir(workdir, config, written)  # before anything is written
@@ -204,11 +209,11 @@ def claim_workdir(
         if (workdir / RESULTS).exists():
             (workdir / RESULTS).rename(workdir / f"results_{stored['flags']['steps']}.json")
         write_json(workdir / CONFIG, config)
-    return results_of(workdir, config, about)
+    return results_of(workdir, config, metadata)
 
 
 def check_workdir(workdir: Path, config: Mapping[str, Any], written: Iterable[str]) -> dict[str, Any] | None:
-    """The configuration of the run in the workdir, None where there is none; `InputError` where it is another.
+    """The configuration of the run in the workdir, or None; raises `InputError` if it is not the run of ``config``.
 
     Args:
         workdir, config: as for `claim_workdir`.
@@ -223,7 +228,7 @@ def check_workdir(workdir: Path, config: Mapping[str, Any], written: Iterable[st
 
 
 def inputs_of(values: flags.FlagValues) -> dict[str, Any]:
-    """Where a run's inputs are, for config.json and results.json: the flags `INPUT_FLAGS` that there are."""
+    """The paths of a run's inputs, for config.json and results.json: those of `INPUT_FLAGS` that are defined."""
 
     def absolute(name: str, value: Any) -> Any:
         if isinstance(value, list):
@@ -235,7 +240,7 @@ def inputs_of(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def holds_run(workdir: Path, directory: Path) -> bool:
-    """Whether a directory is ``workdir`` or holds a run of some launcher: what is below is no text to train on."""
+    """Whether a directory is ``workdir`` or holds a run of a launcher, so that it has no text to train on."""
     if directory.resolve() == workdir.resolve():
         return True
     try:
@@ -245,28 +250,28 @@ def holds_run(workdir: Path, directory: Path) -> bool:
 
 
 def check_flags(workdir: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Raises `InputError` unless the flags are as they were, or such that the run can go on with them."""
+    """Raises `InputError` unless the flags are those of the run, or the run can continue with them."""
     stored = continued(workdir, stored, given, has_results=(workdir / RESULTS).exists())
     check_same(workdir, "flags", stored, given)
 
 
 def same_flags(stored: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
-    """Whether flags are as they were, however JSON writes them."""
+    """Whether two sets of flags are equal once written as JSON."""
     return json.loads(json.dumps(stored)) == json.loads(json.dumps(given))
 
 
-def results_of(workdir: Path, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``results.json`` holds; at first ``about``, and the configuration, versions and device."""
+def results_of(workdir: Path, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of ``results.json``; initially ``metadata``, the configuration, versions and device."""
     return read_json(workdir / RESULTS) or {
         "configuration": {name: config[name] for name in COMPARED},
         "versions": versions(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        **about,
+        **metadata,
     }
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Prints rows, the header first, in columns: the first one flush left, the others flush right."""
+    """Prints rows, the header first, in columns; the first column is flush left, the others are flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
@@ -274,7 +279,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def mean_and_spread(figures: Sequence[float], digits: int = 3) -> str:
-    """Mean ± standard deviation (of a sample); the mean alone of a single figure."""
+    """Mean ± sample standard deviation of figures; of a single figure the mean alone."""
     spread = f" ± {statistics.stdev(figures):.{digits}f}" if len(figures) > 1 else ""
     return f"{statistics.fmean(figures):.{digits}f}{spread}"
 
@@ -282,11 +287,11 @@ def mean_and_spread(figures: Sequence[float], digits: int = 3) -> str:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on."""
     packages = ("nl-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 
 
 def check_same(workdir: Path, what: str, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Raises `InputError` that lists how a workdir's configuration differs from the one given."""
+    """Raises an `InputError` that lists all differences, if a workdir's configuration is not the given one."""
     stored, given = json.loads(json.dumps(stored)), json.loads(json.dumps(given))  # tuples become lists
     differences = [
         f"{name} {stored.get(name)!r} there, {given.get(name)!r} here"
@@ -311,13 +316,13 @@ def _fail(error: BaseException) -> int:
     code = fail(error)
     try:
         sys.stdout.flush()
-    except OSError:  # a full disk, or a reader that is gone: Python would try again, and fail, when the process ends
+    except OSError:  # the disk is full or the reader is gone; Python would try again, and fail, when the process ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
 
 
 def _print_anything() -> None:
-    """What a terminal has no characters for is printed as \\xe9 instead of an error."""
+    """Makes characters that the terminal cannot show print as \\xe9, instead of raising an error."""
     stream = sys.stdout
     if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")
@@ -325,7 +330,7 @@ def _print_anything() -> None:
 
 @contextlib.contextmanager
 def _locks_released() -> Iterator[None]:
-    """Gives back, at the end, what is locked inside."""
+    """Releases, at the end of the context, the locks taken inside it."""
     with contextlib.ExitStack() as stack:
         _LOCKS.append(stack)
         try:
@@ -336,9 +341,9 @@ def _locks_released() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_tracebacks() -> Iterator[None]:
-    """Keeps what libraries log with a traceback off stderr: Orbax logs each error of a save several times.
+    """Keeps log records with tracebacks off stderr, since Orbax logs each error of a save several times.
 
-    After such an error its threads go on failing, until the process ends, so they are kept quiet until then.
+    After such an error its threads keep failing, and are kept quiet, until the process ends.
     """
     loggers, only, failing = [logging.getLogger(name) for name in ("absl", "asyncio")], WithoutTracebacks(), False
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""The flag --mixer_option, by which launchers give options to all models' mixers."""
+"""The flag --mixer_option, which sets options of the mixers of all models."""
 
 import ast
 from typing import Any
@@ -8,17 +8,17 @@ from absl import flags
 from nl_jax import InputError
 from nl_jax.models import LanguageModelConfig, count_parameters, named_config
 
-OWN_FLAGS = ("width", "num_heads", "chunk_size", "context_length")  # sizes that are no option of a mixer here
+OWN_FLAGS = ("width", "num_heads", "chunk_size", "context_length")  # sizes that have flags of their own
 
 
 def define_mixer_option(values: flags.FlagValues) -> None:
     """Adds the flag."""
-    text = "An option of all models' mixers, as eta=0.5 or 'eta=(\"sigmoid\", 1.0)'; may be given several times."
+    text = "An option of all models' mixers, such as eta=0.5 or 'eta=(\"sigmoid\", 1.0)'; may be given several times."
     flags.DEFINE_multi_string("mixer_option", None, text, flag_values=values)
 
 
 def configuration(values: flags.FlagValues, model: str, preset: str, **sizes: Any) -> LanguageModelConfig:
-    """`named_config` with the options that the flag gives; `InputError` for what a module refuses."""
+    """Returns `named_config` with the options of the flag; raises `InputError` for values that a module refuses."""
     options = tuple(mixer_options(values).items())
     try:
         config = named_config(model, preset, mixer_options=options, **sizes)
@@ -32,7 +32,7 @@ def configuration(values: flags.FlagValues, model: str, preset: str, **sizes: An
 
 
 def mixer_options(values: flags.FlagValues) -> dict[str, Any]:
-    """The options that ``--mixer_option`` gives; `InputError` for what is no option or has no plain value."""
+    """The options given by ``--mixer_option``; raises `InputError` if one is malformed or has no plain value."""
     options: dict[str, Any] = {}
     for given in values.mixer_option or ():
         name, equals, text = (part.strip() for part in given.partition("="))
@@ -55,5 +55,5 @@ def mixer_options(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> bool:
-    """Whether a value can be compared, hashed and kept as JSON."""
+    """Whether a value can be compared, hashed and saved as JSON."""
     return all(map(_plain, value)) if isinstance(value, tuple) else isinstance(value, int | float | str | None)

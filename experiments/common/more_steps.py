@@ -1,4 +1,4 @@
-"""When a run can be given other --steps than it was begun with."""
+"""Decides whether a run can continue with other --steps than it was started with."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,20 +10,20 @@ from nl_jax import InputError
 from nl_jax.training import learning_rate_schedule
 from nl_jax.training.loop import CHECKPOINTS
 
-MAY_CHANGE = ("steps", "schedule")  # as long as no learning rate of a step already taken changes
+MAY_CHANGE = ("steps", "schedule")  # if the learning rates of the steps already taken stay the same
 
 
 def continued(workdir: Path, stored: Mapping[str, Any], given: Mapping[str, Any], has_results: bool) -> dict[str, Any]:
-    """The flags of a workdir's run, with the given steps and schedule where the run can go on with them.
+    """The flags of a workdir's run with the given steps and schedule, if the run can continue with them.
 
     Args:
-        workdir: of the run.
-        stored: its flags.
+        workdir: workdir of the run.
+        stored: flags of the run.
         given: flags of the command.
         has_results: whether a model of the run has taken all of its steps.
 
     Raises:
-        InputError: steps that the run has taken would have had other learning rates; the message says what to do.
+        InputError: if steps that the run has taken would have had other learning rates; the message says what to do.
     """
     if "schedule" not in given or all(stored.get(name) == given[name] for name in MAY_CHANGE):
         return dict(stored)
@@ -48,6 +48,6 @@ def _rates(values: Mapping[str, Any], steps: int) -> np.ndarray:
 
 
 def _newest_checkpoint(workdir: Path) -> int:
-    """The largest step of all models' and seeds' checkpoints; 0 where there is none."""
+    """The largest step of the checkpoints of all models and seeds; 0 if there is no checkpoint."""
     found = [path for depth in ("*", "*/*") for path in workdir.glob(f"{depth}/{CHECKPOINTS}/*")]
     return max((int(path.name) for path in found if path.name.isdecimal()), default=0)

@@ -1,4 +1,4 @@
-"""Flags that are paths, read alike by all launchers: ``~`` is expanded, a URL such as gs://bucket/run is refused."""
+"""Flags whose values are paths: ``~`` is expanded, and a URL such as gs://bucket/run is refused."""
 
 from typing import Any
 
@@ -8,35 +8,35 @@ from nl_jax.files import local_path
 
 
 class PathParser(flags.ArgumentParser):
-    """Reads one path."""
+    """Parses a path."""
 
     syntactic_help = "a path on this machine"
 
     def parse(self, argument: str) -> str:
-        """The path with ``~`` expanded; ``InputError``, which absl takes for a bad flag, for what is no local path.
+        """Returns the path with ``~`` expanded; raises ``InputError``, a bad flag to absl, for URLs and invalid paths.
 
-        Empty text stays as it is: whoever needs the flag says that it is missing.
+        Empty text is returned as it is; the code that needs the flag reports that it is missing.
         """
         return str(local_path(argument)) if argument else ""
 
     def flag_type(self) -> str:
-        """Names the type in absl's help."""
+        """The name of the type in absl's help."""
         return "path"
 
 
 class PathListParser(flags.ListParser):
-    """Reads paths with commas between them."""
+    """Parses paths separated by commas."""
 
     def parse(self, argument: str | list[str]) -> list[str]:
-        """As for one path, each."""
+        """Parses each path as `PathParser` does."""
         return [str(local_path(path)) for path in super().parse(argument)]
 
 
 def define_path(name: str, default: str | None, text: str, *, flag_values: flags.FlagValues) -> Any:
-    """Adds a flag that is one path; called as absl's ``DEFINE_string`` is."""
+    """Adds a flag whose value is a path; the arguments are those of absl's ``DEFINE_string``."""
     return flags.DEFINE(PathParser(), name, default, text, flag_values)
 
 
 def define_paths(name: str, default: list[str] | None, text: str, *, flag_values: flags.FlagValues) -> Any:
-    """Adds a flag that is a list of paths; called as absl's ``DEFINE_list`` is."""
+    """Adds a flag whose value is a list of paths; the arguments are those of absl's ``DEFINE_list``."""
     return flags.DEFINE(PathListParser(), name, default, text, flag_values, flags.CsvListSerializer(","))

@@ -1,4 +1,4 @@
-"""Figures of a run of measurements, each kept in ``results.json`` as soon as it is known."""
+"""The figures of a run of measurements, each written to ``results.json`` as soon as it is known."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -13,23 +13,23 @@ from experiments.common.launcher import RESULTS
 
 
 class Record:
-    """Figures of a run, written to ``results.json`` as soon as they are known: the same command goes on behind them.
+    """The figures of a run, written to ``results.json`` as soon as they are known, so that the run can resume.
 
     Args:
-        workdir: may not exist; made when the first figures are kept.
+        workdir: the workdir, which is created when the first figures are written.
         config: as for `launcher.claim_workdir`.
-        about: what else ``results.json`` says.
+        metadata: further initial entries of ``results.json``.
         written: as for `launcher.claim_workdir`.
 
     Raises:
-        InputError: the workdir holds another run.
+        InputError: if the workdir holds another run.
     """
 
     def __init__(
         self,
         workdir: Path,
         config: Mapping[str, Any],
-        about: Mapping[str, Any] = MappingProxyType({}),
+        metadata: Mapping[str, Any] = MappingProxyType({}),
         written: Iterable[str] = (),
     ):
         self.workdir = workdir
@@ -38,14 +38,14 @@ class Record:
         self._claimed = False
         self._config = config
         device = f"1 x {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
-        self._results = launcher.results_of(workdir, config, {"figures": {}, "device": device, **about})
+        self._results = launcher.results_of(workdir, config, {"figures": {}, "device": device, **metadata})
 
     def get(self, name: str) -> Any:
-        """Figures of the name, None where there are none yet."""
+        """Returns the figures with this name, or None if there are none yet."""
         return self._results["figures"].get(name)
 
     def keep(self, name: str, figures: Any) -> None:
-        """Writes figures, in the place of those of that name."""
+        """Writes figures, in place of earlier ones with the same name."""
         if not self._claimed:
             launcher.claim_workdir(self.workdir, self._config, {}, self._written)
             self._claimed = True
@@ -53,12 +53,12 @@ class Record:
         launcher.write_json(self.workdir / RESULTS, self._results)
 
     def figures(self, name: str, measure: Callable[[], Any]) -> Any:
-        """Figures of the name: those that are kept, else measured now and kept."""
+        """Returns the figures with this name, measuring and writing them first if there are none."""
         if self.get(name) is None:
             self.keep(name, measure())
         return self.get(name)
 
     def report(self) -> None:
-        """Prints where everything is."""
+        """Prints where the results are."""
         files = [RESULTS, *sorted(path.name for path in self.workdir.glob("*.png"))]
         print(f"Everything is in {self.workdir}: {', '.join(files)}")

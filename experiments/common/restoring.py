@@ -1,4 +1,4 @@
-"""The model that a run of ``experiments.language_model`` has trained, from its workdir alone."""
+"""Restores a model that ``experiments.language_model`` has trained, from its workdir alone."""
 
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ RUN = "language_model"  # the launcher whose runs are restored
 
 
 def define_tokenizer_flag(values: flags.FlagValues) -> None:
-    """For launchers that read a run's tokenizer."""
-    text = "The run's tokenizer.json, where it is no longer where the run found it."
+    """Adds the flag --tokenizer, for launchers that restore a run."""
+    text = "The run's tokenizer.json, if it has moved since training."
     define_path("tokenizer", None, text, flag_values=values)
 
 
 def chosen_model(values: flags.FlagValues) -> tuple[Path, dict[str, Any], Tokenizer]:
-    """Directory, configuration and tokenizer of the model that --workdir and --model name; `InputError` for none."""
+    """Directory, configuration and tokenizer of the model of --workdir and --model; `InputError` if there is none."""
     workdir = launcher.workdir_of(values)
     config = launcher.read_config(workdir, RUN)
     if config is None:
@@ -36,10 +36,10 @@ def chosen_model(values: flags.FlagValues) -> tuple[Path, dict[str, Any], Tokeni
 
 
 def tokenizer_of(values: flags.FlagValues, workdir: Path, config: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that a run was trained with; `InputError` where the file has another content by now."""
+    """The tokenizer with which a run was trained; raises `InputError` if the content of its file has changed."""
     path = values.tokenizer or config.get("inputs", config["flags"])["tokenizer"]
     tokenizer = load_tokenizer(path)
-    trained_with = config["data"].get("tokenizer", tokenizer.digest)  # runs of earlier versions do not say
+    trained_with = config["data"].get("tokenizer", tokenizer.digest)  # earlier versions did not record it
     if tokenizer.digest != trained_with:
         raise InputError(
             f"tokenizer {path!r}: of SHA-256 {tokenizer.digest:.12}..., but the run in {workdir} was trained with "
@@ -49,7 +49,7 @@ def tokenizer_of(values: flags.FlagValues, workdir: Path, config: dict[str, Any]
 
 
 def shapes_of(config: LanguageModelConfig) -> LanguageModel:
-    """The model, with shapes in the place of arrays; `InputError` where this version has no such model."""
+    """The model with shapes in place of arrays; raises `InputError` if this version cannot build such a model."""
     try:
         return jax.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
     except ValueError as error:
@@ -57,11 +57,11 @@ def shapes_of(config: LanguageModelConfig) -> LanguageModel:
 
 
 def restore(directory: Path, config: dict[str, Any]) -> LanguageModel:
-    """The model of the newest checkpoint, on one device; `config` is a `LanguageModelConfig` as JSON holds it."""
+    """The model of the newest checkpoint, on one device; ``config`` is the JSON of a `LanguageModelConfig`."""
     shapes = shapes_of(LanguageModelConfig.from_json(config))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
-    checkpoint = restore_newest(directory, {"model": like})
+    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
+    checkpoint = restore_newest(directory, {"model": template})
     if checkpoint is None:
         raise InputError(f"{directory}: no checkpoint yet; expected one of experiments.language_model")
     return checkpoint.items["model"]

@@ -1,6 +1,7 @@
-"""What launchers of tasks share: each model trained anew for every seed until a goal, finished seeds kept, a table.
+"""Training on synthetic tasks, shared by their launchers: each model is trained anew for every seed until a goal.
 
-A launcher has flags by `define_flags`, a `Task` that says what is its own, and `train` for the rest.
+A launcher defines its flags by `define_flags`, describes its task by a `Task`, and calls `train`, which keeps finished
+seeds and prints a table.
 """
 
 import dataclasses
@@ -32,10 +33,10 @@ from nl_jax.training import (
     progress_bar,
 )
 from nl_jax.training.loop import check_finite
-from nl_jax.training.metrics import ACCURACY_FIGURE, METRICS
+from nl_jax.training.metrics import ACCURACY_PLOT, METRICS
 
-VALIDATION_SEED = 2**31 - 1  # no training seed
-STEPS = "steps"  # trained, in results.json; each finished seed has one
+VALIDATION_SEED = 2**31 - 1  # never a training seed
+STEPS = "steps"  # key in results.json of the number of steps trained, which each finished seed has
 
 Batch = dict[str, np.ndarray]
 Scores = dict[str, float]
@@ -43,21 +44,23 @@ Scores = dict[str, float]
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is a launcher's own.
+    """The parts of training that differ from task to task.
 
     Attributes:
-        name: of the launcher.
-        data: what config.json says about the validation data, beside the flags.
-        sizes: by the flags, the models' ``vocab_size`` and ``context_length``.
-        batch: by the flags, the training batch of a seed and a step.
-        validation: by the flags, what ``score`` takes; it or ``sizes`` raises `InputError` where flags do not fit.
-        score: figures of a model on it, by name, ``accuracy`` among them; on a mesh.
-        solved: whether these figures reach the goal.
-        outcome: what results.json keeps of a seed, from the figures of each of its evaluations.
-        finish: more figures that results.json keeps, of the flags, the trained model and its mesh.
-        goal: the steps at the first evaluation that reached the goal: their key in results.json, their name in words.
-        columns: of the table, by the flags: key in results.json by heading.
-        legend: what these columns are, in words.
+        name: name of the launcher.
+        data: entries of config.json about the validation data, beside the flags.
+        sizes: ``sizes(flags)`` returns the models' ``vocab_size`` and ``context_length``.
+        batch: ``batch(flags, seed, step)`` returns a training batch.
+        validation: ``validation(flags)`` returns the validation data; this or ``sizes`` raises `InputError` for flags
+            that do not fit together.
+        score: ``score(model, validation data, mesh)`` returns figures by name, including ``accuracy``.
+        solved: ``solved(figures)`` tells whether they reach the goal.
+        outcome: ``outcome(figures of every evaluation)`` returns the figures of a seed for results.json.
+        finish: ``finish(flags, trained model, mesh)`` returns further figures for results.json.
+        goal: key in results.json, and name in words, of the number of steps at the first evaluation that reached the
+            goal.
+        columns: ``columns(flags)`` returns the columns of the table, as headings and keys in results.json.
+        legend: explains these columns in words.
     """
 
     name: str
@@ -77,19 +80,19 @@ class Task:
 def define_flags(
     models: Sequence[str], sizes: Mapping[str, tuple[int, str]], *, steps: int, eval_every: int
 ) -> flags.FlagValues:
-    """The flags, not yet parsed.
+    """Defines the flags, without parsing them.
 
     Args:
-        models: trained by default.
-        sizes: the task's own flags, integers: default and help by name.
-        steps, eval_every: defaults.
+        models: names of the models that are trained by default.
+        sizes: integer flags of the task: default and help by name.
+        steps, eval_every: defaults of these flags.
     """
     values = flags.FlagValues()
 
     def define(kind: Any, name: str, default: Any, text: str) -> None:
         kind(name, default, text, flag_values=values)
 
-    define(define_path, "workdir", None, "Directory of the run; made if need be. Required.")
+    define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
     define(flags.DEFINE_list, "models", ",".join(models), f"Models to train, of {', '.join(MODEL_NAMES)}.")
     for name, (default, text) in sizes.items():
         define(flags.DEFINE_integer, name, default, text)
@@ -100,14 +103,14 @@ def define_flags(
     define_mixer_option(values)
     define(flags.DEFINE_integer, "batch_size", 32, "Sequences in a batch.")
     define_optimizer_flags(values)
-    define(flags.DEFINE_integer, "steps", steps, "Optimizer steps of each run at most; the cosine ends there.")
+    define(flags.DEFINE_integer, "steps", steps, "Largest number of optimizer steps of a run; the cosine ends there.")
     define(flags.DEFINE_integer, "eval_every", eval_every, "Steps between evaluations.")
     define(flags.DEFINE_integer, "seeds", 3, "Runs of each model, with seeds 0, 1, ...")
     return values
 
 
 def train(task: Task, values: flags.FlagValues) -> None:
-    """Trains what is not yet trained and prints the table. All checks come first, before anything is compiled."""
+    """Trains all models that are not yet trained, and prints the table. All checks come before any compilation."""
     workdir = launcher.own_workdir(values)
     configs = check(task, values)
     parameters = {name: count_parameters(config) for name, config in configs.items()}
@@ -118,8 +121,8 @@ def train(task: Task, values: flags.FlagValues) -> None:
         "data": task.data,
         "models": {name: config.to_json() for name, config in configs.items()},
     }
-    about: dict[str, Any] = {"models": {}, "seeds": list(range(values.seeds))}
-    results = launcher.claim_workdir(workdir, config, about, written=(ACCURACY_FIGURE, *values.models))
+    metadata: dict[str, Any] = {"models": {}, "seeds": list(range(values.seeds))}
+    results = launcher.claim_workdir(workdir, config, metadata, written=(ACCURACY_PLOT, *values.models))
 
     for name in values.models:
         figures = results["models"].setdefault(name, {"parameters": parameters[name]})
@@ -141,7 +144,7 @@ def train_model(
     workdir: Path,
     done: int,
 ) -> Iterator[dict[str, Any]]:
-    """Trains one model for every seed but the first ``done``; compiles once for all of them."""
+    """Trains one model for every seed after the first ``done``, and yields their results; it compiles once."""
     if done == values.seeds:
         return
     mesh = parse_mesh(devices=jax.devices()[:1])  # the models are small
@@ -150,9 +153,9 @@ def train_model(
     def make(key: jax.Array) -> TrainState:
         return init_state(lambda: LanguageModel(config, rngs=nnx.Rngs(key)), optimizer)
 
-    like = jax.eval_shape(make, jax.random.key(0))
-    init = jax.jit(make, out_shardings=parameter_shardings(mesh, like))
-    take_step = compile_step(optimizer, mesh, like, task.batch(values, 0, 1))
+    template = jax.eval_shape(make, jax.random.key(0))
+    init = jax.jit(make, out_shardings=parameter_shardings(mesh, template))
+    take_step = compile_step(optimizer, mesh, template, task.batch(values, 0, 1))
 
     def score(model: Any) -> Scores:
         return task.score(model, validation, mesh)
@@ -175,13 +178,13 @@ def train_seed(
     """Trains from the initial state until two evaluations in a row reach the goal, or to the last step.
 
     Returns:
-        The last state, and what results.json keeps: the task's figures, steps at the first evaluation that reached the
-        goal, steps trained.
+        The last state, and the entries of results.json: the task's figures, the number of steps at the first evaluation
+        that reached the goal, and the number of steps trained.
     """
     run = f"{name}/seed_{seed}"
     scores: list[Scores] = []
     steps_to_goal: int | None = None
-    seconds = 0.0  # in steps alone
+    seconds = 0.0  # spent in training steps only
     with MetricsWriter(workdir, run) as metrics, progress_bar(run, values.steps) as bar:
         for step in range(1, values.steps + 1):
             batch = task.batch(values, seed, step)
@@ -206,7 +209,7 @@ def train_seed(
 
 
 def check(task: Task, values: flags.FlagValues) -> dict[str, LanguageModelConfig]:
-    """Checks the flags that the batches do not check, and makes the models' configurations."""
+    """Checks the flags that the batches do not check, and returns the configurations of the models."""
     for name in ("width", "num_heads", "num_layers", "chunk_size", "batch_size", "steps", "eval_every", "seeds"):
         launcher.check_range(values, name, 1)
     set_default_rates(values)
@@ -217,7 +220,7 @@ def check(task: Task, values: flags.FlagValues) -> dict[str, LanguageModelConfig
 
 
 def report(task: Task, workdir: Path, results: dict[str, Any], columns: Mapping[str, str]) -> None:
-    """Prints the table of all models, and where everything is."""
+    """Prints the table of all models, and where the results are."""
     seeds = len(results["seeds"])
     key, goal = task.goal
     rows = [("model", "parameters", *columns, goal, "seeds that reach it")]
@@ -228,4 +231,4 @@ def report(task: Task, workdir: Path, results: dict[str, Any], columns: Mapping[
         rows.append((name, f"{figures['parameters']:,}", *scores, mean, f"{len(reached)} of {seeds}"))
     launcher.print_table(rows)
     print(f"{task.legend} at the end, mean ± standard deviation; {goal}, mean of the seeds that reach it.")
-    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {ACCURACY_FIGURE}, MODEL/seed_N/tensorboard")
+    print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {ACCURACY_PLOT}, MODEL/seed_N/tensorboard")

@@ -1,1 +1,1 @@
-"""The subjects of ``experiments.optimizers``."""
+"""The parts of ``experiments.optimizers``: its subjects, their problems, and the optimizers."""

@@ -1,4 +1,4 @@
-"""The subject continual: tasks one after the other, and what each costs the ones before."""
+"""The subject continual: tasks are learned one after the other; how much of earlier tasks is forgotten?"""
 
 import functools
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 
 from experiments.common import launcher
 from experiments.optimizer_comparison import continual_tasks
-from experiments.optimizer_comparison.reports import TUNING_SEED, figure_name, record_of
+from experiments.optimizer_comparison.reports import TUNING_SEED, plot_name, record_of
 from nl_jax.plotting import plot_band, save_figure
 from nl_jax.training import progress_bar
 
 
 def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
-    """Forgetting against the number of tasks."""
+    """Measures forgetting against the number of tasks."""
     record = record_of("continual", workdir, values, names)
     with progress_bar("continual", len(names)) as bar:
         for name in names:
@@ -42,14 +42,14 @@ def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
     for axes in panels:
         axes.set(xlabel="tasks so far")
         axes.grid(alpha=0.3)
-    save_figure(figure, workdir / figure_name("continual", values))
+    save_figure(figure, workdir / plot_name("continual", values))
     launcher.print_table(rows)
     print("Losses of untrained weights are 1; mean ± standard deviation over the seeds.")
     record.report()
 
 
 def _scores(name: str, values: flags.FlagValues) -> dict[str, Any]:
-    """Tuned by one seed, then scored on the others."""
+    """The scores of an optimizer, tuned on one seed and measured on the others."""
     make, rates = continual_tasks.OPTIMIZERS[name], continual_tasks.RATES
     sizes = {"num_tasks": values.num_tasks, "steps": values.task_steps}
     tuning = continual_tasks.learn(make, rates, [TUNING_SEED], **sizes).final[:, 0]

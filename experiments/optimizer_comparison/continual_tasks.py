@@ -1,4 +1,4 @@
-"""Tasks one after the other whose gradients are orthogonal (Eq. 45, §4.3), and what each costs the ones before."""
+"""A sequence of tasks with orthogonal gradients (Eq. 45, §4.3), and how much of earlier tasks is forgotten."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -12,11 +12,11 @@ from jaxtyping import Array, Float
 
 from experiments.optimizer_comparison.table import OPTIMIZERS as TRAINED
 
-RANK = 4  # of the inputs of a task
+RANK = 4  # dimensions of the subspace of a task's inputs
 OUTPUTS = 16
 BATCH = 8
-NOISE = 0.5  # of the targets, whose own variance is 1
-RATES = np.logspace(-4, 1, 31)  # 6 a decade, the same for all
+NOISE = 0.5  # added to the targets, whose variance is 1 without it
+RATES = np.logspace(-4, 1, 31)  # 6 per decade, the same for all optimizers
 OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "sgd": optax.sgd,
     **{name: functools.partial(optimizer.make, decay=0.0) for name, optimizer in TRAINED.items()},
@@ -24,30 +24,33 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
 
 
 class Outcome(NamedTuple):
-    """Losses, by rate, of each task after each: what a task's targets vary by, noise left out, is 1."""
+    """The loss of each task after training on each, by learning rate and seed.
+
+    A loss of 1 is the variance of a task's targets without noise.
+    """
 
     losses: Float[np.ndarray, "rates seeds after task"]
 
     @property
     def learned(self) -> Float[np.ndarray, "rates seeds task"]:
-        """Loss of each task just after it was trained."""
+        """The loss of each task right after training on it."""
         return np.diagonal(self.losses, axis1=-2, axis2=-1)
 
     @property
     def forgetting(self) -> Float[np.ndarray, "rates seeds task-1"]:
-        """After each task but the first, how much the loss of those before has grown since they were trained, mean."""
-        with np.errstate(invalid="ignore"):  # runs that diverged
+        """After each task but the first, the mean increase in the loss of earlier tasks since training on them."""
+        with np.errstate(invalid="ignore"):  # some runs have diverged
             grown = self.losses - self.learned[..., None, :]
         return np.stack([grown[..., n, :n].mean(-1) for n in range(1, grown.shape[-1])], axis=-1)
 
     @property
     def seen(self) -> Float[np.ndarray, "rates seeds task"]:
-        """After each task, the mean loss of all so far."""
+        """After each task, the mean loss of all tasks so far."""
         return np.stack([self.losses[..., n, : n + 1].mean(-1) for n in range(self.losses.shape[-1])], axis=-1)
 
     @property
     def final(self) -> Float[np.ndarray, "rates seeds"]:
-        """Mean loss of all tasks after the last; infinite where it is not finite."""
+        """The mean loss of all tasks after the last one; infinite if it is not finite."""
         return np.nan_to_num(self.losses[..., -1, :].mean(-1), nan=np.inf, posinf=np.inf)
 
 
@@ -59,11 +62,12 @@ def learn(
     num_tasks: int,
     steps: int,
 ) -> Outcome:
-    """Trains y = W x on tasks 1, 2, ..., each for so many steps, by every rate and seed; all runs are one program.
+    """Trains y = W x on tasks 1, 2, ..., ``steps`` steps each, for every rate and seed; all runs are one program.
 
-    The inputs of task i are normal in a subspace of 4 dimensions, orthogonal to those of all others, so that its
-    gradients, x outer the error, are orthogonal to theirs, and no task need cost another anything. Targets are those of
-    random weights, with noise. The optimizer is not told where a task ends.
+    The inputs of a task are normally distributed in a subspace of 4 dimensions, orthogonal to the subspaces of all
+    other tasks. So its gradients (outer products of x and the error) are orthogonal to those of other tasks, and no
+    task has to be forgotten for another. Targets come from random weights, with noise. The optimizer does not know
+    where a task ends.
     """
     size = RANK * num_tasks
 
@@ -76,7 +80,7 @@ def learn(
         start = jnp.zeros_like(target)
 
         def losses(w: Array) -> Array:
-            """Expected, of every task: mean over outputs of |U (W - W*)|²."""
+            """The expected loss of every task: the mean over outputs of |U (W - W*)|²."""
             return jnp.sum(jnp.square(subspaces @ (w - target)), axis=(1, 2)) / OUTPUTS
 
         def train(carry, task):

@@ -1,4 +1,4 @@
-"""What the subjects share: their flags, their record in the workdir, and cells of tables."""
+"""Parts that the subjects share: their flags, the record in the workdir, and cells of tables."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +10,8 @@ from experiments.common import launcher
 from experiments.common.record import Record
 
 NAME = "optimizers"
-TUNING_SEED = 2**31 - 1  # no seed of a final run
-# By subject: the flags that it looks at, beside --workdir and --optimizers.
+TUNING_SEED = 2**31 - 1  # never the seed of a final run
+# By subject: the flags that it reads, besides --workdir and --optimizers.
 FLAGS = {
     "toy": (),
     "continual": ("seeds", "num_tasks", "task_steps"),
@@ -24,9 +24,13 @@ FLAGS = {
 
 
 def record_of(
-    subject: str, workdir: Path, values: flags.FlagValues, names: Sequence[str], about: Mapping[str, Any] | None = None
+    subject: str,
+    workdir: Path,
+    values: flags.FlagValues,
+    names: Sequence[str],
+    metadata: Mapping[str, Any] | None = None,
 ) -> Record:
-    """The record of a run; ``about`` is what config.json says of data and models."""
+    """The record of a run; ``metadata`` holds the entries ``data`` and ``models`` of config.json."""
     given = {name: values[name].value for name in FLAGS[subject] if name not in launcher.INPUT_FLAGS}
     return Record(
         workdir,
@@ -35,15 +39,15 @@ def record_of(
             "flags": {"subject": subject, "optimizers": list(names), **given},
             "data": {},
             "models": {},
-            **(about or {}),
+            **(metadata or {}),
         },
         {"inputs": launcher.inputs_of(values)},
-        written=(figure_name(subject, values),),
+        written=(plot_name(subject, values),),
     )
 
 
-def figure_name(subject: str, values: flags.FlagValues) -> str:
-    """Name of the file of a subject's figure."""
+def plot_name(subject: str, values: flags.FlagValues) -> str:
+    """File name of a subject's plot."""
     return f"{values.task if subject == 'training' else subject}.png"
 
 

@@ -1,4 +1,4 @@
-"""The subject speed: time of an optimizer's update alone, by number of parameters (Figure 12)."""
+"""The subject speed: the time of an optimizer's update alone, by number of parameters (Figure 12)."""
 
 import functools
 import sys
@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 
 from experiments.common import launcher
 from experiments.optimizer_comparison import update_speed
-from experiments.optimizer_comparison.reports import figure_name, record_of, text_of
+from experiments.optimizer_comparison.reports import plot_name, record_of, text_of
 from experiments.optimizer_comparison.table import OPTIMIZERS
 from nl_jax import InputError
 from nl_jax.plotting import save_figure
 
 
 def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
-    """Step time and state of all optimizers at all sizes."""
+    """Measures step time and size of the state for all optimizers at all sizes."""
     sizes = _parse_sizes(values.sizes)
     record = record_of("speed", workdir, values, names)
     optimizers = {name: OPTIMIZERS[name] for name in names}
@@ -50,12 +50,12 @@ def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
     axes.set(xlabel="parameters", ylabel="ms a step of the optimizer alone")
     axes.grid(alpha=0.3)
     axes.legend()
-    save_figure(figure, workdir / figure_name("speed", values))
+    save_figure(figure, workdir / plot_name("speed", values))
     record.report()
 
 
 def _parse_sizes(texts: Sequence[str]) -> dict[str, float]:
-    """Numbers of parameters by how they were written."""
+    """Numbers of parameters, by the text of the flag."""
     try:
         sizes = {text: float(text) for text in texts}
     except ValueError:

@@ -1,4 +1,4 @@
-"""The optimizers that experiments.optimizers trains with and times, each by its learning rate and weight decay."""
+"""The optimizers of experiments.optimizers, each as a function of learning rate and weight decay."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,17 +9,17 @@ import optax
 
 from nl_jax.optim import deep_momentum, delta_momentum, hidden_matrices, m3
 
-MATRIX = optax.contrib.MuonDimensionNumbers((-2,), (-1,))  # [..., in, out]; leading axes are matrices of their own
+MATRIX = optax.contrib.MuonDimensionNumbers((-2,), (-1,))  # [..., in, out]; leading axes are stacks of matrices
 ADAM = {"b1": 0.9, "b2": 0.95}
 
 
 class Optimizer(NamedTuple):
-    """How to make one.
+    """An entry of the table.
 
     Attributes:
-        make: the transformation, of a learning rate or schedule, and of a decoupled weight decay, which only those use
-            that have one.
-        rate: where the grid of learning rates has its middle.
+        make: ``make(rate, decay)`` returns the transformation for a learning rate or schedule and a decoupled weight
+            decay, which optimizers without weight decay ignore.
+        rate: the middle of the grid of learning rates.
     """
 
     make: Callable[..., optax.GradientTransformation]
@@ -27,7 +27,7 @@ class Optimizer(NamedTuple):
 
 
 def muon(rate: Any, decay: float) -> optax.GradientTransformation:
-    """optax's Muon, on stacks of matrices too."""
+    """Muon of optax, also for stacks of matrices."""
 
     def dimensions(params):
         return jax.tree.map(lambda matrix: MATRIX if matrix else None, hidden_matrices(params))
@@ -43,9 +43,9 @@ def muon(rate: Any, decay: float) -> optax.GradientTransformation:
 
 
 def adamuon(rate: Any, decay: float) -> optax.GradientTransformation:
-    """Muon's orthogonal steps by the root of their second moment, every matrix' step then of root mean square 0.2.
+    """Muon's orthogonal steps divided by the root of their second moment, then scaled to root mean square 0.2.
 
-    That is AdaMuon (Si et al., arXiv 2507.11005) but for its sign of the momentum. Other parameters go to AdamW.
+    This is AdaMuon (Si et al., arXiv 2507.11005) without the sign of the momentum. Other parameters go to AdamW.
     """
 
     def align(u):

@@ -1,4 +1,4 @@
-"""What experiments.optimizers trains: a small vision transformer on images, a small language model on text."""
+"""The tasks of experiments.optimizers: a small vision transformer on images, and a small language model on text."""
 
 import functools
 import math
@@ -28,25 +28,25 @@ from nl_jax.models.losses import mean_loss
 
 VISION = {"width": 64, "num_layers": 3, "num_heads": 4, "mlp_hidden": 128}
 LANGUAGE = {"width": 128, "num_layers": 2, "mlp_hidden": 256, "chunk_size": 16, "cms_periods": (1,)}
-HELD_OUT_WINDOWS = 256  # of text, for an evaluation
+HELD_OUT_WINDOWS = 256  # number of windows of text in an evaluation
 
 Scores = dict[str, jax.Array]
 
 
-class Task(NamedTuple):
-    """A model, its data on the device, and pure functions of both.
+class ComparisonTask(NamedTuple):
+    """A training task on which optimizers are compared: pure functions of a model, and data on the device.
 
     Attributes:
-        about: what config.json says: ``data`` and ``models``.
-        parameters: number of them.
-        init: of a key, the model.
-        batch: of the training data and a key, a batch, drawn with replacement.
-        loss: of a model and a batch, the mean in nats.
-        score: of a model and held-out data, its ``loss`` in nats, and more figures.
+        metadata: entries ``data`` and ``models`` of config.json.
+        parameters: number of parameters.
+        init: ``init(key)`` returns the model.
+        batch: ``batch(train, key)`` returns a batch, drawn with replacement.
+        loss: ``loss(model, batch)`` returns the mean loss in nats.
+        score: ``score(model, held-out data)`` returns the ``loss`` in nats, and further figures, by name.
         train, validation, test: the data.
     """
 
-    about: dict[str, Any]
+    metadata: dict[str, Any]
     parameters: int
     init: Callable[[jax.Array], Any]
     batch: Callable[[Any, jax.Array], Any]
@@ -57,8 +57,8 @@ class Task(NamedTuple):
     test: Any
 
 
-def vision_task(values: flags.FlagValues) -> Task:
-    """Classes of scikit-learn's digits, or of ``--images``; 16 patches an image."""
+def vision_task(values: flags.FlagValues) -> ComparisonTask:
+    """Classification of scikit-learn's digits, or of ``--images``, with 16 patches per image."""
     if values.image_size % 4:
         raise InputError(f"--image_size={values.image_size}: expected a multiple of 4, the patches on each side")
     data = load_digits() if values.images is None else load_image_folder(values.images, values.image_size)
@@ -82,7 +82,7 @@ def vision_task(values: flags.FlagValues) -> Task:
         return jax.tree.map(jnp.asarray, split)
 
     parameters = _size_of(init)
-    return Task(
+    return ComparisonTask(
         {"data": data.fingerprint, "models": {"vision_transformer": {**sizes, "parameters": parameters}}},
         parameters,
         init,
@@ -93,13 +93,13 @@ def vision_task(values: flags.FlagValues) -> Task:
     )
 
 
-def language_task(values: flags.FlagValues) -> Task:
-    """The next byte of ``--data``, by default the Python standard library's source."""
+def language_task(values: flags.FlagValues) -> ComparisonTask:
+    """Prediction of the next byte of ``--data``, by default the source of the Python standard library."""
     data = load_text_data(values.data, exclude=functools.partial(launcher.holds_run, launcher.workdir_of(values)))
     length = values.seq_len
     sizes = {**LANGUAGE, "vocab_size": data.tokenizer.vocab_size, "context_length": length}
     config = named_config(values.model, "tiny", **sizes)
-    windows(data.train.tokens, length)  # raises where the text is too short
+    windows(data.train.tokens, length)  # raises an error if the text is too short
 
     def batch(train, key):
         starts = jax.random.randint(key, (values.batch_size,), 0, len(train) - length)
@@ -107,7 +107,7 @@ def language_task(values: flags.FlagValues) -> Task:
         return {"inputs": sequences[:, :-1], "targets": sequences[:, 1:]}
 
     def score(model, held_out):
-        """A batch at a time, which bounds the memory that all logits would take."""
+        """Scores one batch at a time, which bounds the memory for logits."""
 
         def nats(batch):
             weight = batch["mask"].sum()
@@ -123,7 +123,7 @@ def language_task(values: flags.FlagValues) -> Task:
         return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *batches.batches)
 
     parameters = count_parameters(config)
-    return Task(
+    return ComparisonTask(
         {"data": data.fingerprint, "models": {values.model: {**config.to_json(), "parameters": parameters}}},
         parameters,
         lambda key: LanguageModel(config, rngs=nnx.Rngs(key)),
@@ -140,7 +140,7 @@ TASKS = {"vit": vision_task, "lm": language_task}
 
 
 def _size_of(init: Callable[[jax.Array], Any]) -> int:
-    """Number of parameters, from shapes alone."""
+    """Number of parameters, computed from shapes alone."""
     try:
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(init, jax.random.key(0))))
     except ValueError as error:

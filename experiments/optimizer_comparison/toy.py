@@ -9,13 +9,13 @@ from absl import flags
 
 from experiments.common import launcher
 from experiments.optimizer_comparison import toy_problem
-from experiments.optimizer_comparison.reports import figure_name, record_of, text_of
+from experiments.optimizer_comparison.reports import plot_name, record_of, text_of
 from nl_jax.plotting import save_figure
 from nl_jax.training import progress_bar
 
 
 def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
-    """Steps to the goal of Eq. 53."""
+    """Measures the number of steps to the goal on Eq. 53."""
     record = record_of("toy", workdir, values, names)
     with progress_bar("toy", len(names)) as bar:
         for name in names:
@@ -33,7 +33,7 @@ def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
     rates = len(toy_problem.RATES)
     print(f"Each at the best of {rates} learning rates, the same for all; {toy_problem.STEPS} steps at most.")
     figure = toy_problem.draw(settings[0], {name: record.get(name)[0] for name in names})
-    save_figure(figure, workdir / figure_name("toy", values))
+    save_figure(figure, workdir / plot_name("toy", values))
     record.report()
 
 

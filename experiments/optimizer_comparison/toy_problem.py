@@ -1,4 +1,4 @@
-"""The paper's problem in two dimensions (Eq. 53, Figure 4), by optimizers as memories of the gradient."""
+"""The paper's problem in two dimensions (Eq. 53, Figure 4), solved by optimizers as memories of the gradient."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,9 +14,9 @@ from nl_jax.optim import deep_momentum, delta_momentum, feature_momentum, m3, pr
 
 START = (-3.5, 2.0)
 GOAL = 1e-3
-STEPS = 2000  # at most
-RATES = np.logspace(-4, 1, 101)  # 20 a decade, the same for all
-# (k, a, ω): Figure 4's first, then others, so that one lucky setting is not the story.
+STEPS = 2000  # largest number of steps
+RATES = np.logspace(-4, 1, 101)  # 20 per decade, the same for all optimizers
+# (k, a, ω): the setting of Figure 4, then others, so that conclusions do not depend on one lucky setting.
 SETTINGS = ((10, 1, 2), (10, 2, 1), (5, 1, 4), (50, 1, 1), (100, 1, 0.5), (100, 8, 0.2))
 OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "sgd": optax.sgd,
@@ -34,12 +34,12 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
 
 
 class Path(NamedTuple):
-    """What an optimizer does at its best rate.
+    """The path of an optimizer at its best learning rate.
 
     Attributes:
-        rate: of `RATES`.
-        steps: to a loss below `GOAL`; None where no rate gets there.
-        points: r and θ before each step, up to the goal; none where it is not reached.
+        rate: the learning rate, one of `RATES`.
+        steps: number of steps to a loss below `GOAL`; None if no rate reaches it.
+        points: r and θ before each step, up to the goal; empty if it is not reached.
     """
 
     rate: float
@@ -48,17 +48,17 @@ class Path(NamedTuple):
 
 
 def loss(point: Any, setting: Sequence[float]) -> Float[Array, ""]:
-    """Of a point (r, θ), ψ = r² + k (r - θ + a sin(ω r))² (Eq. 53)."""
+    """The loss ψ = r² + k (r - θ + a sin(ω r))² at a point (r, θ) (Eq. 53)."""
     k, a, omega = setting
     r, theta = point
     return r**2 + k * (r - theta + a * jnp.sin(omega * r)) ** 2
 
 
 def descend(make: Callable[[Any], optax.GradientTransformation], settings: Sequence[Sequence[float]]) -> list[Path]:
-    """The fewest steps to the goal over all `RATES`, in each setting; all runs are one program.
+    """The path with the fewest steps to the goal over all `RATES`, for each setting; all runs are one program.
 
-    The point is a vector; for Muon and M3, which know matrices only, it is one of one row, whose orthogonal form is the
-    same at length 1.
+    The point is a vector. For Muon and M3, which are for matrices, it is a matrix with one row, whose orthogonalised
+    form is the same row with length 1.
     """
     shape = (1, 2) if make in (OPTIMIZERS["muon"], OPTIMIZERS["m3"]) else (2,)
 
@@ -91,7 +91,7 @@ def descend(make: Callable[[Any], optax.GradientTransformation], settings: Seque
 
 
 def draw(setting: Sequence[float], paths: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """A panel for each optimizer: contours of the loss, and the way down to the goal."""
+    """Plots a panel for each optimizer: contours of the loss, and the path to the goal."""
     columns = min(4, len(paths))
     rows = -(-len(paths) // columns)
     figure = Figure(figsize=(3.2 * columns, 3.2 * rows), layout="constrained")

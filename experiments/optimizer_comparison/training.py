@@ -1,4 +1,4 @@
-"""The subject training: losses of tuned optimizers against steps and seconds (Figure 11)."""
+"""The subject training: the losses of tuned optimizers against steps and seconds (Figure 11)."""
 
 import statistics
 import sys
@@ -15,9 +15,9 @@ from experiments.benchmarking.timed_programs import interleave
 from experiments.common import launcher
 from experiments.common.grid import Grid, best_rate, rate_name
 from experiments.common.record import Record
-from experiments.optimizer_comparison.reports import TUNING_SEED, figure_name, record_of, text_of
+from experiments.optimizer_comparison.reports import TUNING_SEED, plot_name, record_of, text_of
 from experiments.optimizer_comparison.table import OPTIMIZERS
-from experiments.optimizer_comparison.tasks import TASKS, Task
+from experiments.optimizer_comparison.tasks import TASKS, ComparisonTask
 from experiments.optimizer_comparison.training_runs import Curves, Trainer, compile_all
 from nl_jax import InputError
 from nl_jax.models import MODEL_NAMES
@@ -29,7 +29,7 @@ BATCH_SIZES = {"vit": 32, "lm": 16}
 
 
 def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
-    """Losses of tuned optimizers, and their time."""
+    """Measures the losses of tuned optimizers, and their time."""
     if values.task not in TASKS:
         raise InputError(f"--task={values.task}: expected one of {', '.join(TASKS)}")
     if values.model not in MODEL_NAMES:
@@ -41,7 +41,7 @@ def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
     if values.steps % values.eval_every:
         raise InputError(f"--eval_every={values.eval_every}: expected a divisor of the {values.steps} steps")
     task = TASKS[values.task](values)
-    record = record_of("training", workdir, values, names, task.about)
+    record = record_of("training", workdir, values, names, task.metadata)
     trainers = {name: _trainer(task, name, values, _lanes(values)) for name in names}
     if any(len(record.get(f"{name}: final") or []) < values.seeds for name in names):
         print("compiling", file=sys.stderr)
@@ -68,11 +68,11 @@ def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
 
 
 def _lanes(values: flags.FlagValues) -> int:
-    """Runs side by side: on a CPU they would only wait for each other."""
+    """Number of runs trained side by side: one on a CPU, where they would only wait for each other."""
     return 1 if jax.default_backend() == "cpu" else max(values.points, values.seeds)
 
 
-def _trainer(task: Task, name: str, values: flags.FlagValues, lanes: int) -> Trainer:
+def _trainer(task: ComparisonTask, name: str, values: flags.FlagValues, lanes: int) -> Trainer:
     def make(schedule):
         return OPTIMIZERS[name].make(schedule, values.weight_decay)
 
@@ -84,11 +84,11 @@ def _tune(
     name: str,
     losses: dict[str, float | None],
     values: flags.FlagValues,
-    task: Task,
+    task: ComparisonTask,
     record: Record,
     bar: Any,
 ) -> None:
-    """Fills ``losses``, by rate, until the best rate is not at the edge."""
+    """Fills in ``losses``, by learning rate, until the best rate is not at an edge of the grid."""
     for rates in Grid(values.points).search(OPTIMIZERS[name].rate, losses):
         if len(losses) >= values.points:
             bar.total += len(rates) * values.steps // values.eval_every
@@ -98,8 +98,8 @@ def _tune(
             record.keep(f"{name}: tuning", losses)
 
 
-def _step_seconds(task: Task, trainers: Mapping[str, Trainer], values: flags.FlagValues) -> dict[str, float]:
-    """Median time of a step of a single run, all optimizers in turn."""
+def _step_seconds(task: ComparisonTask, trainers: Mapping[str, Trainer], values: flags.FlagValues) -> dict[str, float]:
+    """Median time of a step of a single run by optimizer, measured for all optimizers in turn."""
     single = {name: t if t.lanes == 1 else _trainer(task, name, values, lanes=1) for name, t in trainers.items()}
     compile_all(list(single.values()))
     calls = {name: trainer.interval_call(OPTIMIZERS[name].rate) for name, trainer in single.items()}
@@ -151,6 +151,6 @@ def _report(record: Record, values: flags.FlagValues, names: Sequence[str], seco
             if values.task == "vit":
                 axes.set_yscale("log")
     panels[0, 0].legend()
-    save_figure(figure, record.workdir / figure_name("training", values))
+    save_figure(figure, record.workdir / plot_name("training", values))
     launcher.print_table(rows)
     print("Losses in nats at the end, mean ± standard deviation over the seeds; the rate by validation loss.")

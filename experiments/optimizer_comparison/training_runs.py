@@ -1,4 +1,4 @@
-"""Training by many optimizers, learning rates and seeds: one program for all runs of one, many steps a call."""
+"""Training with many optimizers, learning rates and seeds: one program per optimizer, many steps per call."""
 
 import concurrent.futures
 import functools
@@ -12,30 +12,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.optimizer_comparison.tasks import Scores, Task
+from experiments.optimizer_comparison.tasks import ComparisonTask, Scores
 from nl_jax.training import TrainState, learning_rate_schedule
 
-Curves = dict[str, list[float | None]]  # a value for each evaluation, from the first to the last; None: not finite
+Curves = dict[str, list[float | None]]  # a value for each evaluation in order; None if it is not finite
 
 
 class Trainer:
-    """Runs of one optimizer on one task.
+    """The runs of one optimizer on one task.
 
-    All of them clip gradients to global norm 1, and warm up over a tenth of the steps, then follow a cosine to a tenth
-    of the learning rate.
+    All runs clip gradients to global norm 1. The learning rate warms up over a tenth of the steps, and then follows a
+    cosine to a tenth of its peak.
 
     Args:
-        task: what is trained.
-        make: the optimizer, of a schedule.
-        steps: of a run; a multiple of ``interval``.
-        interval: steps between evaluations, which are one call.
-        lanes: runs that are trained side by side, by ``vmap``: all at once, fewer of them are filled up, so that there
-            is one program; 1 for one after the other.
+        task: the training task.
+        make: ``make(schedule)`` returns the optimizer.
+        steps: number of steps of a run, a multiple of ``interval``.
+        interval: number of steps between evaluations, which are one call.
+        lanes: number of runs trained side by side by ``vmap``; 1 trains them one after the other. Fewer runs are filled
+            up to this number, so that there is one program.
     """
 
     def __init__(
         self,
-        task: Task,
+        task: ComparisonTask,
         make: Callable[[Any], optax.GradientTransformation],
         *,
         steps: int,
@@ -53,7 +53,7 @@ class Trainer:
             return TrainState(model, optimizer(rate).init(model))
 
         def advance(state, rate, key, number, train):
-            """``interval`` steps from step ``number`` on; the mean of their losses."""
+            """Makes ``interval`` steps from step ``number`` on, and returns also the mean of their losses."""
             transformation, key = optimizer(rate), jax.random.split(key)[1]
 
             def step(state, number):
@@ -72,7 +72,7 @@ class Trainer:
         self._compiled = False
 
     def lower(self) -> list[Any]:
-        """Its own programs, traced but not compiled; none where they are."""
+        """The traced but not yet compiled programs of this trainer; empty if they are compiled."""
         if self._compiled:
             return []
         arguments = self._arguments([0.0] * self.lanes, [0] * self.lanes)
@@ -80,13 +80,13 @@ class Trainer:
         return [self._start.lower(*arguments), self._advance.lower(state, *arguments, 0, self._task.train)]
 
     def use(self, compiled: Sequence[Any]) -> None:
-        """Takes the compiled programs of `lower`."""
+        """Sets the compiled programs of `lower`."""
         if compiled:
             self._start, self._advance = compiled
             self._compiled = True
 
     def _arguments(self, rates: Sequence[float], seeds: Sequence[int]) -> tuple[Any, Any]:
-        """Learning rates and keys of all lanes."""
+        """The learning rates and keys of all lanes."""
         rate, key = jnp.array(rates), jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
         return (rate, key) if self.lanes > 1 else (rate[0], key[0])
 
@@ -96,13 +96,14 @@ class Trainer:
         """Trains a run for each rate and seed, side by side or one after the other.
 
         Args:
-            rates, seeds: of the runs; a seed decides the initial model and the batches, for every optimizer alike.
-            held_out: what `Task.score` takes.
+            rates, seeds: learning rates and seeds of the runs. A seed decides the initial model and the batches, alike
+                for every optimizer.
+            held_out: the data for `ComparisonTask.score`.
             progress: called with the number of intervals that are done.
 
         Yields:
             The curves of each run: ``train_loss``, the mean over the steps since the last evaluation, and the scores
-            of ``held_out``, with what is not finite as None.
+            on ``held_out``; values that are not finite are None.
         """
         pairs = list(zip(rates, seeds, strict=True))
         for first in range(0, len(pairs), self.lanes):
@@ -119,7 +120,7 @@ class Trainer:
                 yield {name: [_finite(float(np.atleast_1d(row[name])[lane])) for row in rows] for name in rows[0]}
 
     def interval_call(self, rate: float) -> Callable[[], float]:
-        """An interval of one run from its start, always the same, as a call that returns the mean loss after it."""
+        """A function that runs the first interval of one run, always from the same start, and returns the mean loss."""
         assert self.lanes == 1
         arguments = self._arguments([rate], [0])
         state = self._start(*arguments)
@@ -129,12 +130,12 @@ class Trainer:
 
 @functools.cache
 def _scorer(score: Callable[[Any, Any], Scores], side_by_side: bool) -> Callable[[Any, Any], Scores]:
-    """A task's scores as one program for all optimizers."""
+    """The scores of a task as one program for all optimizers."""
     return jax.jit(jax.vmap(score, in_axes=(0, None)) if side_by_side else score)
 
 
 def compile_all(trainers: Sequence[Trainer]) -> None:
-    """Compiles what is not compiled, on all cores at once."""
+    """Compiles all programs that are not yet compiled, on all cores at once."""
     lowered = [trainer.lower() for trainer in trainers]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         futures = [[pool.submit(program.compile) for program in programs] for programs in lowered]

@@ -1,4 +1,4 @@
-"""Time of an optimizer's step alone, and the size of its state (Figure 12)."""
+"""The time of an optimizer's step alone, and the size of its state (Figure 12)."""
 
 import math
 import statistics
@@ -13,14 +13,14 @@ from experiments.benchmarking.timed_programs import Timing, interleave, one_line
 from experiments.optimizer_comparison.table import Optimizer
 
 LAYERS = 6
-M3_PERIOD = 16  # its slow memory's, by default
-END = f"m3, step {M3_PERIOD}"  # the last of a period, in which the slow memory is orthogonalised too
+M3_PERIOD = 16  # the default period of the slow memory of M3
+END = f"m3, step {M3_PERIOD}"  # the last step of a period, which also orthogonalises the slow memory
 
 
 def parameter_shapes(size: float) -> dict[str, jax.ShapeDtypeStruct]:
-    """Matrices of 6 layers of a Transformer, without embeddings: 4 of width², 2 of 4 width², about ``size`` in all.
+    """Shapes of the matrices of a Transformer with 6 layers, without embeddings: 4 of width² and 2 of 4 width² each.
 
-    The width is a multiple of 64, 64 or more.
+    Together they have about ``size`` parameters. The width is a multiple of 64, at least 64.
     """
     width = 64 * max(1, round((size / (12 * LAYERS)) ** 0.5 / 64))
     shapes = {name: (width, width) for name in ("query", "key", "value", "output")}
@@ -29,25 +29,25 @@ def parameter_shapes(size: float) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def state_bytes(transformation: optax.GradientTransformation, shapes: Any) -> int:
-    """Bytes of an optimizer's state for parameters of these shapes."""
+    """Number of bytes of an optimizer's state for parameters with these shapes."""
     state = jax.eval_shape(transformation.init, shapes)
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
 def measure(optimizers: Mapping[str, Optimizer], size: float, rounds: int, max_seconds: float) -> dict[str, Any]:
-    """Times the steps of all optimizers in turn, round by round, each from gradients, state and parameters to updates.
+    """Times the steps of all optimizers in turn, round by round, from gradients, state and parameters to updates.
 
-    The state is donated, as in training. M3 orthogonalises its slow memory once in a period: that step is timed by
-    itself, and M3's step time is the mean over a period, of medians.
+    The state is donated, as in training. M3 orthogonalises its slow memory once per period: this step is timed
+    separately, and the step time of M3 is the mean of the medians over a period.
 
     Args:
-        optimizers: by name.
-        size: parameters, about.
-        rounds: after one to warm up.
-        max_seconds: a step that takes longer to warm up is not repeated: that time counts.
+        optimizers: optimizers by name.
+        size: approximate number of parameters.
+        rounds: number of rounds after one to warm up.
+        max_seconds: a step whose warm-up takes longer is not repeated; the time of its warm-up counts.
 
     Returns:
-        ``parameters``, and ``optimizers``: for each ``state_bytes``, and ``step_seconds`` or a ``problem``.
+        ``parameters``, and ``optimizers``: for each optimizer ``state_bytes``, and ``step_seconds`` or a ``problem``.
     """
     shapes = parameter_shapes(size)
     keys = jax.random.split(jax.random.key(0), len(shapes))
@@ -60,7 +60,7 @@ def measure(optimizers: Mapping[str, Optimizer], size: float, rounds: int, max_s
         figures[name] = {"state_bytes": state_bytes(transformation, shapes)}
         try:
             step = Step(transformation, gradients, params)
-        except Exception as error:  # whatever it is, the others go on
+        except Exception as error:  # any error concerns this optimizer only
             figures[name]["problem"] = one_line(error)
             continue
         calls[name] = step.at(0)
@@ -74,7 +74,7 @@ def measure(optimizers: Mapping[str, Optimizer], size: float, rounds: int, max_s
 
 
 class Step:
-    """Steps of one optimizer on the same gradients, compiled; the state goes from one to the next.
+    """The compiled step of one optimizer, always with the same gradients; the state passes from step to step.
 
     Args:
         transformation: the optimizer.
@@ -88,14 +88,14 @@ class Step:
         def update(state, gradients, params, count):
             if optax.tree.get_all_with_path(state, "count"):
                 state = optax.tree.set(state, count=count)
-            # the state first: XLA gives donated buffers to results in their order, and copies what is crossed
+            # the state comes first: XLA assigns donated buffers to results in order, and copies if orders differ
             return transformation.update(gradients, state, params)[::-1]
 
         update = jax.jit(update, donate_argnums=0)
         self._update = update.lower(self._state, *self._given, jnp.zeros((), jnp.int32)).compile()
 
     def at(self, count: int) -> Callable[[], float]:
-        """A step as a call, as if ``count`` steps had been taken before it."""
+        """A function that makes one step, as if ``count`` steps had been made before it."""
         steps = jnp.asarray(count, jnp.int32)
 
         def call() -> float:
@@ -106,7 +106,7 @@ class Step:
 
 
 def _row(timings: Sequence[Timing]) -> dict[str, Any]:
-    """Figures of one optimizer: its steps, and those that end a period where it has one."""
+    """Figures of one optimizer from the timings of its steps and, if it has periods, of the steps that end one."""
     for timing in timings:
         if not timing.seconds:
             return {"problem": timing.problem}

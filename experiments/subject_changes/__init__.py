@@ -1,1 +1,1 @@
-"""The texts of ``experiments.subjects``."""
+"""The parts of ``experiments.subjects``: its texts."""

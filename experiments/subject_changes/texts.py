@@ -1,7 +1,7 @@
-"""Texts of different kinds for a stream that changes subject, none of which is in the text that a model is trained on.
+"""Texts of different kinds for a stream that changes subject, without anything that the model is trained on.
 
-Without files all of it comes with Python: prose is the language reference (the topics of ``help()``, which the default
-corpus leaves out), code and docstrings are of the default corpus' test and validation documents.
+Without files all texts come with Python. Prose is the language reference (the topics of ``help()``, which the default
+corpus leaves out); code and docstrings are from the test and validation documents of the default corpus.
 """
 
 import ast
@@ -32,13 +32,15 @@ from nl_jax.data import (
     split_documents,
 )
 
-SHORTEST = 64  # bytes: shorter paragraphs (import lines, headings) may be in several texts
+SHORTEST = 64  # bytes; shorter paragraphs (import lines, headings) may be in several texts
 
 
 def texts_of(values: flags.FlagValues, workdir: Path) -> tuple[TextData, dict[str, bytes], dict[str, ReadSummary]]:
-    """What to train on, by name what the streams are made of, without anything that is trained on, and what was read.
+    """Reads the texts of the flags; directories of runs are skipped.
 
-    Directories of runs are no text.
+    Returns:
+        The text to train on; by name the texts of the streams, without anything that is in training; and by name the
+        summaries of the files that were read.
     """
     texts: dict[str, bytes] = {}
     summaries: dict[str, ReadSummary] = {}
@@ -73,10 +75,10 @@ def texts_of(values: flags.FlagValues, workdir: Path) -> tuple[TextData, dict[st
 
 
 def default_texts() -> tuple[Splits, dict[str, bytes]]:
-    """Documents to train on, and by name the texts of the stream: prose, code and docstrings.
+    """The documents to train on, and by name the texts of the stream: prose, code and docstrings.
 
-    Half of the language reference is for training, beside as many bytes of code; the other half is the stream's prose.
-    Documents to evaluate on are those of the default corpus.
+    Half of the language reference is for training, together with as many bytes of code. The other half is the prose of
+    the stream. The documents for evaluation are those of the default corpus.
     """
     corpus = split_documents(load_documents())
     prose, held_out = _language_reference()
@@ -94,7 +96,7 @@ def default_texts() -> tuple[Splits, dict[str, bytes]]:
 
 
 def docstrings(document: Document) -> list[bytes]:
-    """Docstrings of a Python module and of what it defines; none where it cannot be parsed."""
+    """The docstrings of a Python module and of its definitions; empty if it cannot be parsed."""
     try:
         tree = ast.parse(document.text)
     except (SyntaxError, ValueError):
@@ -105,9 +107,9 @@ def docstrings(document: Document) -> list[bytes]:
 
 
 def without_seen(text: bytes, seen: set[bytes]) -> bytes:
-    """The text without paragraphs that were seen before, which then counts as seen itself.
+    """The text without paragraphs in ``seen``; all of its paragraphs are added to ``seen``.
 
-    Paragraphs are what blank lines separate; white space makes no difference, and those below 64 bytes are kept.
+    Blank lines separate paragraphs. White space is ignored in comparisons, and paragraphs below 64 bytes are kept.
     """
     kept = []
     for paragraph in re.split(rb"\n[ \t\r]*\n", text):
@@ -119,7 +121,7 @@ def without_seen(text: bytes, seen: set[bytes]) -> bytes:
 
 
 def held_out_texts(texts: Mapping[str, bytes], training: Iterable[Document]) -> dict[str, bytes]:
-    """The texts without paragraphs that are in the training documents, or that came before."""
+    """The texts without paragraphs that are in the training documents or in an earlier text."""
     seen: set[bytes] = set()
     for document in training:
         without_seen(document.text, seen)
@@ -129,12 +131,12 @@ def held_out_texts(texts: Mapping[str, bytes], training: Iterable[Document]) -> 
 def cut_streams(
     texts: Mapping[str, bytes], order: Sequence[str], streams: int, part: int
 ) -> UInt8[np.ndarray, "streams time"]:
-    """Streams of ``part`` bytes of each text in the given order, with no byte of a text in two places.
+    """Makes streams of ``part`` bytes of each text in the given order; no byte of a text is used twice.
 
-    A text that comes again goes on where it was. The streams' places in a text are evenly spaced.
+    A text that comes again continues where it stopped. The streams start at evenly spaced positions of a text.
 
     Raises:
-      InputError: for a text that is too short; it says what would do.
+      InputError: if a text is too short; the message says what would be enough.
     """
     rows: list[list[np.ndarray]] = [[] for _ in range(streams)]
     for place, name in enumerate(order):
@@ -152,7 +154,7 @@ def cut_streams(
 
 
 def _language_reference() -> tuple[list[Document], list[Document]]:
-    """Two halves of the language reference; topics contain each other, so what was seen before is left out."""
+    """Two halves of the language reference. Topics contain each other, so repeated paragraphs are left out."""
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
@@ -170,5 +172,5 @@ def _language_reference() -> tuple[list[Document], list[Document]]:
 
 
 def _shuffled(documents: Iterable[Document]) -> list[Document]:
-    """In the order of their SHA-256, which depends on nothing but their text."""
+    """The documents in the order of their SHA-256, which depends on their text alone."""
     return sorted(documents, key=lambda document: hashlib.sha256(document.text).digest())

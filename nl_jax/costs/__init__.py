@@ -1,4 +1,4 @@
-"""What a program costs: floating-point operations, counted from its trace and in closed form."""
+"""The cost of a program in floating-point operations, counted from its trace and computed in closed form."""
 
 from nl_jax.costs.closed_form import forward_flops
 from nl_jax.costs.flops import Flops, count_flops

@@ -1,7 +1,8 @@
-"""Matrix products of a language model's forward pass in closed form: what each part costs, as a formula.
+"""The cost of the matrix products in a language model's forward pass, in closed form for each part.
 
-``count_flops`` counts what a program does; here is what the algorithms of ``nl_jax.memory`` should cost. Parts are
-counted in multiply-adds, each two operations. Norms, gates, convolutions over time and the like are no matrix products.
+``count_flops`` counts the operations of a program; these formulas say what the algorithms of ``nl_jax.memory`` should
+cost. Internally parts are counted in multiply-adds, each of which is two operations. Norms, gates, convolutions over
+time and other operations that are not matrix products are left out.
 """
 
 from collections import Counter
@@ -19,23 +20,24 @@ from nl_jax.ops.triangular import BLOCK_SIZE as DIAGONAL_SIZE
 
 
 def forward_flops(config: LanguageModelConfig, batch_size: int, length: int) -> dict[str, int]:
-    """Floating point operations of the matrix products in a forward pass of ``LanguageModel(config)``, by part.
+    """Floating-point operations of the matrix products in a forward pass of ``LanguageModel(config)``, by part.
 
-    A training step without ``remat`` takes 3 times as many, and of attention, whose scores are computed again, 3.5
-    times. Memories have no one factor (3.2 to 3.9 measured): pieces are computed again in the backward pass, but only
-    as far as it needs them, and the triangular inverse has a rule of its own.
+    A training step without ``remat`` needs 3 times as many, and 3.5 times those of attention, whose scores are
+    recomputed in the backward pass. Memories have no single factor (3.2 to 3.9 were measured): the backward pass
+    recomputes pieces, but only as far as it needs them, and the triangular inverse has its own derivative rule.
 
     Args:
-        config: of the model, with any mixer and any options.
-        batch_size: sequences.
-        length: tokens of each; a text starts with them.
+        config: configuration of the model, with any mixer and any options.
+        batch_size: number of sequences.
+        length: number of tokens in each sequence, from the start of a text.
 
     Returns:
-        Operations of all layers, of those parts that there are: ``unembedding``; ``feed_forward``, all levels of the
-        continuum memory; ``projections``, by slow weights of the mixer, its output included; ``attention``, scores and
-        sums over values; and of memories ``generation`` (of keys, values, coefficients, targets and queries),
-        ``gradients`` (answers at the boundary, and backward), ``anchor`` (its answers to keys), ``decay``, ``gram``,
-        ``solve`` (right side, inverse, and their product), ``writes`` and ``reads``.
+        Operations of all layers, for each part that the model has: ``unembedding``; ``feed_forward`` (all levels of the
+        continuum memory); ``projections`` (by slow weights of the mixer, including its output); ``attention`` (scores,
+        and sums over values). Memories have the parts ``generation`` (of keys, values, coefficients, targets and
+        queries), ``gradients`` (answers at the boundary, and the backward pass), ``anchor`` (answers of the initial
+        weights to keys), ``decay``, ``gram``, ``solve`` (right side, inverse, and their product), ``writes`` and
+        ``reads``.
     """
     mixer: Any = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0))).blocks.mixer
     tokens, width = batch_size * length, config.width
@@ -47,7 +49,7 @@ def forward_flops(config: LanguageModelConfig, batch_size: int, length: int) -> 
         gates = sum(isinstance(coefficient, Gate) for coefficient in (mixer.eta, mixer.alpha, mixer.mu))
         layer["projections"] += tokens * gates * width * mixer.num_heads
         size = min(mixer.piece, length)
-        pieces = batch_size * mixer.num_heads * -(-length // size)  # the last one is padded
+        pieces = batch_size * mixer.num_heads * -(-length // size)  # the last piece is padded
         layer.update({part: pieces * count for part, count in _piece(mixer, size + mixer.window - 1).items()})
     parts = {part: config.num_layers * count for part, count in layer.items()}
     parts["unembedding"] = tokens * width * config.vocab_size
@@ -55,7 +57,7 @@ def forward_flops(config: LanguageModelConfig, batch_size: int, length: int) -> 
 
 
 def _pairs_in_tiles(length: int, window: int) -> int:
-    """Pairs of query and key in the tiles of which at least one query sees at least one key."""
+    """Number of pairs of query and key in the tiles in which at least one query sees at least one key."""
 
     def even(limit: int) -> int:
         return -(-length // -(-length // limit))
@@ -70,15 +72,15 @@ def _pairs_in_tiles(length: int, window: int) -> int:
 
 
 class _Layer(NamedTuple):
-    """A layer of stacked memories; first layers read the same input, so they are as one with many outputs."""
+    """A layer of stacked memories. First layers share their input, so they count as one layer with many outputs."""
 
-    inputs: int  # different ones, each with its Gram matrix and its triangular system
+    inputs: int  # number of different inputs, each with its own Gram matrix and triangular system
     size_in: int
-    size_out: int  # for each input
+    size_out: int  # size of the outputs for each input
 
     @property
     def weights(self) -> int:
-        """Multiply-adds of one token's answer, or of its write."""
+        """Multiply-adds of the answer to one token, or of its write."""
         return self.inputs * self.size_in * self.size_out
 
 
@@ -86,41 +88,40 @@ Group = list[_Layer]
 
 
 def _answer(group: Group) -> int:
-    """Multiply-adds of one token's answer from all memories of a group."""
+    """Multiply-adds of the answers of all memories in a group to one token."""
     return sum(layer.weights for layer in group)
 
 
 def _piece(mixer: MemoryMixer, c: int) -> Counter[str]:
-    """Multiply-adds for a piece of ``c`` tokens, of one head of one sequence."""
+    """Multiply-adds by part for a piece of ``c`` tokens, in one head of one sequence."""
     groups = [[_Layer(*(1,) * (3 - len(s)), *s) for s in architecture.shapes()] for architecture in mixer.architectures]
     linear, rule, momentum, window = mixer.objective.linear, mixer.rule, mixer.mu is not None, mixer.window > 1
     anchored = mixer.memories is not None and mixer.retention == "initial"
     implicit = rule.form == "implicit" and linear is not None
     parts: Counter[str] = Counter()
     if isinstance(mixer, SelfModifyingTitans):
-        if mixer.frozen and anchored:  # it only reads
+        if mixer.frozen and anchored:  # such a memory is only read
             adapt_queries = "query" in mixer.projections
             return Counter(reads=c * _answer(groups[-1]), generation=adapt_queries * _generation(mixer, groups, c))
         parts["generation"] = len(mixer.projections) * _generation(mixer, groups, c)
         parts["generation"] += mixer.self_targets * c * sum(map(_answer, groups))
     parts["decay"] = (1 + momentum) * _decay(c) + (momentum + window) * c**3 + momentum * c**2
     for group in groups:
-        # gradients are taken there
+        # whether gradients are taken at the boundary
         at_boundary = len(group) > 1 or rule.form == "normalized" or not (implicit or linear == 0.0)
         if at_boundary:
-            parts["gradients"] += c * (_answer(group) + _answer(group[1:]))  # none at the keys
+            parts["gradients"] += c * (_answer(group) + _answer(group[1:]))  # the gradient at the keys is not needed
         for layer in group:
-            # a last layer that folds takes its gradient at every token, by a delta term
+            # an implicit last layer takes its gradient at every token, by a delta term
             folds = implicit and layer is group[-1]
             delta = rule.delta or (folds and linear != 0.0)
-            # updates whose gradients were taken where the piece starts know the answers of its start
+            # if gradients were taken at the start of the piece, the answers there are already known
             known = int(at_boundary and len(set(mixer.chunk_sizes)) == 1)
             parts["anchor"] += anchored * (folds or delta * known) * c * layer.weights
             parts["writes"] += (1 + momentum) * c * layer.weights
             if delta:
-                products = (
-                    2 if momentum or window else 1
-                )  # of the right side too, where forcings and answers decay unlike
+                # the right side needs a product of its own if forcings and answers decay differently
+                products = 2 if momentum or window else 1
                 inverse_and_products = layer.inputs * (_inverse(c) + products * c**2 * layer.size_out)
                 parts["gram"] += layer.inputs * c**2 * layer.size_in
                 parts["solve"] += inverse_and_products + (1 + momentum) * c * layer.weights
@@ -129,26 +130,26 @@ def _piece(mixer: MemoryMixer, c: int) -> Counter[str]:
                 continue
             if mixer.read == "boundary":
                 parts["reads"] += c * layer.weights
-            else:  # the state at the piece's start, then what was written since: scores, and sums over forcings
-                sums = 2 if delta and (momentum or window) else 1  # of forcings and of writes, where they decay unlike
+            else:  # reads of the state at the start of the piece; then scores, and sums over what was written since
+                sums = 2 if delta and (momentum or window) else 1  # forcings and writes may decay differently
                 parts["reads"] += c * (1 + anchored + momentum) * layer.weights
                 parts["reads"] += layer.inputs * c**2 * (layer.size_in + sums * layer.size_out)
     return parts
 
 
 def _generation(mixer: SelfModifyingTitans, groups: list[Group], c: int) -> int:
-    """Multiply-adds of what one of the memories that project generates."""
+    """Multiply-adds of the projection that one of the projecting memories generates."""
     return c * _answer(groups[0]) // max(1, len(mixer.projections))
 
 
 def _decay(n: int) -> int:
-    """Multiply-adds of the decay products of n tokens, each of which goes through a product with ones."""
+    """Multiply-adds of the decay matrix of n tokens; a product with the identity materialises its blocks."""
     blocks = -(-n // DECAY_BLOCK_SIZE)
     return 0 if blocks == 1 else blocks**2 * DECAY_BLOCK_SIZE**3 + _decay(blocks)
 
 
 def _inverse(n: int) -> int:
-    """Multiply-adds of a unit lower-triangular inverse: products of powers in blocks, then merging of neighbours."""
+    """Multiply-adds of a unit lower-triangular inverse: matrix powers in diagonal blocks, then merges of neighbours."""
     if n <= DIAGONAL_SIZE:
         return 2 * n**3 * max(0, (n - 1).bit_length() - 1)
     size = DIAGONAL_SIZE << (-(-n // DIAGONAL_SIZE) - 1).bit_length()

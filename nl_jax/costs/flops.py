@@ -1,6 +1,6 @@
-"""Floating point operations of a program, counted from its jaxpr.
+"""Counts the floating-point operations of a program from its jaxpr.
 
-XLA's ``cost_analysis`` counts the body of a loop once, whatever its length; here it counts as often as it runs.
+XLA's ``cost_analysis`` counts the body of a loop once, whatever its length; here it counts once per iteration.
 """
 
 import math
@@ -13,29 +13,29 @@ from jax.extend import core
 
 
 class Flops(NamedTuple):
-    """Floating point operations: of matrix products, convolutions and triangular solves, and all the others."""
+    """Numbers of floating-point operations."""
 
-    matrix: int = 0
-    elementwise: int = 0
+    matrix: int = 0  # in matrix products, convolutions and triangular solves
+    elementwise: int = 0  # in all others
 
     def times(self, count: int) -> "Flops":
-        """Operations of ``count`` runs."""
+        """The operations of ``count`` runs."""
         return Flops(self.matrix * count, self.elementwise * count)
 
 
-# Primitives that only move, choose or convert numbers.
+# Primitives that only move, select or convert numbers.
 _MOVES = frozenset(
     """all_gather all_to_all bitcast_convert_type broadcast_in_dim concatenate convert_element_type copy device_put
     dynamic_slice dynamic_update_slice expand_dims gather get imag name optimization_barrier pad pcast ppermute pvary
     real reduce_precision reshape rev scatter select_n sharding_constraint slice sort split squeeze stack stop_gradient
     swap top_k transpose""".split()  # noqa: SIM905
 )
-# Primitives that run their one jaxpr once.
+# Primitives that run their only jaxpr once.
 _CALLS = frozenset(
     """checkpoint closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr jit pjit remat
     remat2""".split()  # noqa: SIM905
 )
-# Primitives that one operation per element of the output would count far too low.
+# Primitives with many operations per element of the output, for which there is no rule.
 _UNKNOWN = frozenset(
     """custom_call eig eigh fft ffi_call hessenberg householder_product lu pallas_call qr ragged_dot ragged_dot_general
     scaled_matmul schur svd tridiagonal tridiagonal_solve""".split()  # noqa: SIM905
@@ -43,25 +43,29 @@ _UNKNOWN = frozenset(
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> Flops:
-    """Counts the floating point operations of ``function(*arguments)``; nothing is compiled or run.
+    """Counts the floating-point operations of ``function(*arguments)``, without compiling or running it.
 
-    A product of [m, k] and [k, n] counts 2·m·n·k, a convolution likewise (zeros of padding and dilation as if they were
-    multiplied), a triangular solve of n rows n per element of its output, a Cholesky factor n / 3. Of the others, a
-    reduction counts one per element of its input, a scatter-add one per update, and what only moves, compares or
-    converts nothing; the rest, whatever it is, counts one per element of its floating point outputs. A scan counts its
-    length times its body, a cond its costliest branch, ``jax.checkpoint`` also what the backward pass computes again.
-    This is what the program asks for: XLA may leave out what nobody reads.
+    The rules are:
+
+    - A product of [m, k] and [k, n] counts 2·m·n·k operations. A convolution counts likewise, with the zeros of padding
+      and dilation included. A triangular solve of n rows counts n per element of its output, a Cholesky factor n / 3.
+    - A reduction counts one operation per element of its input, and a scatter-add one per update. Primitives that only
+      move, compare or convert numbers count nothing. All others count one per element of their floating-point outputs.
+    - A scan counts its length times its body, a cond its costliest branch, and ``jax.checkpoint`` also the operations
+      that the backward pass recomputes.
+
+    These are the operations that the program requests; XLA may remove those whose result is not used.
 
     Args:
-        function: anything that ``jax.make_jaxpr`` traces.
+        function: any function that ``jax.make_jaxpr`` can trace.
         *arguments: pytrees of arrays or of ``jax.ShapeDtypeStruct``.
 
     Returns:
         The operations of all devices together.
 
     Raises:
-        NotImplementedError: for a while loop of floating point operations, whose number of iterations the jaxpr does
-            not tell, and for what has no rule here: FFT, most decompositions, Pallas kernels.
+        NotImplementedError: for a while loop with floating-point operations, since the jaxpr does not hold the number
+            of iterations, and for primitives without a rule: FFT, most decompositions, Pallas kernels.
     """
     return _jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -78,15 +82,15 @@ def _equation(equation: core.JaxprEqn) -> Flops:
     bodies = [] if name.startswith(("reduce", "scatter")) else list(_bodies(params))
     if name in _CALLS:
         return _jaxpr(*bodies)
-    if name == "custom_linear_solve":  # its other jaxprs are for derivatives
+    if name == "custom_linear_solve":  # the other jaxprs are for derivatives
         return _jaxpr(params["jaxprs"].solve.jaxpr)
-    if name == "apply_linear":  # ``nl_jax/ops/transposable.py``: the other one is its transpose
+    if name == "apply_linear":  # from ``nl_jax/ops/transposable.py``; the other jaxpr is the transpose
         return _jaxpr(params["forward"].jaxpr)
     if name == "scan":
         return _jaxpr(*bodies).times(params["length"])
     if name == "cond":
         return max(map(_jaxpr, bodies), key=sum)
-    if name == "shard_map":  # its jaxpr is one device's share
+    if name == "shard_map":  # its jaxpr is the share of one device
         return _jaxpr(*bodies).times(math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"]))
     if name == "while" and any(sum(_jaxpr(body)) for body in bodies):
         raise NotImplementedError("while: the number of iterations is unknown; expected a loop of fixed length")
@@ -114,7 +118,7 @@ def _equation(equation: core.JaxprEqn) -> Flops:
 
 
 def _elements(variables: Iterable[Any]) -> int:
-    """Number of floating point numbers in the values of variables."""
+    """Number of floating-point elements in the values of the variables."""
     avals = [variable.aval for variable in variables if hasattr(variable.aval, "dtype")]
     return sum(math.prod(aval.shape) for aval in avals if jnp.issubdtype(aval.dtype, jnp.inexact))
 

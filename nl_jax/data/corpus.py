@@ -1,4 +1,4 @@
-"""The fixed split of documents into training, validation and test, and what identifies them."""
+"""The fixed split of documents into training, validation and test, and the fingerprint of the data."""
 
 import dataclasses
 import hashlib
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from nl_jax.data.reading import Document
 from nl_jax.errors import InputError
 
-_HELD_OUT = 0.05  # the least share of the bytes in validation, and in test
+_HELD_OUT = 0.05  # smallest share of the bytes in validation, and in test
 
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """Documents by their use; no text is in two of them."""
+    """The documents of the three splits; no text is in two of them."""
 
     train: list[Document]
     validation: list[Document]
@@ -20,19 +20,19 @@ class Splits:
 
 
 def split_documents(documents: Sequence[Document]) -> Splits:
-    """Splits documents whole: validation and test each get at least 5 % of the bytes, training the rest.
+    """Splits whole documents: validation and test each get at least 5 % of the bytes, and training gets the rest.
 
-    Documents are dealt in the order of their SHA-256, a fixed shuffle that depends on nothing but their text: the split
-    is the same for every seed, machine and order of reading, and identical documents land in the same split. Within a
-    split the order is that of ``documents``.
+    Documents are assigned in the order of their SHA-256, which is a fixed shuffle that depends on their text alone. So
+    the split is the same for every seed, machine and reading order, and identical documents are in the same split.
+    Within a split the order is that of ``documents``.
 
-    With fewer than 3 distinct documents, or where whole documents would leave less than half of the bytes to training,
-    the distinct documents are cut instead: the first 90 % of their concatenated bytes for training, 5 % for validation,
-    5 % for test, each cut moved back (by 2 % at most) to the end of a line where there is one, else to a character
-    boundary. Copies of a document are then dropped, so that none is in two splits.
+    If there are fewer than 3 distinct documents, or whole documents would leave less than half of the bytes to
+    training, the concatenated distinct documents are cut instead: the first 90 % of the bytes for training, 5 % for
+    validation and 5 % for test. Each cut is moved back (by 2 % at most) to the end of a line if there is one, else to a
+    character boundary. Copies of a document are then dropped, so that none is in two splits.
 
     Raises:
-        InputError: too little text for three splits.
+        InputError: if there is too little text for three splits.
     """
     copies: dict[bytes, list[int]] = {}
     for index, document in enumerate(documents):
@@ -47,13 +47,13 @@ def split_documents(documents: Sequence[Document]) -> Splits:
         parts[part] += copies[digest]
         filled += sum(len(documents[index].text) for index in copies[digest])
     validation, test, train = ([documents[index] for index in sorted(part)] for part in parts)
-    if sum(len(document.text) for document in train) < total / 2:  # always so with fewer than 3 distinct documents
+    if sum(len(document.text) for document in train) < total / 2:  # always true with fewer than 3 distinct documents
         return _cut([documents[indices[0]] for indices in copies.values()])
     return Splits(train, validation, test)
 
 
 def fingerprint(documents: Sequence[Document]) -> dict[str, int | str]:
-    """What identifies the data of a run: ``documents`` (how many), ``bytes`` and ``sha256`` of the texts in order."""
+    """Identifies the data of a run: the numbers of ``documents`` and ``bytes``, and ``sha256`` of the ordered texts."""
     digest = hashlib.sha256()
     for document in documents:
         digest.update(len(document.text).to_bytes(8, "little"))  # so that moving a boundary changes the digest
@@ -63,7 +63,7 @@ def fingerprint(documents: Sequence[Document]) -> dict[str, int | str]:
 
 
 def _cut(documents: Sequence[Document]) -> Splits:
-    """Splits the concatenation of the documents 90/5/5; a document with a cut inside gives a piece to both sides."""
+    """Splits the concatenated documents 90/5/5; a document with a cut inside gives a piece to each side."""
     joined = b"".join(document.text for document in documents)
     first = _boundary(joined, round((1 - 2 * _HELD_OUT) * len(joined)))
     second = _boundary(joined, round((1 - _HELD_OUT) * len(joined)))
@@ -81,7 +81,7 @@ def _cut(documents: Sequence[Document]) -> Splits:
 
 
 def _boundary(text: bytes, position: int) -> int:
-    """The last line end within 2 % of the text before ``position``, else the last character boundary there."""
+    """The last line end in the 2 % of the text before ``position``; else the last character boundary before it."""
     newline = text.rfind(b"\n", position - len(text) // 50, position)
     if newline >= 0:
         return newline + 1

@@ -15,7 +15,7 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 
 
 class ImageSet(NamedTuple):
-    """One split: values in [-1, 1], and the class of each image."""
+    """One split: images with values in [-1, 1], and the class of each image."""
 
     images: Float[np.ndarray, "N height width channels"]
     labels: Int[np.ndarray, "N"]
@@ -23,12 +23,12 @@ class ImageSet(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ImageData:
-    """Everything that a run needs of its images.
+    """The images of a run.
 
     Attributes:
-        train, validation, test: 60, 20 and 20 % of the images, by a shuffle that depends on their number alone.
-        classes: names, by label.
-        fingerprint: ``images`` (how many) and ``sha256`` of images and labels, for ``results.json``.
+        train, validation, test: 60, 20 and 20 % of the images, after a shuffle that depends on their number alone.
+        classes: class names, indexed by label.
+        fingerprint: the number of ``images``, and the ``sha256`` of images and labels, for ``results.json``.
     """
 
     train: ImageSet
@@ -39,10 +39,12 @@ class ImageData:
 
 
 def load_digits() -> ImageData:
-    """scikit-learn's 1,797 digits of 8 x 8 pixels (UCI's Optical Recognition of Handwritten Digits); no download.
+    """Loads the 1,797 digits of scikit-learn, 8 x 8 pixels each, without a download.
+
+    They are UCI's Optical Recognition of Handwritten Digits.
 
     Raises:
-        InputError: scikit-learn is not installed.
+        InputError: if scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits as load
@@ -51,20 +53,20 @@ def load_digits() -> ImageData:
             "the digits come with scikit-learn, which is not installed; expected: pip install 'nl-jax[vision]'"
         ) from error
     digits = load()
-    images = np.asarray(digits.images, np.float32)[..., None] / 8.0 - 1.0  # 0 to 16 there
+    images = np.asarray(digits.images, np.float32)[..., None] / 8.0 - 1.0  # pixels are 0 to 16
     return _split(images, np.asarray(digits.target, np.int32), tuple(map(str, range(10))))
 
 
 def load_image_folder(path: str, size: int) -> ImageData:
-    """Images of a directory with one sub-directory for each class, as RGB, scaled to squares.
+    """Loads the images of a directory with one sub-directory for each class, as RGB, resized to squares.
 
     Args:
-        path: the directory; hidden sub-directories and files that are no images by their name's end are left out.
-        size: pixels on each side afterwards.
+        path: the directory. Hidden sub-directories, and files without the suffix of an image format, are skipped.
+        size: pixels on each side after resizing.
 
     Raises:
-        InputError: no such directory, fewer than two classes with images, fewer than five images, one that cannot be
-            read, or a size below 1.
+        InputError: if there is no such directory, fewer than two classes have images, there are fewer than five images,
+            an image cannot be read, or the size is below 1.
     """
     if size < 1:
         raise InputError(f"size={size}: expected at least 1")

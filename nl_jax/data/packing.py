@@ -1,9 +1,9 @@
-"""Documents as one stream of tokens, and the windows of it that a model sees.
+"""Packs documents into one stream of tokens, and cuts the stream into the windows that a model sees.
 
-Documents are kept apart or not, ``document_boundaries``: with ``carry`` the stream is cut into windows wherever the
-length of a sequence says, so that a window may hold several documents and a document is read with those before it in
-mind; with ``reset`` each document begins a window of its own, and what its last window has left is padding. Either way
-a document's first token is predicted from a separator, and every token of every document is a target once.
+``document_boundaries`` says whether windows cross the boundaries of documents. With ``carry`` the stream is cut into
+windows of equal length, so a window may hold several documents, and a document is read after the ones before it. With
+``reset`` each document begins a new window, and the rest of its last window is padding. Either way the first token of a
+document is predicted from a separator, and every token of every document is a target once.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """A stream of tokens: every document after one separator, and one separator at the very end.
+    """A stream of tokens, with one separator before every document and one at the end.
 
     Attributes:
-        tokens: ``[N]``, the smallest unsigned type that holds the vocabulary.
-        bytes_per_token: ``[N]``, how many bytes of text each token covers, 0 for separators; unsigned.
-        separators: ``[D + 1]`` for D documents, the positions of the separators: document i is
+        tokens: ``[N]``, in the smallest unsigned type that holds the vocabulary.
+        bytes_per_token: ``[N]``, number of bytes of text that each token covers, 0 for separators; unsigned.
+        separators: ``[D + 1]`` for D documents, positions of the separators: document i is
             ``tokens[separators[i] + 1 : separators[i + 1]]``.
     """
 
@@ -37,7 +37,7 @@ class Packed:
 
 
 def pack(documents: Sequence[Document], tokenizer: Tokenizer) -> Packed:
-    """Encodes the documents and joins them with separators; no documents give the last separator alone."""
+    """Encodes the documents and joins them with separators; without documents there is the last separator alone."""
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     separator = np.array([tokenizer.separator_id], dtype)
     tokens, counts, separators = [], [], [0]
@@ -48,23 +48,23 @@ def pack(documents: Sequence[Document], tokenizer: Tokenizer) -> Packed:
             raise InputError(f"{document.name}: {error}") from error
         separators.append(separators[-1] + len(ids) + 1)
         tokens += [separator, ids.astype(dtype)]
-        # Small types at once, since a corpus is large; `concatenate` takes the widest.
+        # Each part is converted to a small type at once, since a corpus is large; `concatenate` takes the widest type.
         counts += [np.zeros(1, np.uint8), num_bytes.astype(np.min_scalar_type(num_bytes.max(initial=0)))]
     joined = np.concatenate([*tokens, separator]), np.concatenate([*counts, np.zeros(1, np.uint8)])
     return Packed(*joined, np.array(separators))
 
 
 def lost_bytes(documents: Sequence[Document], packed: Packed, tokenizer: Tokenizer) -> Int[np.ndarray, "D"]:
-    """How many bytes of each document its tokens do not give back.
+    """Number of bytes of each document that are lost when its tokens are decoded.
 
-    A byte value that is in the text more often than in the decoded tokens is lost that many times: text that the
-    tokenizer drops, maps to a token for the unknown, or changes (capitals, accents, runs of white space). What it adds
-    does not make up for that.
+    If a byte value occurs more often in the text than in the decoded tokens, the difference is lost: text that the
+    tokenizer drops, maps to the token for unknown text, or changes (capitals, accents, runs of white space). Text that
+    the tokenizer adds does not make up for this.
 
     Args:
-        documents: what was packed.
+        documents: the documents that were packed.
         packed: ``pack(documents, tokenizer)``.
-        tokenizer: likewise.
+        tokenizer: the tokenizer that packed them.
     """
     lost = np.zeros(len(documents), np.int64)
     for i, document in enumerate(documents):
@@ -79,39 +79,42 @@ def lost_bytes(documents: Sequence[Document], packed: Packed, tokenizer: Tokeniz
 def spans(
     packed: Packed, seq_len: int, document_boundaries: str = "carry"
 ) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
-    """First and last positions of the windows that have every token as a target once, all but the first separator.
+    """First and last positions of windows in which every token, except the first separator, is a target once.
 
     Args:
         packed: the stream.
-        seq_len: targets in a window at most, T; a window has at most T + 1 tokens.
-        document_boundaries: ``carry`` or ``reset``, see above.
+        seq_len: largest number of targets in a window, T; a window has at most T + 1 tokens.
+        document_boundaries: ``carry`` or ``reset`` (see the module's docstring).
+
+    Returns:
+        Starts and ends, each ``[n]``; the end is the position of the last token of a window.
 
     Raises:
-        InputError: ``seq_len < 1``.
-        ValueError: another ``document_boundaries``.
+        InputError: if ``seq_len < 1``.
+        ValueError: for another value of ``document_boundaries``.
     """
     _check_seq_len(seq_len)
     if document_boundaries not in BOUNDARIES:
         raise ValueError(f"document_boundaries={document_boundaries!r}: expected one of {', '.join(BOUNDARIES)}")
     bounds = packed.separators if document_boundaries == "reset" else np.array([0, len(packed.tokens) - 1])
     counts = -(-np.diff(bounds) // seq_len)
-    first = np.repeat(np.cumsum(counts) - counts, counts)  # window of the same document
+    first = np.repeat(np.cumsum(counts) - counts, counts)  # index of the document's first window
     starts = np.repeat(bounds[:-1], counts) + (np.arange(counts.sum()) - first) * seq_len
     return starts, np.minimum(starts + seq_len, np.repeat(bounds[1:], counts))
 
 
 def padding_share(packed: Packed, seq_len: int) -> float:
-    """Share of the positions that are padding where documents are kept apart, from 0 to 1."""
+    """Share of the positions that are padding with ``document_boundaries="reset"``, from 0 to 1."""
     starts, ends = spans(packed, seq_len, "reset")
     return 1 - float((ends - starts).sum()) / (len(starts) * seq_len)
 
 
 def cut(tokens: UInt[np.ndarray, "N"], starts: Int[np.ndarray, "B"], ends: Int[np.ndarray, "B"], seq_len: int) -> Batch:
-    """The windows from ``starts`` to ``ends``, as :func:`spans` gives them, padded with 0 to ``seq_len`` targets.
+    """Cuts the windows from ``starts`` to ``ends`` (see :func:`spans`), padded with 0 to ``seq_len`` targets.
 
     Returns:
-        ``{"inputs": int32 [B, T], "targets": int32 [B, T], "mask": float32 [B, T]}``, targets one token ahead; the mask
-        is 0 where the target is padding.
+        ``{"inputs": int32 [B, T], "targets": int32 [B, T], "mask": float32 [B, T]}``. Targets are one token ahead of
+        inputs; the mask is 0 where the target is padding.
     """
     positions = starts[:, None] + np.arange(seq_len + 1)
     inside = positions <= ends[:, None]
@@ -120,13 +123,13 @@ def cut(tokens: UInt[np.ndarray, "N"], starts: Int[np.ndarray, "B"], ends: Int[n
 
 
 def windows(array: UInt[np.ndarray, "N"], seq_len: int) -> UInt[np.ndarray, "n T+1"]:
-    """The windows of ``seq_len + 1`` tokens that overlap by one, as a view: ``array[i*T : i*T + T + 1]`` is row ``i``.
+    """Windows of T + 1 tokens that overlap by one, T = ``seq_len``, as a view: row i is ``array[i*T : i*T + T + 1]``.
 
-    The first ``T`` of a row are inputs and the last ``T`` are targets, so that every token but the very first is a
-    target exactly once, up to the at most ``T - 1`` tokens at the end that do not fill a row.
+    The first ``T`` tokens of a row are inputs and the last ``T`` are targets. So every token but the very first is a
+    target exactly once, except for at most ``T - 1`` tokens at the end that do not fill a row.
 
     Raises:
-        InputError: ``seq_len < 1``, or no row fits.
+        InputError: if ``seq_len < 1``, or the array is too short for one row.
     """
     _check_seq_len(seq_len)
     if len(array) < seq_len + 1:

@@ -1,4 +1,4 @@
-"""From text to batches: an endless, resumable iterator for training, and fixed batches for evaluation."""
+"""Turns text into batches: an endless, resumable iterator for training, and fixed batches for evaluation."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,21 +14,21 @@ from nl_jax.data.reading import Document, ReadSummary, read_documents
 from nl_jax.data.tokenizer import Tokenizer, load_tokenizer
 from nl_jax.errors import InputError
 
-LOST_AT_MOST = 0.01  # share of a text's bytes that a tokenizer may lose: they would count as read for nothing
+LOST_AT_MOST = 0.01  # share of a text's bytes that a tokenizer may lose: bits per byte counts them as free
 
 
 @dataclasses.dataclass(frozen=True)
 class TextData:
-    """Everything a language-model run needs of its text.
+    """The text of a language-model run, with its tokens.
 
     Attributes:
-        tokenizer: what made the tokens.
+        tokenizer: the tokenizer that made the tokens.
         documents: the raw texts by split.
-        train, validation, test: their tokens.
-        fingerprint: what identifies them: ``documents``, ``bytes`` and ``sha256`` of all texts, and ``tokenizer``, its
-            digest; for ``results.json``.
-        summary: what was read, and what was skipped; ``None`` for text that was not read from files.
-        lost_share: share of the bytes that the tokens do not give back, from 0 to 1.
+        train, validation, test: the tokens of each split.
+        fingerprint: identifies the data in ``results.json``: ``documents``, ``bytes`` and ``sha256`` of all texts, and
+            ``tokenizer``, the digest of the tokenizer.
+        summary: the files that were read or skipped; ``None`` if the text was not read from files.
+        lost_share: share of the bytes that decoding the tokens does not give back, from 0 to 1.
     """
 
     tokenizer: Tokenizer
@@ -42,12 +42,12 @@ class TextData:
 
     @property
     def train_text(self) -> bytes:
-        """The training texts joined: what a yardstick may learn from."""
+        """The joined training texts, from which baselines may learn."""
         return b"".join(document.text for document in self.documents.train)
 
     @property
     def test_text(self) -> bytes:
-        """The test texts joined: what a yardstick is scored on."""
+        """The joined test texts, on which baselines are scored."""
         return b"".join(document.text for document in self.documents.test)
 
 
@@ -59,23 +59,23 @@ def load_text_data(
     exclude: Callable[[Path], bool] = lambda directory: False,
     skip_bad: bool = False,
 ) -> TextData:
-    """Reads, splits and packs text; the split depends on the text alone, not on a seed.
+    """Reads, splits and packs text. The split depends on the text alone, not on a seed.
 
-    Bits per byte divide by all bytes of the text, so a tokenizer has to encode all of it: one that loses more than
-    1 % of the bytes (it drops what it does not know, or has one token for all of that, or for capitals and small
-    letters, or for any white space) is refused. ``lost_share`` tells what a tokenizer within that bound loses.
+    Bits per byte is a loss divided by all bytes of the text, so a tokenizer must encode all of them. A tokenizer that
+    loses more than 1 % of the bytes is refused; it may drop unknown text, or use one token for all unknown text, for
+    capital and small letters, or for any white space. ``lost_share`` of the result is the share that is lost.
 
     Args:
-        path: as for :func:`nl_jax.data.read_documents`; default the standard library's source.
-        tokenizer_path: a Hugging Face ``tokenizer.json``; default bytes.
+        path: as for :func:`nl_jax.data.read_documents`; the default is the standard library's source.
+        tokenizer_path: a Hugging Face ``tokenizer.json``; by default every byte is a token.
         text_key: the key of the text in JSON objects.
         exclude, skip_bad: as for :func:`nl_jax.data.read_documents`.
 
     Raises:
-        InputError: as :func:`read_documents`, :func:`split_documents` and :func:`load_tokenizer` say, text that the
-            tokenizer cannot encode, or a tokenizer that loses more than 1 % of it.
+        InputError: as for :func:`read_documents`, :func:`split_documents` and :func:`load_tokenizer`; also if the
+            tokenizer cannot encode the text, or loses more than 1 % of it.
     """
-    tokenizer = load_tokenizer(tokenizer_path)  # first, since its errors are quick to find
+    tokenizer = load_tokenizer(tokenizer_path)  # first, since its errors are found quickly
     documents, summary = read_documents(path, text_key, exclude=exclude, skip_bad=skip_bad)
     splits = split_documents(documents)
     train, validation, test = (pack(part, tokenizer) for part in (splits.train, splits.validation, splits.test))
@@ -89,7 +89,11 @@ def load_text_data(
 
 
 def _checked_share(lost: Int[np.ndarray, "D"], documents: Sequence[Document], tokenizer: Tokenizer) -> float:
-    """Share of the documents' bytes that are lost, ``lost`` of each; `InputError` where it is too large."""
+    """Share of the documents' bytes that are lost, given the ``lost`` bytes of each document.
+
+    Raises:
+        InputError: if the share is above `LOST_AT_MOST`.
+    """
     share = float(lost.sum()) / sum(len(document.text) for document in documents)
     if share > LOST_AT_MOST:
         worst = documents[int(np.argmax(lost))]
@@ -102,7 +106,7 @@ def _checked_share(lost: Int[np.ndarray, "D"], documents: Sequence[Document], to
 
 
 def _lost_character(document: Document, tokenizer: Tokenizer) -> str:
-    """The first character that is in the text more often than in what its tokens give back."""
+    """The first character that occurs more often in the text than in its decoded tokens."""
     text, back = document.text.decode("utf-8"), tokenizer.decode(tokenizer.encode(document.text)[0])
     return next(character for character in dict.fromkeys(text) if text.count(character) > back.count(character))
 
@@ -117,28 +121,32 @@ def train_iterator(
     process_count: int = 1,
     document_boundaries: str = "carry",
 ) -> grain.DatasetIterator:
-    """Endless batches of windows in random order, shuffled anew every epoch; a batch may span two epochs.
+    """Makes an endless iterator over batches of windows, in an order that is shuffled anew in every epoch.
+
+    A batch may span two epochs.
 
     Args:
         packed: the training split.
-        batch_size: sequences in a global batch, B.
-        seq_len: tokens in a sequence, T.
-        seed: decides the order; not negative.
-        process_index: which of the processes this is; it gets rows ``[index, index + 1) * B / process_count`` of each
-            global batch, which is the same batch however many processes share it.
-        process_count: how many processes share the input.
-        document_boundaries: ``carry``: a window may hold several documents, and what is before a document is read with
-            it; the last ``(N - 1) % T`` tokens of the split are not used. ``reset``: a window holds tokens of one
-            document, so that no other can change what is predicted in it; all tokens are used.
+        batch_size: number of sequences in a global batch, B.
+        seq_len: number of tokens in a sequence, T.
+        seed: random seed of the order, 0 or more.
+        process_index: index of this process. It gets rows ``[index, index + 1) * B / process_count`` of each global
+            batch; the global batch does not depend on the number of processes.
+        process_count: number of processes that share the input.
+        document_boundaries: ``carry``: a window may hold several documents, so that a document is read after earlier
+            ones; the last ``(N - 1) % T`` tokens of the split are not used. ``reset``: a window holds tokens of one
+            document only, so that no other document can change its predictions; all tokens are used.
 
     Returns:
-        An iterator of ``{"inputs": int32 [B / process_count, T], "targets": likewise}``, targets one token ahead; with
-        ``reset`` also ``"mask": float32 [B / process_count, T]``, 0 where the target is padding. Its ``get_state()``,
-        or ``grain.checkpoint.CheckpointSave(iterator)``, is all that resuming needs, the same on every process.
+        An iterator over ``{"inputs": int32 [B / process_count, T], "targets": likewise}``, targets one token ahead.
+        With ``reset`` batches also have ``"mask": float32 [B / process_count, T]``, 0 where the target is padding. To
+        resume, save ``get_state()`` of the iterator, or ``grain.checkpoint.CheckpointSave(iterator)``; the state is
+        the same on every process.
 
     Raises:
-        InputError: a size below 1, a sequence longer than the split, ``batch_size`` not divisible by the processes.
-        ValueError: another ``document_boundaries``.
+        InputError: for a size below 1, a sequence longer than the split, or a ``batch_size`` that is not a multiple of
+            ``process_count``.
+        ValueError: for another value of ``document_boundaries``.
     """
     _check_at_least_one(batch_size=batch_size, process_count=process_count)
     if seed < 0:
@@ -149,7 +157,7 @@ def train_iterator(
         raise InputError(f"process_index={process_index}: expected 0 to {process_count - 1}")
     starts, ends = spans(packed, seq_len, document_boundaries)
     if document_boundaries == "carry":
-        starts = starts[: len(windows(packed.tokens, seq_len))]  # raises where there is not one whole window
+        starts = starts[: len(windows(packed.tokens, seq_len))]  # raises an error if there is no whole window
     elif not len(starts):
         raise InputError("the split to train on has no text; expected at least one document")
     local = batch_size // process_count
@@ -158,25 +166,25 @@ def train_iterator(
         own = indices[process_index * local : (process_index + 1) * local]
         batch = cut(packed.tokens, starts[own], ends[own], seq_len)
         if document_boundaries == "carry":
-            del batch["mask"]  # of ones
+            del batch["mask"]  # it is all ones
         return batch
 
-    # Indices are batched, not sequences, so that a process reads its own rows only.
-    epochs = 2**62 // len(starts)  # as good as endless, whose length in grain overflows in batches of one
+    # Batches are made of indices, not of sequences, so that each process reads its own rows only.
+    epochs = 2**62 // len(starts)  # practically endless; grain's own endless length overflows in batches of one
     dataset = grain.MapDataset.range(len(starts)).seed(seed).shuffle().repeat(epochs).batch(batch_size).map(read)
-    # Grain's default of 500 batches read ahead is gigabytes; text in memory needs few.
+    # Grain reads 500 batches ahead by default, which takes gigabytes; text in memory needs only a few.
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSet:
-    """A fixed set of batches and what their loss is divided by.
+    """A fixed set of batches, and the numbers of bytes and tokens by which their loss is divided.
 
     Attributes:
-        batches: ``{"inputs": int32 [B, T], "targets": int32 [B, T], "mask": float32 [B, T]}`` each, made when asked
-            for, as often as wanted. Where the mask is 0 the target is padding.
-        num_bytes: text bytes of the targets whose mask is 1; bits per byte = summed loss / log(2) / num_bytes.
-        num_tokens: number of targets whose mask is 1.
+        batches: a sequence of ``{"inputs": int32 [B, T], "targets": int32 [B, T], "mask": float32 [B, T]}``. A batch is
+            made each time it is indexed. The mask is 0 where the target is padding.
+        num_bytes: bytes of text that the targets with mask 1 cover; bits per byte = summed loss / log(2) / num_bytes.
+        num_tokens: number of targets with mask 1.
     """
 
     batches: Sequence[Batch]
@@ -192,20 +200,22 @@ def evaluation_batches(
     max_tokens: int | None = None,
     document_boundaries: str = "carry",
 ) -> EvaluationSet:
-    """The windows of a split in order, each token but the very first a target once; the same on every process.
+    """Makes batches of the windows of a split in order, in which each token but the very first is a target once.
+
+    The batches are the same on every process.
 
     Args:
         packed: the split.
-        batch_size: sequences in a global batch, B; the last batch is padded to it.
-        seq_len: tokens in a sequence, T; the last window is padded to it.
-        max_tokens: take ``max_tokens / T`` windows (rounded down, at least one) spread evenly over the split. Default
-            ``None``: all.
-        document_boundaries: as for :func:`train_iterator`: with ``reset`` no earlier document helps to predict a later
-            one. The targets, and so the bytes of the whole split, are the same.
+        batch_size: number of sequences in a global batch, B; the last batch is padded to this size.
+        seq_len: number of tokens in a sequence, T; the last window is padded to this length.
+        max_tokens: take ``max_tokens / T`` windows (rounded down, at least one), spread evenly over the split. The
+            default ``None`` takes all.
+        document_boundaries: as for :func:`train_iterator`; with ``reset`` no earlier document helps to predict a later
+            one. The targets of the whole split, and so its bytes, are the same for both values.
 
     Raises:
-        InputError: a size below 1, or a split without tokens.
-        ValueError: another ``document_boundaries``.
+        InputError: for a size below 1, or a split without tokens.
+        ValueError: for another value of ``document_boundaries``.
     """
     _check_at_least_one(batch_size=batch_size, seq_len=seq_len)
     starts, ends = spans(packed, seq_len, document_boundaries)
@@ -225,7 +235,7 @@ def evaluation_batches(
 class _EvaluationBatches(Sequence[Batch]):
     def __init__(self, tokens: np.ndarray, starts: np.ndarray, ends: np.ndarray, batch_size: int, seq_len: int):
         self._tokens, self._batch_size, self._seq_len = tokens, batch_size, seq_len
-        padding = (0, -len(starts) % batch_size)  # rows of which all is padding
+        padding = (0, -len(starts) % batch_size)  # rows that are padding only
         self._starts = np.pad(starts, padding, constant_values=len(tokens))
         self._ends = np.pad(ends, padding)
 

@@ -1,4 +1,4 @@
-"""Files to documents: what is read below a path, how it is decoded, and an account of what is left out and why."""
+"""Reads files into documents: finds and decodes the files below a path, and records which were skipped and why."""
 
 import codecs
 import dataclasses
@@ -17,14 +17,14 @@ from absl import logging
 
 from nl_jax.errors import InputError
 
-# Directories of the standard library that are left out of the default corpus: other people's packages, tests, and
-# generated tables (`encodings`, `pydoc_data`) that repeat one pattern for many bytes.
+# Directories that are left out of the default corpus, the standard library: installed packages, tests, and generated
+# tables (`encodings`, `pydoc_data`), which repeat one pattern for many bytes.
 _SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
-_MACHINE = ("_sysconfigdata", "config-")  # written when Python is built: they hold that machine's paths and flags
+_MACHINE = ("_sysconfigdata", "config-")  # generated when Python is built, with the paths and flags of that machine
 
 _LINES = {".jsonl", ".ndjson"}
-_NAMED = 5  # how many of what is skipped for one reason are named
-# UTF-32 before UTF-16, whose little-endian mark is the beginning of UTF-32's.
+_NAMED = 5  # number of names that are kept for each reason to skip
+# UTF-32 comes before UTF-16, since the little-endian mark of UTF-16 is a prefix of that of UTF-32.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -43,7 +43,7 @@ class Document:
 
 @dataclasses.dataclass
 class Skipped:
-    """How many files, directories or records were left out for one reason, and the first five of them by name."""
+    """The number of files, directories or records that were skipped for one reason, and the names of the first five."""
 
     count: int = 0
     first: list[str] = dataclasses.field(default_factory=list)
@@ -51,16 +51,17 @@ class Skipped:
 
 @dataclasses.dataclass(frozen=True)
 class ReadSummary:
-    """What was read, and what was not.
+    """A summary of the files that were read, and of those that were skipped.
 
     Attributes:
-        files: those that gave at least one document.
-        documents: how many.
-        bytes: of their texts, in UTF-8.
-        skipped: by reason: ``hidden`` (names that begin with a dot; a directory counts once), ``binary`` (files with
-            NUL bytes, which UTF-16 without a byte-order mark has too), ``empty`` (files and records), ``repeated``
-            (files and directories that were read under another name already), ``broken links``, ``special`` (no
-            regular files), ``excluded``, and ``bad`` (with ``skip_bad``; each name says what is wrong).
+        files: number of files with at least one document.
+        documents: number of documents.
+        bytes: number of bytes of their texts in UTF-8.
+        skipped: what was skipped, by reason: ``hidden`` (names that begin with a dot; a directory counts once),
+            ``binary`` (files with NUL bytes, as in UTF-16 without a byte-order mark), ``empty`` (files and records),
+            ``repeated`` (files and directories that were already read under another name), ``broken links``,
+            ``special`` (not regular files), ``excluded``, and ``bad`` (with ``skip_bad``; each name says what is
+            wrong).
     """
 
     files: int
@@ -69,7 +70,7 @@ class ReadSummary:
     skipped: dict[str, Skipped]
 
     def __str__(self) -> str:
-        """One line."""
+        """The summary in one line."""
         read = f"{self.files:,} files, {self.documents:,} documents, {self.bytes:,} bytes"
         reasons = [
             f"{skipped.count:,} {reason} ({', '.join([*skipped.first, '...'][: min(skipped.count, _NAMED + 1)])})"
@@ -78,12 +79,12 @@ class ReadSummary:
         return f"{read}; skipped {', '.join(reasons)}" if reasons else f"{read}; skipped nothing"
 
     def as_json(self) -> dict[str, Any]:
-        """For ``results.json``."""
+        """The summary as ``results.json`` holds it."""
         return dataclasses.asdict(self)
 
 
 def load_documents(path: str | None = None, text_key: str = "text") -> list[Document]:
-    """The documents of :func:`read_documents`, in which nothing bad may be; what it skips is logged as a warning."""
+    """The documents of :func:`read_documents`; bad files raise an error, and skipped ones are logged as a warning."""
     documents, summary = read_documents(path, text_key)
     if summary.skipped:
         logging.warning("%s: %s", path, summary)
@@ -97,26 +98,27 @@ def read_documents(
     exclude: Callable[[Path], bool] = lambda directory: False,
     skip_bad: bool = False,
 ) -> tuple[list[Document], ReadSummary]:
-    """Reads text into memory, in a fixed order; line endings stay as they are.
+    """Reads text into memory, in a fixed order. Line endings are kept.
 
-    A name's end says what is in a file: ``.jsonl`` and ``.ndjson`` have one JSON object a line, each a document;
-    ``.json`` has one object or an array of them; all others are one document of plain text. ``.gz`` and ``.zst`` may
-    follow (``.jsonl.zst``). Text is UTF-8, or UTF-16 or UTF-32 with a byte-order mark; the mark is no text.
+    The suffix of a file decides how it is read. ``.jsonl`` and ``.ndjson`` have one JSON object per line, each of which
+    is a document; ``.json`` has one object or an array of objects; any other file is one document of plain text. A
+    suffix ``.gz`` or ``.zst`` may follow (``.jsonl.zst``). Text is UTF-8, or UTF-16 or UTF-32 with a byte-order mark,
+    which is removed.
 
     Args:
-        path: a file, or a directory: every file under it, sorted by path, each once. Links are followed. Hidden files
-            and directories, files with NUL bytes and empty texts are left out, which the summary says. Default
-            ``None``: the Python standard library's own source, without tests and generated tables.
+        path: a file, or a directory, of which every file is read once, sorted by path. Links are followed. Hidden files
+            and directories, files with NUL bytes and empty texts are skipped and counted in the summary. The default
+            ``None`` reads the source of the Python standard library, without tests and generated tables.
         text_key: the key of the text in each JSON object.
-        exclude: says of a directory whether it is left out, with all that is below it. Default: none is.
-        skip_bad: leave out files and records that cannot be read as text, and count them, in place of raising.
+        exclude: tells for a directory whether to skip it with everything below it. By default none is skipped.
+        skip_bad: whether to skip and count files and records that cannot be read as text, instead of raising an error.
 
     Returns:
         At least one document, each with at least one byte, and the summary.
 
     Raises:
-        InputError: nothing at ``path``, no text in it, or (unless ``skip_bad``) a file that cannot be read or
-            unpacked, text in another encoding, what is not JSON, or an object without a string under ``text_key``.
+        InputError: if there is nothing at ``path`` or no text in it. Unless ``skip_bad``, also if a file cannot be read
+            or unpacked, text has another encoding, JSON is invalid, or an object has no string under ``text_key``.
     """
     if path is None:
         return _standard_library()
@@ -152,14 +154,14 @@ def _standard_library() -> tuple[list[Document], ReadSummary]:
 
 
 class _Reader:
-    """Collects documents, and what is skipped."""
+    """Collects documents, and the names of what is skipped."""
 
     def __init__(self, text_key: str, exclude: Callable[[Path], bool], skip_bad: bool):
         self.documents: list[Document] = []
         self._text_key, self._exclude, self._skip_bad = text_key, exclude, skip_bad
         self._files = 0
         self._skipped: dict[str, Skipped] = {}
-        self._seen: set[str] = set()  # real paths, so that links make neither cycles nor copies
+        self._seen: set[str] = set()  # real paths, so that links cause neither cycles nor copies
 
     def summary(self) -> ReadSummary:
         size = sum(len(document.text) for document in self.documents)
@@ -175,7 +177,7 @@ class _Reader:
             self._read_file(root, root.name, alone=True)
 
     def _walk(self, directory: Path, prefix: str) -> Iterator[tuple[Path, str]]:
-        """Files below a directory with their names, in the order of their paths' parts."""
+        """Yields the files below a directory with their names, sorted by the parts of their paths."""
         try:
             entries = sorted(os.listdir(directory))
         except OSError as error:
@@ -201,7 +203,7 @@ class _Reader:
                     yield path, name
 
     def _read_file(self, file: Path, name: str, alone: bool) -> None:
-        """Adds the documents of a file; one that is binary is bad where it is all there is to read."""
+        """Adds the documents of a file. A binary file is skipped, or bad if it is the only file to read (``alone``)."""
         before = len(self.documents)
         try:
             data, suffix = _unpack(file)
@@ -252,7 +254,7 @@ class _Reader:
         return self._text_of(_load_json(data, where, expected), where)
 
     def _text_of(self, record: Any, where: str) -> bytes:
-        """The text of a JSON object. ``where`` is ``file``, or ``file:line``."""
+        """The text of a JSON object. ``where`` is ``file`` or ``file:line``, for messages."""
         key = self._text_key
         if not isinstance(record, dict):
             raise InputError(f"{where}: expected a JSON object with the key {key!r}, got a {type(record).__name__}")
@@ -264,7 +266,7 @@ class _Reader:
             raise InputError(f"{where}: expected a string under {key!r}, got a {kind}; the keys there are {keys}")
         try:
             return record[key].encode("utf-8")
-        except UnicodeEncodeError as error:  # half of a surrogate pair, "\ud800", is valid JSON but no text
+        except UnicodeEncodeError as error:  # half of a surrogate pair, "\ud800", is valid JSON but not text
             raise InputError(f"{where}: expected Unicode text under {key!r}, got a lone surrogate") from error
 
     def _bad(self, error: InputError) -> None:
@@ -280,14 +282,14 @@ class _Reader:
 
 
 class _Binary(InputError):
-    """A file that is no text."""
+    """A file is not text."""
 
 
 _TEXT = "expected UTF-8 text"
 
 
 def _unpack(file: Path) -> tuple[bytes, str]:
-    """Content of a file, unpacked, and the end of its name (lower case, as ``.jsonl``) without that of the packing."""
+    """The unpacked content of a file, and its suffix (lower case, such as ``.jsonl``) without that of the packing."""
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -303,9 +305,9 @@ def _unpack(file: Path) -> tuple[bytes, str]:
 
 
 def _unpack_zstandard(data: bytes) -> bytes:
-    # A window of 2 GiB is what `zstd --long=31` takes, which large corpora are packed with.
+    # Large corpora are packed with `zstd --long=31`, which needs a window of 2 GiB.
     decompressor, parts = zstandard.ZstdDecompressor(max_window_size=1 << 31), []
-    while data:  # a frame at a time: one that ends early would pass in silence otherwise
+    while data:  # one frame at a time, since a truncated frame would otherwise go unnoticed
         frame = decompressor.decompressobj()
         parts.append(frame.decompress(data))
         if not frame.eof:
@@ -321,7 +323,7 @@ _PACKINGS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 
 def _as_utf8(file: Path, data: bytes) -> bytes:
-    """The text in UTF-8, without a byte-order mark; whether what had no mark is UTF-8 is not looked at here."""
+    """Converts text to UTF-8 without a byte-order mark. Text without a mark is returned unchecked."""
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             try:

@@ -1,4 +1,4 @@
-"""Figures to judge a model by, and baselines that have no model."""
+"""Metrics of a model (bits per byte, accuracy), and baselines to compare bits per byte with."""
 
 from nl_jax.evaluation.accuracy import Accuracies, accuracies, accuracy
 from nl_jax.evaluation.baselines import bigram_bits_per_byte, gzip_bits_per_byte

@@ -1,4 +1,4 @@
-"""Top-1 accuracy of a model, over targets and over whole sequences."""
+"""Top-1 accuracy of a model, per target and per sequence."""
 
 import functools
 import math
@@ -16,10 +16,10 @@ from nl_jax.trees import PyTree
 
 
 class Accuracies(NamedTuple):
-    """Shares, from 0 to 1, of what a model gets right."""
+    """Shares of correct predictions, from 0 to 1."""
 
-    positions: float
-    sequences: float
+    positions: float  # of the targets
+    sequences: float  # of the sequences, which count as correct if all of their targets are
 
 
 @jax.jit
@@ -27,20 +27,21 @@ def _count_correct(model: PyTree, batch: Batch) -> tuple[Float[Array, ""], Float
     logits, _ = read_batch(model, batch)
     correct = (jnp.argmax(logits, axis=-1) == batch["targets"]) * batch["mask"]
     whole = jnp.all(correct == batch["mask"], axis=-1) & jnp.any(batch["mask"], axis=-1)
-    # where logits are not finite the first of them is no answer
+    # the largest of logits that are not finite is not a prediction
     finite = jnp.all(jnp.isfinite(logits) | (batch["mask"] == 0)[..., None])
     return jnp.where(finite, jnp.sum(correct), jnp.nan), jnp.where(finite, jnp.sum(whole), jnp.nan)
 
 
 def accuracies(model: PyTree, batches: Sequence[Batch], mesh: Mesh) -> Accuracies:
-    """Shares, over all batches, of the targets with mask 1 that come first, and of the sequences where all of them do.
+    """Top-1 accuracy over all batches: of targets with mask 1, and of sequences with all of these targets correct.
 
-    They are NaN where the logits that they are of are not finite.
+    Both are NaN if logits at a target are not finite.
 
     Args:
         model: as for `token_losses`.
-        batches: of ``inputs``, ``targets`` and ``mask``, each ``[B, T]``; sequences with no target do not count.
-        mesh: where the batches are put, as `batch_sharding` says.
+        batches: batches of ``inputs``, ``targets`` and ``mask``, each ``[B, T]``; sequences without a target with mask
+            1 do not count.
+        mesh: the mesh over which the batches are split, by `batch_sharding`.
     """
     put = functools.partial(jax.device_put, device=batch_sharding(mesh))
     positions, sequences = zip(*(_count_correct(model, put(batch)) for batch in batches), strict=True)
@@ -50,5 +51,5 @@ def accuracies(model: PyTree, batches: Sequence[Batch], mesh: Mesh) -> Accuracie
 
 
 def accuracy(model: PyTree, batches: Sequence[Batch], mesh: Mesh) -> float:
-    """Share of the targets with mask 1, over all batches of ``inputs``, ``targets`` and ``mask``, that come first."""
+    """Top-1 accuracy over the targets with mask 1 of all batches of ``inputs``, ``targets`` and ``mask``."""
     return accuracies(model, batches, mesh).positions

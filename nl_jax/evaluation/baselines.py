@@ -1,4 +1,4 @@
-"""Bits per byte of methods that everyone knows, to hold a language model's figure against."""
+"""Baselines for the bits per byte of a language model: gzip, and a byte-bigram model."""
 
 import gzip
 
@@ -6,27 +6,32 @@ import numpy as np
 
 from nl_jax.errors import InputError
 
-_CHUNK = 1 << 22  # pairs counted at a time, which bounds the memory of counting
+_CHUNK = 1 << 22  # number of pairs counted at a time, which bounds the memory of counting
 
 
 def gzip_bits_per_byte(text: bytes) -> float:
-    """Bits that ``gzip -9`` takes per byte of ``text``, header included; ``InputError`` if ``text`` is empty."""
+    """Bits per byte of ``text`` compressed by ``gzip -9``, header included.
+
+    Raises:
+        InputError: if ``text`` is empty.
+    """
     _check_not_empty(text)
     return 8 * len(gzip.compress(text, compresslevel=9, mtime=0)) / len(text)
 
 
 def bigram_bits_per_byte(train: bytes, test: bytes) -> float:
-    r"""Cross-entropy of a byte-bigram model of ``train`` on ``test``, in bits per byte; the first byte by its unigram.
+    r"""Cross-entropy on ``test``, in bits per byte, of a byte-bigram model estimated from ``train``.
 
-    Counts are smoothed by Witten and Bell's rule, which has nothing to tune: with :math:`c(a, b)` the count of a pair,
-    :math:`c(a)` its sum and :math:`t(a)` the number of distinct bytes seen after :math:`a`,
+    Counts are smoothed by the rule of Witten and Bell, which has no hyper-parameters. With :math:`c(a, b)` the count of
+    a pair, :math:`c(a)` its sum over b, and :math:`t(a)` the number of distinct bytes that follow :math:`a`,
 
     .. math:: p(b | a) = \frac{c(a, b) + t(a)\, p(b)}{c(a) + t(a)}, \qquad p(b) = \frac{c(b) + 1}{|train| + 256}
 
-    and :math:`p(b | a) = p(b)` where nothing was seen after :math:`a`.
+    and :math:`p(b | a) = p(b)` if no byte follows :math:`a` in ``train``. The first byte of ``test`` is predicted by
+    :math:`p(b)`.
 
     Raises:
-        InputError: ``test`` is empty.
+        InputError: if ``test`` is empty.
     """
     _check_not_empty(test)
     unigram = np.bincount(np.frombuffer(train, np.uint8), minlength=256) + 1.0
@@ -40,7 +45,7 @@ def bigram_bits_per_byte(train: bytes, test: bytes) -> float:
 
 
 def _count_pairs(text: bytes) -> np.ndarray:
-    """``[256, 256]``: how often the byte of the column follows the byte of the row."""
+    """Counts of byte pairs, ``[256, 256]``: how often the byte of the column follows the byte of the row."""
     codes = np.frombuffer(text, np.uint8)
     counts = np.zeros(256 * 256, np.int64)
     for start in range(0, len(codes) - 1, _CHUNK):

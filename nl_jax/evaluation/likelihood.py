@@ -1,4 +1,4 @@
-"""Bits per byte of a model on a text, and of its tokens by position."""
+"""Bits per byte of a model on a text, and bits per token by position."""
 
 import functools
 import math
@@ -21,7 +21,7 @@ def _total_nats(model: PyTree, batch: Batch) -> Float[Array, ""]:
 
 
 def evaluate(model: PyTree, data: EvaluationSet, mesh: Mesh) -> float:
-    """Bits per byte of a model on a fixed set of batches: summed nats / ln 2 / bytes of text."""
+    """Bits per byte of a model on a fixed set of batches: summed loss in nats / ln 2 / bytes of text."""
     put = functools.partial(jax.device_put, device=batch_sharding(mesh))
     nats = math.fsum(float(_total_nats(model, put(batch))) for batch in data.batches)  # float64, on the host
     return nats / math.log(2) / data.num_bytes
@@ -33,7 +33,7 @@ def _nats_by_position(model: PyTree, batch: Batch) -> Float[Array, " T"]:
 
 
 def bits_by_position(model: PyTree, data: EvaluationSet, mesh: Mesh) -> Float[np.ndarray, " T"]:
-    """Mean bits of the target after each position of a sequence, over a fixed set of batches; NaN where none is."""
+    """Mean loss in bits at each position of a sequence over a fixed set of batches; NaN at positions without target."""
     put = functools.partial(jax.device_put, device=batch_sharding(mesh))
     nats = sum(np.asarray(_nats_by_position(model, put(batch)), np.float64) for batch in data.batches)
     targets = sum(batch["mask"].sum(axis=0, dtype=np.float64) for batch in data.batches)

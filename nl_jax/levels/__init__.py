@@ -1,4 +1,4 @@
-"""Levels and schedules: learners with their own state, context and update frequency, composed to one system."""
+"""Levels and schedules: learners, each with its own state, context and update frequency, composed into one system."""
 
 from nl_jax.levels.from_memory import MemoryState, Pair, from_memory
 from nl_jax.levels.from_parts import Learner, from_loss, from_optax

@@ -1,4 +1,4 @@
-"""What a set of levels must be to make a schedule, and in which order it is updated."""
+"""Checks that levels fit together in one schedule, and computes the order of their updates."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -8,14 +8,19 @@ from nl_jax.trees import is_under
 
 
 class Named(Protocol):
-    """Levels by name; it raises for a name that none has."""
+    """A collection of levels by name; indexing raises an error for an unknown name."""
 
     def __getitem__(self, name: str) -> Level:
-        """The level of this name."""
+        """Returns the level with this name."""
 
 
 def check(levels: Sequence[Level], named: Named) -> None:
-    """Raises ``ValueError`` unless names are unique, parameters apart, and periods fit what levels read of others."""
+    """Checks the levels against each other.
+
+    Raises:
+      ValueError: if two levels share a name or parameters, or if the period of a level does not fit those of the levels
+        that it needs, sees or starts from.
+    """
     for i, level in enumerate(levels):
         for other in levels[:i]:
             if other.name == level.name:
@@ -43,7 +48,7 @@ def check(levels: Sequence[Level], named: Named) -> None:
 
 
 def order(levels: Sequence[Level], named: Named) -> tuple[tuple[str, ...], ...]:
-    """Names by frequency, the fastest first; those that neither precede each other are together (Definition 2)."""
+    """Groups of names, the fastest first; levels of which neither precedes the other share a group (Definition 2)."""
 
     def depth(level: Level, path: tuple[str, ...] = ()) -> int:
         if level.name in path:
@@ -58,7 +63,7 @@ def order(levels: Sequence[Level], named: Named) -> tuple[tuple[str, ...], ...]:
 
 
 def chain(periods: Sequence[int]) -> tuple[int, ...]:
-    """Lengths of the nested scans, 1 first: every one divides all slower periods."""
+    """Lengths in steps of the nested scans, starting with 1. Every length divides all longer periods."""
     chain = [1]
     for i, period in enumerate(periods):
         if any(slower % period for slower in periods[i:]):

@@ -1,4 +1,4 @@
-"""Levels and their timetable as text."""
+"""Descriptions of levels and of their updates as text."""
 
 from collections.abc import Sequence
 from math import prod
@@ -13,14 +13,14 @@ from nl_jax.levels.level import Level
 
 
 def table(names: Sequence[str], timeline: Bool[np.ndarray, "n levels"]) -> str:
-    """A row for each level: ``█`` where it is updated, ``·`` where it waits."""
+    """A row of text for each level: ``█`` at steps at which it is updated, ``·`` at all others."""
     width = max(map(len, names))
     rows = zip(names, timeline.T, strict=True)
     return "\n".join(f"{name:{width}}  {''.join('█' if due else '·' for due in row)}" for name, row in rows)
 
 
 def line(level: Level, state: Any = None) -> str:
-    """A level's period, context and objective, and with a state how many numbers it and its optimizer hold."""
+    """Describes a level: its period, context and objective; given a state, also the sizes of its two parts."""
     text = f"{level.name}: period {level.period}, context {level.context or '?'}, objective {level.objective or '?'}"
     if state is None:
         return text

@@ -1,4 +1,4 @@
-"""Levels made of an optax transformation, and of a loss with one."""
+"""Constructors of levels: from an optax transformation, and from a loss together with one."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from nl_jax.trees import PyTree, own_buffers, replace_leaves, select_leaves
 
 
 class Learner(NamedTuple):
-    """Parameters and the state of the optax transformation that moves them."""
+    """Parameters, and the state of the optax transformation that updates them."""
 
     params: PyTree
     optimizer: optax.OptState
@@ -26,11 +26,11 @@ def _descend(transformation: optax.GradientTransformation, learner: Learner, gra
 
 
 def _learner(name: str, transformation: optax.GradientTransformation, params: PyTree, paths: tuple[str, ...] | None):
-    """The parts that all levels with an optax transformation share."""
+    """The arguments of ``Level`` that all levels with an optax transformation share."""
     own = params if paths is None else select_leaves(params, paths, name)
 
     def start(params):
-        # copies, so that the state may be donated and the caller's parameters and these stay
+        # copies, so that donating the state deletes neither the caller's parameters nor these
         params = own_buffers(params)
         return Learner(params, own_buffers(transformation.init(params)))
 
@@ -52,17 +52,18 @@ def from_optax(
     paths: tuple[str, ...] | None = None,
     objective: str = "what made the gradients",
 ) -> Level:
-    r"""Parameters that an optax transformation moves once a period, by the sum of its gradients (Eq. 71).
+    r"""A level of parameters that an optax transformation updates once per period with summed gradients (Eq. 71).
 
-    The state is a ``Learner``; ``read`` gives the parameters. A step's context is a gradient, a pytree like them.
+    The state is a ``Learner``, and ``read`` returns the parameters. The context of a step is a gradient, a pytree with
+    the structure of the parameters.
 
     Args:
-      name, period: of the level.
-      transformation: any optimizer.
+      name, period: name and period of the level.
+      transformation: any optax transformation.
       params: initial parameters.
-      paths: with them the level owns those leaves of ``params`` only; parameters and gradients are then
-        ``{path: leaf}``, as ``select_leaves`` makes them.
-      objective: in words.
+      paths: if given, the level owns only the leaves of ``params`` at or below these paths; its parameters and
+        gradients are then ``{path: leaf}``, as ``select_leaves`` returns them.
+      objective: the objective in words, shown by ``Schedule.tree``.
 
     Examples:
       >>> from nl_jax import Schedule
@@ -95,19 +96,20 @@ def from_loss(
     sees: tuple[str, ...] = (),
     inner: Tree | None = None,
 ) -> Level:
-    """Parameters that descend a loss of their own on the data of a period, summed over its steps (Eq. 71).
+    """A level of parameters that minimise a loss of their own, summed over the data of a period (Eq. 71).
 
-    The state is a ``Learner``; ``read`` gives the parameters. A step's context are the data of one loss. Between two
-    updates the data are kept and nothing is computed; an update takes all p losses in one ``vmap``.
+    The state is a ``Learner``, and ``read`` returns the parameters. The context of a step is the data of one loss.
+    Between two updates the data are kept and nothing is computed; an update evaluates all p losses in one ``vmap``.
 
     Args:
-      name, period, needs, sees: of the level.
-      loss: ``loss(params, data) -> scalar``; ``loss(params, data, answers)`` where the level needs or sees others.
+      name, period, needs, sees: as for ``Level``.
+      loss: ``loss(params, data) -> scalar``, or ``loss(params, data, answers)`` if the level needs or sees others.
       params: initial parameters.
-      transformation: any optimizer.
-      paths: with them the level owns those leaves of ``params`` only (``{path: leaf}``), and ``loss(params, data)``
-        gets the whole tree: leaves that levels which it needs or sees own are theirs, the rest stay as given.
-      inner: the schedule that ``loss`` runs, if it does; for ``Schedule.tree``.
+      transformation: any optax transformation.
+      paths: if given, the level owns only the leaves of ``params`` at or below these paths, as ``{path: leaf}``. Then
+        the loss is ``loss(params, data)`` with the whole tree: leaves that belong to a level which this one needs or
+        sees come from that level, and all other leaves stay as given.
+      inner: the schedule that ``loss`` runs, if any; shown by ``Schedule.tree``.
 
     Examples:
       >>> from nl_jax import Schedule

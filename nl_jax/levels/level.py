@@ -1,20 +1,21 @@
 """A level: something that learns, with its own state, context, objective and update frequency (§3 of arXiv 2512.24695).
 
 The *context* of a level is what it compresses into its state: gradients for an optimizer, keys and values for a memory,
-data for a loss. It comes in steps, one context a step; the step is the unit of time of a schedule. A level with period
-p is updated once every p steps, by one call of ``update`` with the contexts of those p steps:
+data for a loss. A level gets one context per step; the step is the unit of time of a schedule. A level with period p is
+updated once every p steps, by one call of ``update``. The call gets the contexts of those p steps, gathered in one of
+two ways:
 
-``gather="stack"``  side by side, with a leading axis of size p (also for p = 1): a memory gets its chunk of keys and
-                    values, a loss its batch;
-``gather="sum"``    their sum, so that only one buffer is kept: the sum of the gradients of Eq. 71; narrow dtypes are
-                    summed in 32 bits, except for p = 1.
+``gather="stack"``  The contexts are stacked on a leading axis of size p (also for p = 1): a memory gets its chunk of
+                    keys and values, a loss its batch.
+``gather="sum"``    The contexts are summed, so that only one buffer is kept: this is the sum of gradients in Eq. 71.
+                    Dtypes narrower than 32 bits are summed in 32 bits, except for p = 1.
 
-Other levels see its state by ``read`` only: ``read(state, query)`` is what it answers to a query, and
-``read(state, None)`` its parameters. A level that names others in ``needs`` or ``sees`` is updated with
-``Context(own, answers)``: its own context and ``{name: read(state, None)}`` of each of them.
+Other levels access a level's state through ``read`` only: ``read(state, query)`` returns the answer to a query, and
+``read(state, None)`` returns the parameters. A level that names others in ``needs`` or ``sees`` is updated with
+``Context(own, answers)``: its own context, and ``{name: read(state, None)}`` for each level that it names.
 
-The constructors make the state a ``NamedTuple``, and every update is differentiable: the gradient of anything that
-reads a level flows through all of its updates (``nl_jax.levels.first_order`` stops it there).
+The constructors in this package make the state a ``NamedTuple``. Every update is differentiable: the gradient of
+anything that reads a level flows through all of its updates (``nl_jax.levels.first_order`` stops it there).
 """
 
 from collections.abc import Callable
@@ -32,17 +33,17 @@ GATHERS = ("stack", "sum")
 
 
 class Tree(Protocol):
-    """What a schedule is to the level whose objective runs it: something that describes itself."""
+    """Anything that can describe itself as text, such as the inner schedule that a level's objective runs."""
 
     def tree(self, state: Any = None, indent: str = "") -> str:
-        """The nested system as text."""
+        """Describes the nested system as text."""
 
 
 class Context(NamedTuple):
-    """What a level is updated with that reads other levels."""
+    """The argument of ``update`` for a level that reads other levels."""
 
-    own: PyTree  # its gathered contexts; None where nothing but the answers is its context
-    answers: dict[str, PyTree]  # of the levels it needs or sees
+    own: PyTree  # the level's own gathered contexts; None if the answers are its only context
+    answers: dict[str, PyTree]  # by name, the parameters of the levels that it needs or sees
 
 
 @dataclass(frozen=True)
@@ -50,21 +51,23 @@ class Level:
     """One level; all functions are pure.
 
     Attributes:
-      name: unique in a schedule.
-      period: steps from one update to the next, at least 1.
-      init: ``init(key, data) -> state``; data are those of one step, as ``Schedule.step`` gets them.
-      update: ``update(state, context) -> state``, with the context gathered over a period, see above.
-      read: ``read(state, query) -> answer``; the state itself by default.
+      name: name of the level, unique in a schedule.
+      period: number of steps from one update to the next, at least 1.
+      init: ``init(key, data) -> state``, where ``data`` is the data of one step, as given to ``Schedule.step``.
+      update: ``update(state, context) -> state``, with the context gathered over a period (see above).
+      read: ``read(state, query) -> answer``. The default returns the state itself.
       gather: "stack" or "sum".
-      needs: levels whose state *at* step t its update at t needs; they are at least as fast, and updated before it.
-      sees: levels that it sees as they were *before* step t; they are at most as fast.
-      starts_from: a slower level that makes its initial state, anew whenever that level has been updated or has itself
-        started anew (§3.3, by initialisation); its period divides the slower one's.
-      start: ``start(answer) -> state``, the initial state from parameters such as those that ``starts_from`` answers.
-      paths: of the parameters that it owns in a larger tree, "." between keys; two levels must not share one.
-      context, objective: in words, for ``Schedule.tree``.
-      parts: ``parts(state) -> (parameters, optimizer state)``, to count them.
-      inner: the schedule that its objective runs, for ``Schedule.tree``.
+      needs: names of levels whose state *after* step t this level's update at step t uses. They must be at least as
+        fast as this level, and are updated before it.
+      sees: names of levels whose state from *before* step t the update at step t uses. They must be at most as fast.
+      starts_from: name of a slower level that provides the initial state (§3.3, by initialisation). This level restarts
+        whenever the slower one is updated or itself restarts. Its period must divide the slower one's.
+      start: ``start(answer) -> state`` makes an initial state from parameters, such as those of ``starts_from``.
+      paths: paths of the parameters that this level owns in a larger tree, keys joined by "."; two levels must not
+        share a parameter.
+      context, objective: descriptions in words, shown by ``Schedule.tree``.
+      parts: ``parts(state) -> (parameters, optimizer state)``, used to count both.
+      inner: the schedule that the objective runs, if any; shown by ``Schedule.tree``.
 
     Raises:
       ValueError: for a period below 1 or an unknown ``gather``.
@@ -96,7 +99,7 @@ class Level:
     inner: Tree | None = None
 
     def __post_init__(self):
-        """Checks what a level alone can be checked for."""
+        """Checks the arguments that need no other level to be checked."""
         if isinstance(self.period, bool) or not isinstance(self.period, int) or self.period < 1:
             raise ValueError(f"level {self.name!r}: period={self.period!r} must be an integer of at least 1")
         if self.gather not in GATHERS:
@@ -105,7 +108,10 @@ class Level:
             raise ValueError(f"level {self.name!r}: starts_from={self.starts_from!r} needs a start function")
 
     def empty(self, context: jax.ShapeDtypeStruct) -> Array:
-        """What an array of its contexts is gathered in; sums are of 32 bits or wider, those of bools int32."""
+        """Zeros in which an array of the context is gathered: ``[period, ...]`` for stacks, ``[...]`` for sums.
+
+        Sums have at least 32 bits; bools are summed as int32.
+        """
         if self.gather == "stack":
             return jnp.zeros((self.period, *context.shape), context.dtype)
         kinds = ((jnp.unsignedinteger, jnp.uint32), (jnp.integer, jnp.int32), (jnp.bool_, jnp.int32))

@@ -1,17 +1,17 @@
-"""A schedule: levels composed to one nested system, each updated at its own frequency (§3, §7 of arXiv 2512.24695).
+"""A schedule: levels composed into one nested system, each updated at its own frequency (§3, §7 of arXiv 2512.24695).
 
-One step of a schedule, on one step's data:
+One step of a schedule takes the data of one step and does two things:
 
-1. ``flow(read, data) -> {name: context}`` makes each level's context, where ``read(name, query)`` is what a level
-   answers *before* the step. All levels share this one computation, so one backward pass can give all of them their
-   gradients. Without a flow the data are that dictionary.
-2. Each level gathers its context. Those whose period has passed are updated, fast ones first, and those of one period
-   in the order of what they ``need`` (Definition 2). Nothing is computed for a level that is not due.
+1. ``flow(read, data) -> {name: context}`` computes the context of each level, where ``read(name, query)`` returns the
+   answer of a level *before* the step. All levels share this computation, so one backward pass can give all of them
+   their gradients. Without a flow, the data are that dictionary.
+2. Each level gathers its context. Levels whose period has ended are updated, the fastest first; levels with the same
+   period are updated in the order given by ``needs`` (Definition 2). Nothing is computed for a level that is not due.
 
-``run`` is many steps. Where periods divide each other it is nested scans, one for each period, without a condition in
-them; ``lax.cond`` decides for the others. Both give what one step after the other gives.
+``run`` makes many steps. It uses nested scans without conditions, one for each period, as far as the periods divide
+each other, and ``lax.cond`` for the other levels. The result is the same as that of single steps.
 
-A memory learns by keys that a slower level projects, and that level learns from the memory's errors:
+In this example a memory learns with keys that a slower level projects, and that level learns from the memory's errors:
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from nl_jax import Schedule
@@ -52,30 +52,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Flow = Callable[[Callable[..., PyTree], PyTree], Any]
-Levels = dict[str, Any]  # something of each level, by name
+Levels = dict[str, Any]  # a value for each level, by name
 
 
 class ScheduleState(NamedTuple):
-    """State of all levels."""
+    """State of all levels of a schedule."""
 
-    step: Int[Array, ""]  # steps since ``init``
-    levels: Levels
-    pending: Levels  # contexts since each level's last update: their sum, or [period, ...] filled from the front
+    step: Int[Array, ""]  # number of steps since ``init``
+    levels: Levels  # state of each level
+    pending: Levels  # contexts gathered since each level's last update: a sum, or [period, ...] filled from the front
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Levels under one clock; ``init``, ``step`` and ``run`` are pure: jit, differentiate, map and scan them.
+    """Levels under one clock. ``init``, ``step`` and ``run`` are pure: jit, differentiate, map and scan them.
 
     Attributes:
-      levels: in any order.
-      flow: makes the levels' contexts, see above; None where the data are ``{name: context}``.
-      has_aux: the flow returns ``(contexts, aux)``; then ``step`` and ``run`` return ``(state, aux)``, from ``run``
-        with a leading axis for steps: what the levels answer while they learn.
+      levels: the levels, in any order.
+      flow: the function that computes the levels' contexts (see above); None if the data are ``{name: context}``.
+      has_aux: whether the flow returns ``(contexts, aux)``, for outputs of the levels while they learn. Then ``step``
+        and ``run`` return ``(state, aux)``; ``run`` stacks aux on a leading axis of steps.
 
     Raises:
-      ValueError: for no level, duplicate names, parameters of two levels that overlap, and needs that no order can
-        satisfy.
+      ValueError: if there is no level, two levels share a name or parameters, or no order satisfies what levels need.
     """
 
     levels: Sequence[Level]
@@ -90,43 +89,44 @@ class Schedule:
         if self.has_aux and self.flow is None:
             raise ValueError("has_aux=True needs a flow that returns (contexts, aux)")
         composition.check(self.levels, self)
-        _ = self.order  # raises where needs go round in a circle
+        _ = self.order  # raises an error if levels need each other in a cycle
 
     def __getitem__(self, name: str) -> Level:
-        """The level of this name."""
+        """Returns the level with this name."""
         for level in self.levels:
             if level.name == name:
                 return level
-        raise ValueError(f"level {name!r}: there is none of this name; there are {[one.name for one in self.levels]}")
+        raise ValueError(f"level {name!r}: unknown; expected one of {', '.join(one.name for one in self.levels)}")
 
     @cached_property
     def periods(self) -> tuple[int, ...]:
-        """Distinct periods, the shortest first."""
+        """The distinct periods, the shortest first."""
         return tuple(sorted({level.period for level in self.levels}))
 
     @cached_property
     def order(self) -> tuple[tuple[str, ...], ...]:
-        """Names by frequency, the fastest first; those that neither precede each other are together (Definition 2).
+        """Groups of level names, the fastest first (Definition 2).
 
-        A precedes B if its frequency is higher, or if they are equal and B's state at t needs A's state at t.
+        Level A precedes B if A's frequency is higher, or if both are equal and B needs A's state at the same step.
+        Levels of which neither precedes the other share a group.
         """
 
         return composition.order(self.levels, self)
 
     @cached_property
     def _chain(self) -> tuple[int, ...]:
-        """Lengths of the nested scans, 1 first: every one divides all slower periods."""
+        """Lengths in steps of the nested scans, starting with 1. Every length divides all longer periods."""
         return composition.chain(self.periods)
 
     def _of(self, period: int) -> list[Level]:
         return [self[name] for rank in self.order for name in rank if self[name].period == period]
 
     def _changed(self, period: int) -> set[str]:
-        """Names of the levels that change when those of a period are due: they, and those that start anew."""
+        """Names of the levels that change when levels with this period are due: these, and all that restart."""
         return {level.name for level in (*self._of(period), *self._restarted(period))}
 
     def _restarted(self, period: int) -> list[Level]:
-        """Levels that start anew when those of a period are due, from these or from each other; slow ones first."""
+        """Levels that restart when levels with this period are due, from these or from each other; slow ones first."""
         changed, restarted = {level.name for level in self._of(period)}, []
         for level in sorted(self.levels, key=lambda level: -level.period):
             if level.starts_from in changed:
@@ -135,7 +135,7 @@ class Schedule:
         return restarted
 
     def read(self, state: ScheduleState, name: str, query: PyTree = None) -> PyTree:
-        """What a level answers; its parameters without a query."""
+        """Returns a level's answer to a query, or its parameters if there is no query."""
         return self[name].read(state.levels[name], query)
 
     def init(
@@ -145,14 +145,16 @@ class Schedule:
         start: Mapping[str, PyTree] | None = None,
         contexts: Mapping[str, PyTree] | None = None,
     ) -> ScheduleState:
-        """The state before the first step; no two of its arrays share a buffer, so that it can be donated.
+        """Returns the state before the first step. No two of its arrays share a buffer, so that it can be donated.
 
         Args:
-          key: random; each level gets its own. None where no level draws from it.
-          data: of one step; but for levels that look at them only their shapes matter.
-          start: parameters that some levels start from, instead of their own initial ones (by initialisation, §3.3).
-          contexts: arrays with the shapes of one step's contexts, by level, where the caller knows them; by default the
-            flow is traced for them.
+          key: random key, from which each level gets its own. None if no level draws random numbers.
+          data: data of one step. Only their shapes matter, unless the ``init`` of a level uses the values.
+          start: by level name, parameters from which these levels start (§3.3, by initialisation).
+          contexts: by level name, arrays with the shapes of one step's contexts; by default from tracing the flow.
+
+        Raises:
+          ValueError: if ``start`` names a level without a start function.
         """
         states: Levels = {}
         start = start or {}
@@ -168,7 +170,7 @@ class Schedule:
             else:
                 assert level.start is not None
                 states[level.name] = level.start(answer)
-        states = own_buffers(jax.tree.map(strong, states))  # a level may start from another's very arrays
+        states = own_buffers(jax.tree.map(strong, states))  # a level may have started from another's arrays
         pending = {}
         if contexts is None:
             contexts = jax.eval_shape(self._contexts, states, data)[0]
@@ -179,10 +181,10 @@ class Schedule:
         return ScheduleState(jnp.zeros((), jnp.int32), states, pending)
 
     def step(self, state: ScheduleState, data: PyTree) -> Any:
-        """One step, on one step's data: the new state, or ``(state, aux)``.
+        """Makes one step on the data of one step. Returns the new state, or ``(state, aux)``.
 
-        It counts in ``state.step``. Under ``vmap`` over whole states XLA computes both sides of a condition, so map a
-        ``run`` of whole periods instead.
+        ``state.step`` counts the steps. Do not map this over states by ``vmap``: XLA then computes both branches of
+        every condition. Map a ``run`` of whole periods instead.
         """
         state, aux = self._advance(state, jax.tree.map(lambda x: jnp.asarray(x)[None], data), block=0, remat=False)
         return (state, jax.tree.map(lambda a: a[0], aux)) if self.has_aux else state
@@ -190,19 +192,19 @@ class Schedule:
     def run(
         self, state: ScheduleState, data: PyTree, *, start: int = 0, open_end: bool = False, remat: bool = False
     ) -> Any:
-        """n steps, on data with a leading axis of n: the new state, or ``(state, aux)``.
+        """Makes n steps. Returns the new state, or ``(state, aux)``.
 
         Args:
-          state: after ``start`` steps.
-          data: [n, ...].
-          start: steps before, of which only the remainder by the periods matters; static.
-          open_end: whether n may leave the last period of a level open: what it has gathered waits in the state for the
-            next call.
-          remat: whether gradients keep only the states between blocks and compute the rest again, block by block.
+          state: the state after ``start`` steps.
+          data: a pytree of arrays [n, ...].
+          start: number of steps made before; static. Only its remainder by each period matters.
+          open_end: whether n may end within a period of a level. The contexts gathered so far then wait in the state
+            for the next call.
+          remat: whether the backward pass recomputes each block of steps, keeping only the states between blocks.
 
         Raises:
-          ValueError: if the data differ in length, a period is left open without ``open_end``, or the state is not at
-            ``start`` (checked where it is not traced).
+          ValueError: if the data differ in length, if a period is left unfinished without ``open_end``, or if the state
+            is not at ``start`` (which is not checked for a traced state).
         """
         n = self._length(data)
         at = start if isinstance(state.step, jax.core.Tracer) else int(state.step)
@@ -228,7 +230,7 @@ class Schedule:
         return state, jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
 
     def _length(self, data: PyTree) -> int:
-        """Steps in the data."""
+        """Number of steps in the data, which must be the same for every array."""
         lengths = {
             jax.tree_util.keystr(path): (*np.shape(x), 0)[0] for path, x in jax.tree_util.tree_leaves_with_path(data)
         }
@@ -242,7 +244,7 @@ class Schedule:
         return n
 
     def _piece(self, position: int, end: int) -> tuple[int, int]:
-        """The longest scan that starts at a position: which block, and how many of them."""
+        """The longest scan that can start at a position: the index of its block, and the number of blocks."""
         block = max(i for i, size in enumerate(self._chain) if position % size == 0 and position + size <= end)
         if block + 1 < len(self._chain):  # until a longer block can start
             longer = self._chain[block + 1]
@@ -250,7 +252,7 @@ class Schedule:
         return block, (end - position) // self._chain[block]
 
     def _contexts(self, states: Levels, data: PyTree) -> tuple[Levels, PyTree]:
-        """Every level's context of one step, and aux."""
+        """Contexts of one step by level name, and aux."""
 
         def read(name, query=None):
             return self[name].read(states[name], query)
@@ -258,14 +260,14 @@ class Schedule:
         contexts = data if self.flow is None else self.flow(read, data)
         contexts, aux = contexts if self.has_aux else (contexts, None)
         for name in contexts:
-            self[name]  # raises for one that is not there
+            self[name]  # raises an error for an unknown level
         for level in self.levels:
             if level.name not in contexts and not level.needs and not level.sees:
                 raise ValueError(f"level {level.name!r} gets no context; there are contexts for {list(contexts)}")
         return dict(contexts), aux
 
     def _update(self, period: int, states: Levels, gathered: Levels) -> Levels:
-        """What changes when the levels of a period are due."""
+        """New states, by name, of the levels that change when the levels with this period are due."""
         before, states = states, dict(states)
         for level in self._of(period):
             context = gathered.get(level.name)
@@ -282,10 +284,10 @@ class Schedule:
         return {name: states[name] for name in self._changed(period)}
 
     def _block(self, block: int, states: Levels, sums: Levels, data: PyTree, remat: bool) -> tuple[Any, ...]:
-        """``_chain[block]`` steps, which start where all periods up to that length start.
+        """Makes ``_chain[block]`` steps, from a step at which all periods up to that length begin.
 
         Returns:
-          (states, sums, contexts [steps, ...] of the slower levels that stack them, aux [steps, ...])
+          (states, sums, contexts [steps, ...] of the slower levels that stack theirs, aux [steps, ...])
         """
         size = self._chain[block]
         if block == 0:
@@ -316,7 +318,7 @@ class Schedule:
         return states, sums, {name: c for name, c in stacks.items() if self[name].period > size}, aux
 
     def _advance(self, state: ScheduleState, data: PyTree, *, block: int, remat: bool) -> tuple[ScheduleState, PyTree]:
-        """One block, and then every slower level that is due."""
+        """Makes one block of steps, then updates every slower level that is due."""
         size = self._chain[block]
         sums = {name: total for name, total in state.pending.items() if self[name].gather == "sum"}
         states, sums, stacks, aux = self._block(block, state.levels, sums, data, remat)
@@ -341,22 +343,22 @@ class Schedule:
         return ScheduleState(step, states, pending), aux
 
     def timeline(self, n: int) -> Bool[np.ndarray, "n levels"]:
-        """Whether each level (by ``order``, the fastest first) is updated at each of the first n steps."""
+        """Whether each level (in the order of ``order``, the fastest first) is updated at each of the first n steps."""
         periods = [self[name].period for rank in self.order for name in rank]
         return (np.arange(1, n + 1)[:, None] % np.asarray(periods)) == 0
 
     def table(self, n: int) -> str:
-        """``timeline(n)`` as text, a row for each level."""
+        """``timeline(n)`` as text, with a row for each level."""
         return describe.table([name for rank in self.order for name in rank], self.timeline(n))
 
     def plot(self, n: int | None = None, path: str | Path | None = None) -> "Figure":
-        """``timeline(n)`` as a figure, the slowest level on top; n is twice the longest period by default.
+        """Plots ``timeline(n)``, with the slowest level on top.
 
         Args:
-          n: steps.
-          path: where to save it, as a PNG if it ends so.
+          n: number of steps; twice the longest period by default.
+          path: file to save the plot to; its suffix decides the format.
         """
-        from nl_jax.plotting import plot_timeline  # which takes Matplotlib half a second to import
+        from nl_jax.plotting import plot_timeline  # here, since importing Matplotlib takes half a second
 
         names = [f"{name} (period {self[name].period})" for rank in self.order for name in rank]
         figure = plot_timeline(names, self.timeline(n or 2 * self.periods[-1]))
@@ -365,10 +367,10 @@ class Schedule:
         return figure
 
     def tree(self, state: ScheduleState | None = None, indent: str = "") -> str:
-        """The nested system as text, the slowest level first: period, context, objective, and with a state sizes.
+        """Describes the nested system as text, the slowest level first.
 
-        Levels that neither precede each other are indented alike; a schedule that a level's objective runs follows that
-        level, after ``»``.
+        Each line has a level's period, context and objective and, given a state, its sizes. Levels of one group of
+        ``order`` are indented alike. A schedule that a level's objective runs follows the level, marked by ``»``.
         """
         lines = []
         for depth, rank in enumerate(reversed(self.order)):
@@ -386,12 +388,12 @@ def _maybe_remat(body: Callable, remat: bool) -> Callable:
 
 
 def _cut(begin: int, count: int, size: int, x: Array) -> Array:
-    """[count, size, ...] from a place on."""
+    """Takes ``count * size`` steps from ``begin`` on, as an array [count, size, ...]."""
     return x[begin : begin + count * size].reshape(count, size, *x.shape[1:])
 
 
 def _like(new: PyTree, old: PyTree, name: str) -> PyTree:
-    """``new``, once it is sure to have the structure, shapes and dtypes of the state that it replaces."""
+    """Returns ``new``, after a check that it has the structure, shapes and dtypes of the state that it replaces."""
     was, now = (str(jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)) for tree in (old, new))
     if was != now:
         raise ValueError(f"level {name!r}: an update turns its state from {was} into {now}")

@@ -1,14 +1,14 @@
-"""Knowledge transfer between levels (§3.3 of arXiv 2512.24695): what of one level reaches another, and how.
+"""Knowledge transfer between levels (§3.3 of arXiv 2512.24695): the ways in which one level influences another.
 
-| transfer | here | |
+| transfer | function | meaning |
 |---|---|---|
-| parametric (Eq. 24-26) | ``by_parameters`` | a level's update gets other levels' parameters |
-| non-parametric (Eq. 27) | ``by_context`` | a level keeps its context itself, and others attend to it |
-| by backpropagation | ``by_backpropagation`` | one gradient flow, each level at its own frequency |
-| by initialisation (Eq. 28) | ``by_initialisation``, ``restarted_by`` | a level learns where another starts |
-| by generation | ``by_generation`` | a level makes another's weights, or its context |
+| parametric (Eq. 24-26) | ``by_parameters`` | the update of a level gets the parameters of other levels |
+| non-parametric (Eq. 27) | ``by_context`` | a level stores its context uncompressed, and others attend to it |
+| by backpropagation | ``by_backpropagation`` | one backward pass serves all levels, each at its own frequency |
+| by initialisation (Eq. 28) | ``by_initialisation``, ``restarted_by`` | a level learns the initial state of another |
+| by generation | ``by_generation`` | a level generates the weights of another, or its context |
 
-Gradients flow through every update of a level; ``first_order`` makes a level that they pass by.
+Gradients flow through every update of a level. ``first_order`` makes a level whose updates gradients bypass.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,15 +27,15 @@ Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
 
 
 def by_parameters(level: Level, *others: str, updated: bool = False) -> Level:
-    """Parametric: ``level`` is updated with ``Context(own, {other: its parameters})`` (Eq. 24-26).
+    """Parametric transfer: ``level`` is updated with ``Context(own, {other: its parameters})`` (Eq. 24-26).
 
-    A flow needs none of this: its ``read(name, query)`` is the same transfer, of weights or outputs.
+    This function is for updates. A flow does the same transfer, of weights or outputs, by its ``read(name, query)``.
 
     Args:
-      level: whose ``update`` takes a ``Context``.
-      *others: names of levels.
-      updated: their parameters after step t (levels at least as fast, which are updated first) or before it (at most
-        as fast).
+      level: a level whose ``update`` takes a ``Context``.
+      *others: names of the levels whose parameters it gets.
+      updated: if True, it gets their parameters from after step t; they must be at least as fast and are updated first.
+        If False, it gets those from before step t; they must be at most as fast.
 
     Examples:
       >>> momentum = Level("momentum", 1, lambda key, data: 0.0, lambda m, context: 0.5 * m + context[-1])
@@ -53,20 +53,21 @@ def by_parameters(level: Level, *others: str, updated: bool = False) -> Level:
 def by_context(
     name: str, size: int, outputs: int, *, window: int, period: int = 1, scale: float | None = None
 ) -> Level:
-    """Non-parametric: a level that keeps its context, which others attend to (Eq. 27, 62; Eq. 63, a sliding window).
+    """Non-parametric transfer: a level that stores its context, for others to attend to (Eq. 27, 62, 63).
 
-    A step's context is a ``Pair`` of one token, its key [size] and value [outputs]; more axes by ``vmap``.
-    ``read(state, queries)`` answers [n, size] by [n, outputs], zeros before the first token; ``read(state, None)``
-    gives ``(keys, values, tokens kept)``, the last token last.
+    The context of a step is a ``Pair`` of one token: a key [size] and a value [outputs]; use ``vmap`` for further axes.
+    ``read(state, queries)`` is softmax attention over a sliding window: it maps queries [n, size] to outputs
+    [n, outputs], which are zero before the first token. ``read(state, None)`` returns ``(keys, values, tokens kept)``,
+    with the latest token last.
 
     Args:
-      name, period: of the level; tokens can be attended to from the end of their period on.
-      size, outputs: of keys and of values.
-      window: tokens kept, at least the period.
-      scale: of scores, 1 / √size by default.
+      name, period: name and period of the level. A token can be attended to once its period has ended.
+      size, outputs: sizes of a key and of a value.
+      window: number of tokens kept, at least the period.
+      scale: factor on the scores, 1 / √size by default.
 
     Raises:
-      ValueError: for a window shorter than the period.
+      ValueError: if the window is shorter than the period.
 
     Examples:
       >>> from nl_jax.levels import Pair
@@ -111,14 +112,15 @@ def by_context(
 
 
 def by_backpropagation(loss: Loss, names: Sequence[str]) -> Flow:
-    """One gradient flow: a flow that gives each level the gradient of ``loss`` at its parameters.
+    """Transfer by backpropagation: a flow whose context for each level is the gradient of ``loss`` at its parameters.
 
-    All gradients come from one backward pass at the state before the step; how often a level moves is its period. It is
-    also generation of a context: the architecture makes the gradients that an optimizer compresses.
+    All gradients come from one backward pass, at the state before the step. The period of a level decides how often it
+    is updated. This is also transfer by generation of a context: the architecture generates the gradients that an
+    optimizer compresses.
 
     Args:
       loss: ``loss({name: parameters}, data) -> scalar``.
-      names: of the levels.
+      names: names of the levels.
 
     Examples:
       >>> import optax
@@ -146,18 +148,18 @@ def by_initialisation(
     key: Array | None = None,
     exact: bool = True,
 ) -> Loss:
-    """Initialisation: the loss of a slow level that learns where a level of ``schedule`` starts (Eq. 28; MAML).
+    """Transfer by initialisation: the loss of a slow level that learns the initial parameters of a fast one (Eq. 28).
 
-    The loss's data are ``(support, query)``: the schedule runs over all of ``support`` [n, ...], its level ``name``
-    started from the slow level's parameters, and that level is then judged by ``loss(parameters, query)``. Give the
-    result to ``from_loss``.
+    This is MAML. The data of the returned loss are ``(support, query)``. The schedule is initialised, with the level
+    ``name`` starting from the slow level's parameters, and runs over all of ``support`` [n, ...]; the result is
+    ``loss(parameters, query)`` for the parameters that the level has then. Pass the returned loss to ``from_loss``.
 
     Args:
-      schedule: what learns in context.
-      name: of the level that starts from the parameters; all of its levels start anew.
-      loss: after learning.
-      key: for the initial states of the other levels.
-      exact: whether the gradient flows through the updates; False makes every level ``first_order``.
+      schedule: the schedule that learns in context. All of its levels start anew at each evaluation.
+      name: name of its level that starts from the slow level's parameters.
+      loss: the loss after learning.
+      key: random key for the initial states of the other levels.
+      exact: whether the gradient flows through the updates. False makes every level ``first_order``.
 
     Examples:
       >>> import optax
@@ -182,7 +184,7 @@ def by_initialisation(
 
 
 def restarted_by(level: Level, slow: str) -> Level:
-    """Initialisation in a schedule: ``level`` starts anew from ``slow`` after each update of ``slow`` (Eq. 72).
+    """Transfer by initialisation in a schedule: ``level`` restarts from ``slow`` after each update of it (Eq. 72).
 
     Examples:
       >>> import optax
@@ -202,14 +204,15 @@ def restarted_by(level: Level, slow: str) -> Level:
 
 
 def by_generation(generate: Callable[[PyTree, PyTree], PyTree], loss: Loss) -> Loss:
-    """Generation: the loss of a level that makes the weights of another, or all that another does with its context.
+    """Transfer by generation: the loss of a level that generates weights for another.
 
-    The loss's data are ``(source, data)``: ``loss(generate(parameters, source), data)``. With a network for
-    ``generate`` this is a hypernetwork; with a schedule's run, whose optimizer has the parameters, a learned optimizer.
+    The data of the returned loss are ``(source, data)``, its value ``loss(generate(parameters, source), data)``. If
+    ``generate`` is a network, the level is a hypernetwork. If ``generate`` runs a schedule whose optimizer has these
+    parameters, the level is a learned optimizer.
 
     Args:
-      generate: makes weights of the level's parameters and a source.
-      loss: of the weights that were made.
+      generate: ``generate(parameters, source) -> weights``.
+      loss: ``loss(weights, data) -> scalar``.
 
     Examples:
       >>> objective = by_generation(lambda p, code: p @ code, lambda w, data: (w * data[0] - data[1]) ** 2)
@@ -225,9 +228,9 @@ def by_generation(generate: Callable[[PyTree, PyTree], PyTree], loss: Loss) -> L
 
 
 def first_order(level: Level) -> Level:
-    """The same level, whose updates gradients pass by: of an update, only what is left of the old state has one.
+    """The same level with first-order updates: its derivative takes the change made by an update for a constant.
 
-    For ``W ← W - η g`` the derivative is that of W alone, as in first-order MAML; nothing reaches the context.
+    For ``W ← W - η g`` the derivative is that of W alone, as in first-order MAML. No gradient reaches the context.
 
     Examples:
       >>> double = Level("w", 1, lambda key, data: 1.0, lambda w, context: w * context[0])

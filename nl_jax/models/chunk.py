@@ -1,4 +1,4 @@
-"""One chunk of a text, learned and checked: what a stream and sampling do while a model goes on learning."""
+"""Learns one chunk of a text and checks the result, for streams and for sampling from a model that keeps learning."""
 
 import functools
 from typing import Any
@@ -21,19 +21,20 @@ def learn_chunk(
     state: ScheduleState,
     frozen: frozenset[str] = frozenset(),
 ) -> tuple[ScheduleState, float, dict[str, float]]:
-    """Reads and learns one chunk of one sequence, unless that leaves something that is not finite.
+    """Reads and learns one chunk of one sequence.
 
     Args:
       model: a ``LanguageModel`` that learns in context.
-      tokens, targets: one shortest period.
-      state: before it; it stays valid.
+      tokens, targets: as many as the shortest period, each int [1, chunk].
+      state: the state before the chunk; it stays valid.
       frozen: names of levels that do not change.
 
     Returns:
-      The state after it, the loss in nats per token (each before it was learned), and by level its surprise.
+      The state after the chunk; the loss in nats per token, each token predicted before it was learned; and the
+      surprise by level name.
 
     Raises:
-      Diverged: where the loss or a level is not finite; it names the level and the position.
+      Diverged: if the loss or the state of a level is not finite; the message names the level and the position.
     """
     new, loss, surprise, finite = step(model, tokens, targets, state, tuple(sorted(frozen)))
     if not finite:
@@ -43,7 +44,7 @@ def learn_chunk(
 
 @functools.partial(jax.jit, static_argnames="frozen")
 def step(model: Any, tokens: Array, targets: Array, state: ScheduleState, frozen: tuple[str, ...]) -> Any:
-    """As `learn_chunk`, whatever comes of it, and whether all of it is finite."""
+    """Learns as `learn_chunk` does but does not raise: its last result is whether all results are finite."""
     schedule = learning_schedule(model, 1)
     new, (logits, surprise) = schedule.step(state, (tokens, targets, jnp.ones(tokens.shape)))
     loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, targets))
@@ -53,13 +54,13 @@ def step(model: Any, tokens: Array, targets: Array, state: ScheduleState, frozen
 
 
 def replace_level(state: ScheduleState, source: ScheduleState, name: str) -> ScheduleState:
-    """``state`` with one level, and what waits for its next update, of ``source``.
+    """``state`` with one level, and the contexts that wait for its next update, taken from ``source``.
 
-    Of the mixers' only what they have learned: their convolution and position go with the text, as does what a nested
-    level keeps of it.
+    Values that belong to the position in the text stay as in ``state``: the convolution state and the position of the
+    mixers, whose memories alone are replaced, and the mixers' state that a nested level stores.
 
     Raises:
-      ValueError: for the mixers where they are attention.
+      ValueError: for the level "mixers" if the mixers are attention.
     """
     if name == "mixers":
         own, other = state.levels[name], source.levels[name]
@@ -67,7 +68,7 @@ def replace_level(state: ScheduleState, source: ScheduleState, name: str) -> Sch
             raise ValueError("level 'mixers': attention keeps tokens and learns nothing that could be set back")
         memories = own._replace(change=other.change, momentum=other.momentum, boundary=other.boundary)
         return state._replace(levels=state.levels | {name: memories})
-    if isinstance(state.levels[name], NestedLearner):  # the text of its period goes on
+    if isinstance(state.levels[name], NestedLearner):  # the mixers' state belongs to the text of its period
         level = source.levels[name]._replace(mixers=state.levels[name].mixers)
         return state._replace(levels=state.levels | {name: level})
     pending = {name: source.pending[name]} if name in source.pending else {}
@@ -75,35 +76,35 @@ def replace_level(state: ScheduleState, source: ScheduleState, name: str) -> Sch
 
 
 def all_finite(tree: Any) -> Array:
-    """Whether no floating point leaf holds a NaN or an infinity."""
+    """Whether all floating-point leaves are free of NaN and infinity."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return functools.reduce(jnp.logical_and, (jnp.all(jnp.isfinite(x)) for x in leaves), jnp.asarray(True))
 
 
 def diverged_levels(state: ScheduleState) -> list[str]:
-    """Names of the levels that hold, or have waiting, what is not finite."""
+    """Names of the levels whose state or pending contexts are not finite."""
     own = {name: (level, state.pending.get(name, ())) for name, level in state.levels.items()}
     return [name for name, tree in own.items() if not all_finite(tree)]
 
 
 def _diverged(before: ScheduleState, after: ScheduleState, loss: float, chunk: int, frozen: frozenset[str]) -> Diverged:
-    """The error for a chunk. Once one level is not finite the others follow, so the cause is looked for before it."""
+    """The error for a chunk. A level that is not finite soon infects the others, so the state before it comes first."""
     position = int(before.step) * chunk
     culprits = diverged_levels(before)
     if not culprits:
-        # where all were finite, the one with the largest entries is the likeliest to have overflowed
+        # if all levels were finite before, the one with the largest entries is the likeliest to have overflowed
         culprits = diverged_levels(after) or [name for name in before.levels if name not in frozen] or [*before.levels]
         culprits.sort(key=lambda name: -_largest(before.levels[name]))
     others = f" (and {', '.join(culprits[1:])})" if culprits[1:] else ""
     return Diverged(
         f"level {culprits[0]!r}{others} diverged in tokens {position} to {position + chunk - 1}, whose loss is "
-        f"{loss:g}; what was learned before them is kept",
+        f"{loss:g}; the state before them is kept",
         level=culprits[0],
         position=position,
     )
 
 
 def _largest(tree: Any) -> float:
-    """The largest size of an entry of the floating point leaves."""
+    """The largest absolute value in the floating-point leaves."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact) and x.size]
     return max((float(jnp.max(jnp.abs(x))) for x in leaves), default=0.0)

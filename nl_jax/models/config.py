@@ -1,4 +1,4 @@
-"""Everything that fixes a language model's shape, to and from JSON."""
+"""The configuration of a language model, and its conversion to and from JSON."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -14,27 +14,28 @@ REGIMES = ("outer", "online", "meta")
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
-    """Everything that fixes a language model's shape.
+    """The configuration of a language model, which fixes the shapes of its parameters and of its state.
 
     Attributes:
       mixer: name of the sequence mixer, one of ``nl_jax.modules.MIXERS``.
-      mixer_options: (name, value) pairs of options for it.
+      mixer_options: options of the mixer, as (name, value) pairs.
       vocab_size: number of token ids.
-      width: of the residual stream.
-      num_layers: blocks.
-      num_heads: of the mixer.
-      mlp_hidden: hidden units of each CMS block.
-      cms_periods: time between updates of each CMS block of a layer; a Transformer has one block, period 1.
-      cms_regime: "outer": periods count optimizer steps; "online" or "meta": they count tokens, and the blocks learn in
-        context (``in_context.py``).
+      width: width of the residual stream.
+      num_layers: number of blocks.
+      num_heads: number of heads of the mixer.
+      mlp_hidden: number of hidden units of each CMS block.
+      cms_periods: period of each CMS block of a layer: the time between two of its updates. A Transformer has one block
+        with period 1.
+      cms_regime: "outer": periods count optimizer steps. "online" or "meta": periods count tokens, and the blocks learn
+        in context (``in_context.py``).
       cms_variant: one of ``nl_jax.modules.continuum_memory.VARIANTS``.
-      cms_rate: learning rate of blocks that learn in context, at the start of pre-training, which learns it ("meta").
-      chunk_size: tokens between two boundaries of the memories; attention has none.
-      context_length: tokens that attention sees from each, itself included.
-      unroll: write the layers one after the other into the program, which then grows with depth, instead of a scan,
-        which copies what the backward pass keeps. None: up to 4 layers, and where blocks learn in context: their
-        gradient then leaves the first layer's mixer out.
-      remat: recompute each block in the backward pass instead of keeping its activations.
+      cms_rate: initial learning rate of blocks that learn in context; pre-training in the "meta" regime learns it.
+      chunk_size: number of tokens between two boundaries of the memories. Attention does not use it.
+      context_length: number of tokens that attention sees from each token, that token included.
+      unroll: whether the layers are written one after the other into the program, instead of a scan. The program then
+        grows with depth; a scan copies the values kept for the backward pass. None unrolls up to 4 layers, and any
+        number if blocks learn in context: the gradient of the blocks then skips the first layer's mixer.
+      remat: whether the backward pass recomputes each block instead of keeping its activations.
     """
 
     mixer: str
@@ -54,7 +55,7 @@ class LanguageModelConfig:
     mixer_options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self):
-        """Checks what no module checks."""
+        """Checks the values that no module checks."""
         if self.mixer not in MIXERS:
             raise InputError(f"unknown mixer {self.mixer!r}; expected one of {', '.join(MIXERS)}")
         for name in ("vocab_size", "num_layers"):
@@ -69,23 +70,23 @@ class LanguageModelConfig:
 
     @property
     def optimizer_periods(self) -> tuple[int, ...]:
-        """Optimizer steps between updates of each CMS block in pre-training; 1 where periods count tokens."""
+        """Number of optimizer steps between updates of each CMS block in pre-training; 1 if periods count tokens."""
         return self.cms_periods if self.cms_regime == "outer" else (1,) * len(self.cms_periods)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as JSON can hold them; ``from_json`` makes the same configuration of it.
+        """All fields as values that JSON can hold; ``from_json`` turns them back into the same configuration.
 
         Raises:
-          ValueError: for an option that JSON cannot hold, such as a function; it names the field.
+          ValueError: for an option that JSON cannot hold, such as a function; the message names the field.
         """
         return {name: _to_json(value, name) for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> "LanguageModelConfig":
-        """The configuration that ``to_json`` wrote, after JSON was read again.
+        """The configuration from the result of ``to_json``, also after a round trip through JSON text.
 
         Raises:
-          InputError: for a field that is unknown or missing, or a value that no configuration has.
+          InputError: for an unknown or missing field, or an invalid value.
         """
         known = {field.name: field.default is MISSING for field in fields(cls)}
         unknown = [name for name in given if name not in known]
@@ -111,5 +112,5 @@ def _to_json(value: Any, name: str) -> Any:
 
 
 def _from_json(value: Any) -> Any:
-    """JSON has lists where a configuration has tuples, at every depth."""
+    """Converts the lists of JSON to the tuples of a configuration, at every depth."""
     return tuple(map(_from_json, value)) if isinstance(value, list) else value

@@ -1,26 +1,27 @@
 """A language model whose continuum memory learns in context (§7, Eq. 70-74): the regimes ``online`` and ``meta``.
 
-Text comes in chunks of the shortest period. A chunk is read with the weights that its predecessors have left; then its
-own next-token loss gives, by one backward pass, the gradient of every block, summed until the block is due (Eq. 71).
-So what a token is answered with never depends on later tokens. Every sequence has weights of its own, which start at
-the model's and are float32 (or wider) whatever dtype the model computes in. All of it is one ``nl_jax.Schedule``, a
-chunk a step:
+Text is processed in chunks as long as the shortest period. The model reads a chunk with the weights learned from
+earlier chunks. Then one backward pass of the chunk's own next-token loss gives the gradient of every block, and these
+gradients are summed until the block is due (Eq. 71). So the logits at a token never depend on later tokens. Every
+sequence has its own copy of the weights, which starts at the model's weights and is float32 (or wider) whatever dtype
+the model computes in. All of this is one ``nl_jax.Schedule``, in which a step is a chunk, with these levels:
 
-``mixers``   period 1: the state of the sequence mixers;
-``cms_ℓ``    block ℓ of every layer: its weights, moved by an optax transformation once a period.
+``mixers``   the state of the sequence mixers, with period 1;
+``cms_ℓ``    the weights of block ℓ of every layer, updated once per period by an optax transformation.
 
-In the ``meta`` regime the gradient of pre-training flows through all updates; in the ``online`` regime it takes the
-updates' gradients for constants (first order).
+In the ``meta`` regime the gradient of pre-training flows through all updates. In the ``online`` regime it treats the
+gradients inside the updates as constants (first order).
 
-A slow level of the ``nested`` variant also moves where the next faster one starts (Eq. 72). In the ``meta`` regime it
-does so by the exact gradient (§3.3): at the end of its period it runs the faster levels again over the period's text,
-and differentiates the summed loss by their start, through their updates and the mixers' states. Its own block moves by
-the sum of the chunks' gradients (Eq. 71). So the text of a period is read once more for each slower level, and again
-inside that for each level between, with the states between its chunks kept. The program of a pre-training step grows
-threefold with the second level and more than fourfold again with the third.
+In the ``nested`` variant a slow level also learns the initial weights of the next faster level (Eq. 72). In the
+``meta`` regime it does so with the exact gradient (§3.3): at the end of its period it runs the faster levels again over
+the text of the period, and differentiates the summed loss with respect to their initial weights, through their updates
+and the mixers' states. Its own block is updated with the sum of the chunks' gradients (Eq. 71). So each slower level
+reads the text of its period once more, and within that reading every level in between reads its periods again; the
+states between chunks are kept. The program of a pre-training step grows threefold with the second level, and more than
+fourfold again with the third.
 
-``nested_first_order``, and the ``online`` regime, move the start by the gradients of the faster block at the weights
-that each chunk is read with, as if no update were between; that needs no second reading.
+``nested_first_order`` and the ``online`` regime update the initial weights with the gradients of the faster block at
+the weights with which each chunk was read, as if there were no updates in between. This needs no second reading.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,26 +39,29 @@ from nl_jax.modules import FeedForward
 from nl_jax.optim import clip_by_norm, smooth_norm
 from nl_jax.trees import own_buffers
 
-Weights = Any  # of a level: a FeedForward [layers, batch, ...]; nested ones also hold what faster ones start from
+# The weights of a level: a FeedForward [layers, batch, ...]; nested levels also hold the next faster level's start.
+Weights = Any
 
 
 def learning_schedule(
     model: Any, batch_size: int, optimizers: Sequence[optax.GradientTransformation] | None = None
 ) -> Schedule:
-    """The schedule of a model's levels; a step's data are ``(tokens, targets, mask)``, each [batch, chunk].
+    """The schedule of a model's levels. The data of a step are ``(tokens, targets, mask)``, each [batch, chunk].
 
-    ``step`` and ``run`` return the state and ``(logits, surprise)``: logits [..., batch, chunk, vocab], and by name the
-    norm of each block's gradient, and of the memories' change, in the chunk.
+    ``step`` and ``run`` return the state and ``(logits, surprise)``: logits [..., batch, chunk, vocab], and by level
+    name the surprise of the chunk, which is the norm of a block's gradient, and for the mixers that of the change in
+    their memories.
 
     Args:
       model: a ``LanguageModel`` whose ``cms_regime`` is "online" or "meta".
-      batch_size: sequences.
-      optimizers: of each level, for one sequence's weights; by default the gradient, cut to the length 1, times the
-        level's learning rate ``exp(model.cms_log_rate[ℓ])``. In the ``meta`` regime updates are differentiated, also at
-        a gradient of zero (a chunk without targets): use ``nl_jax.optim.clip_by_norm``, and ``eps_root`` of Adam.
+      batch_size: number of sequences.
+      optimizers: one optax transformation for each level, which updates the weights of one sequence. The default is
+        gradient descent with the gradient clipped to norm 1 and the level's rate ``exp(model.cms_log_rate[ℓ])``. The
+        ``meta`` regime differentiates updates, even at a gradient of zero (a chunk without targets), so use
+        ``nl_jax.optim.clip_by_norm``, and set ``eps_root`` of Adam.
 
     Raises:
-      ValueError: for periods that the shortest does not divide, or that the nested variant cannot nest.
+      ValueError: if a period is not a multiple of the shortest, or the nested variant cannot nest the periods.
     """
     config, rates = model.config, jnp.exp(_wide(model.cms_log_rate[...]))
     for i, period in enumerate(config.cms_periods):
@@ -71,24 +75,24 @@ def learning_schedule(
 
 
 class NestedLearner(NamedTuple):
-    """State of a nested level whose gradient of where faster levels start is exact."""
+    """State of a nested level that learns the initial weights of faster levels with the exact gradient."""
 
     params: Weights
     optimizer: optax.OptState
-    mixers: Any  # their state when the level's period began
+    mixers: Any  # state of the mixers when the level's period began
 
 
 @dataclass(frozen=True)
 class _Maker:
-    """Makes the schedule of all levels, and those of the faster ones that slow nested levels run again."""
+    """Builds the schedule of all levels, and the schedules of faster levels that slow nested levels run again."""
 
     model: Any
     batch_size: int
-    optimizers: list[optax.GradientTransformation]  # of each level, for all sequences
+    optimizers: list[optax.GradientTransformation]  # one for each level, for the weights of all sequences
 
     @property
     def order(self) -> list[int]:
-        """Levels, the fastest first."""
+        """Indices of the levels, the fastest first."""
         periods = self.model.config.cms_periods
         return sorted(range(len(periods)), key=lambda i: periods[i])
 
@@ -97,21 +101,21 @@ class _Maker:
         return self.model.config.cms_variant in ("nested", "nested_first_order")
 
     def exact(self, i: int) -> bool:
-        """Whether a level moves where faster ones start by the exact gradient."""
+        """Whether a level learns the initial weights of faster levels with the exact gradient."""
         config = self.model.config
         return config.cms_variant == "nested" and config.cms_regime == "meta" and i != self.order[0]
 
     def steps(self, i: int) -> int:
-        """The period of a level, in chunks."""
+        """The period of a level in chunks."""
         return self.model.config.cms_periods[i] // min(self.model.config.cms_periods)
 
     def schedule(self, slow: int | None = None, fixed: Mapping[int, FeedForward] | None = None) -> Schedule:
-        """The schedule of all levels; with ``slow``, of those that are faster than this one.
+        """The schedule of all levels or, given ``slow``, of the levels faster than that one.
 
         Args:
-          slow: a level; the schedule then ends with the summed loss of its period, and the summed gradient of its block
-            at the weights that each chunk is read with, as the state of the level "period".
-          fixed: blocks of the levels that are not in the schedule.
+          slow: index of a level. The schedule then has an additional level "period", whose state after the period is
+            the summed loss, and the summed gradient of the slow block at the weights with which each chunk was read.
+          fixed: blocks of the levels that are not in the schedule, by index.
         """
         fixed = fixed or {}
         own = {i: _of_each_sequence(level, self.batch_size) for i, level in enumerate(self.model.blocks.cms.levels)}
@@ -126,7 +130,7 @@ class _Maker:
         def flow(read, data):
             blocks = own_blocks([fixed[i] if i in fixed else read(f"cms_{i}") for i in own])
             memories = read("mixers")
-            # in pre-training what lies inside a chunk is computed again, only the states between chunks are kept
+            # the backward pass of pre-training recomputes each chunk, so only the states between chunks are kept
             (nats, (logits, mixers)), gradients = jax.checkpoint(self.descend)(blocks, memories, data)
             plain = None if slow is None else gradients[slow]
             surprise = {f"cms_{i}": smooth_norm(gradient) for i, gradient in enumerate(gradients)}
@@ -142,7 +146,7 @@ class _Maker:
         return Schedule(levels, flow, has_aux=True)
 
     def descend(self, blocks: list[FeedForward], memories: Any, data: Any) -> Any:
-        """One chunk's summed loss, (logits, the mixers' state after it), and the gradient of every block."""
+        """The summed loss of one chunk, (logits, the mixers' state after it), and the gradient of every block."""
         tokens, targets, mask = data
 
         def loss(blocks):
@@ -154,16 +158,16 @@ class _Maker:
         return jax.value_and_grad(loss, has_aux=True)(blocks)
 
     def starts(self, blocks: Any, inside: list[int]) -> dict[int, Weights]:
-        """By level: its block, and where levels are nested also where the next faster one starts."""
+        """By level, the weights of its block, for nested levels with the initial weights of the next faster level."""
         found: dict[int, Weights] = {}
         start: Weights = None
         for i in inside:
-            # a copy, so that no buffer is in the state twice and it can be donated
+            # a copy, so that no two leaves share a buffer and the state can be donated
             found[i] = start = {"own": blocks[i], "start": own_buffers(start)} if self.nested and found else blocks[i]
         return found
 
     def sums_of_period(self, slow: int, block: FeedForward) -> Level:
-        """Ends with the summed loss of a level's period, and the summed gradient of its block."""
+        """The level "period", whose state ends as the summed loss of a period and the summed gradient of a block."""
         zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, block)
         return Level(
             "period",
@@ -185,7 +189,7 @@ class _Maker:
         )
 
     def level(self, i: int, weights: Weights, inside: list[int], fixed: Mapping[int, FeedForward]) -> Level:
-        """Of a block, in the schedule of the levels ``inside``; the blocks of all others are ``fixed``."""
+        """The level of a block, in the schedule of the levels ``inside``; the blocks of all others are ``fixed``."""
         slower = inside[inside.index(i) + 1 :]
         if self.exact(i):
             level = self.exact_level(i, weights, slower, fixed)
@@ -198,7 +202,7 @@ class _Maker:
         return replace(level, starts_from=f"cms_{slower[0]}") if self.nested and slower else level
 
     def exact_level(self, i: int, weights: Weights, slower: list[int], fixed: Mapping[int, FeedForward]) -> Level:
-        """A nested level that runs the faster ones again over its period, and differentiates through their updates."""
+        """A nested level that reruns the faster levels over its period and differentiates through their updates."""
         top = f"cms_{self.order[self.order.index(i) - 1]}"  # the level that starts from this one
 
         def begin(params, mixers):
@@ -236,7 +240,7 @@ class _Maker:
 
 
 def initial_state(model: Any, batch_size: int) -> ScheduleState:
-    """Of ``learning_schedule(model, batch_size)``, before a text."""
+    """The state of ``learning_schedule(model, batch_size)`` before the first chunk of a text."""
     blank = jnp.zeros((batch_size, min(model.config.cms_periods)), jnp.int32)
     return learning_schedule(model, batch_size).init(None, (blank, blank, jnp.ones(blank.shape)))
 
@@ -249,16 +253,19 @@ def read_and_learn(
     state: ScheduleState | None = None,
     optimizers: Sequence[optax.GradientTransformation] | None = None,
 ) -> tuple[Float[Array, "batch time vocab"], ScheduleState]:
-    """Logits of the token after each, learning from ``targets`` chunk by chunk; ``state=None`` starts a text.
+    """Predicts the token after each token, and learns from ``targets`` chunk by chunk.
 
     Args:
       model, optimizers: as for ``learning_schedule``.
-      tokens, targets: a multiple of the shortest period long; logits depend on the targets of earlier chunks only.
-      mask: 1 where a target counts; None for all.
-      state: what the call before returned; it then holds whole chunks.
+      tokens, targets: their length must be a multiple of the shortest period.
+      mask: 1 for targets that count, 0 for others; None counts all.
+      state: the state that the previous call returned; None starts a text.
+
+    Returns:
+      Logits, which depend on the targets of earlier chunks only, and the state after the last chunk.
 
     Raises:
-      ValueError: for a length that is not a multiple of the shortest period.
+      ValueError: if the length is not a multiple of the shortest period.
     """
     batch, time = tokens.shape
     chunk = min(model.config.cms_periods)
@@ -277,23 +284,23 @@ def read_and_learn(
 
 
 def learned(mixers: Any) -> Any:
-    """What the sequence mixers' memories have learned, of their state; nothing of attention's."""
+    """The part of the mixers' state that their memories have learned; empty for attention."""
     return getattr(mixers, "change", ())
 
 
 def with_learned(model: Any, state: ScheduleState) -> Any:
-    """The model with the blocks that a state holds; its sequence mixers go on from ``state.levels["mixers"]``."""
+    """The model with the CMS blocks of a state. Call it with ``state.levels["mixers"]`` to continue the text."""
     levels = [state.levels[f"cms_{i}"].params for i in range(len(model.config.cms_periods))]
     return with_levels(model, own_blocks(levels))
 
 
 def own_blocks(weights: Sequence[Weights]) -> list[FeedForward]:
-    """The blocks of levels, without what nested ones know of where faster ones start."""
+    """The blocks of the levels, without the initial weights of faster levels that nested levels hold."""
     return [w["own"] if isinstance(w, dict) else w for w in weights]
 
 
 def with_levels(model: Any, levels: Sequence[FeedForward]) -> Any:
-    """The model with these blocks in its continuum memory, in the dtypes of its own."""
+    """The model with these blocks in its continuum memory, converted to the dtypes of the model."""
     leaves, structure = jax.tree.flatten(model)
     copy = jax.tree.unflatten(structure, leaves)
     own = model.blocks.cms.levels
@@ -302,7 +309,7 @@ def with_levels(model: Any, levels: Sequence[FeedForward]) -> Any:
 
 
 def _of_each_sequence(level: FeedForward, batch_size: int) -> FeedForward:
-    """[layers, ...] -> [layers, batch, ...], in float32 or wider: small steps would be lost in bfloat16."""
+    """Repeats weights, [layers, ...] -> [layers, batch, ...], in float32 or wider: bfloat16 would lose small steps."""
     return jax.tree.map(lambda w: jnp.broadcast_to(_wide(w)[:, None], (len(w), batch_size, *w.shape[1:])), level)
 
 
@@ -311,12 +318,12 @@ def _wide(x: Array) -> Array:
 
 
 def _like(new: Any, old: Any) -> Any:
-    """In the dtypes of the old one."""
+    """Converts ``new`` to the dtypes of ``old``."""
     return jax.tree.map(lambda a, b: a.astype(b.dtype), new, old)
 
 
 def _per_sequence(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Runs it for each sequence alone, on leaves [layers, batch, ...]; its state has a leading axis [batch, ...]."""
+    """Maps a transformation over sequences: leaves are [layers, batch, ...], and its state is [batch, ...]."""
     return optax.GradientTransformation(
         jax.vmap(transformation.init, in_axes=1),
         jax.vmap(transformation.update, in_axes=(1, 0, 1), out_axes=(1, 0)),

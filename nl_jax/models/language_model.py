@@ -1,4 +1,4 @@
-"""Language model: embedding, a stack of equal blocks, final norm, logits from the tied embedding."""
+"""The language model: embedding, a stack of equal blocks, final norm, and logits from the tied embedding."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from jaxtyping import Array, Float, Int
 from nl_jax.models.config import LanguageModelConfig
 from nl_jax.modules import Block, ContinuumMemory, mixer
 
-UNROLLED_LAYERS = 4  # take 20 s to compile, a scan 15; a step is a tenth faster (BUILD_NOTES.md, D57)
+UNROLLED_LAYERS = 4  # compile in 20 s, a scan in 15 s; a step is a tenth faster (BUILD_NOTES.md, D57)
 
 
 def _block(config: LanguageModelConfig, rngs: nnx.Rngs) -> Block:
-    # residual branches start smaller in deeper models, so that the stream's scale does not grow with depth
+    # residual branches start smaller in deeper models, so that the scale of the stream does not grow with depth
     scale = (2 * config.num_layers) ** -0.5
     options = dict(config.mixer_options)
     if config.mixer == "attention":
@@ -29,8 +29,8 @@ def _block(config: LanguageModelConfig, rngs: nnx.Rngs) -> Block:
 class LanguageModel(nnx.Module):
     """Predicts the next token: ``logits, state = model(tokens, state)``.
 
-    The blocks' parameters are stacked on a leading axis, and many run by one ``jax.lax.scan``, so compile time does
-    not grow with depth. The module is a pytree of parameters and is never changed by a call.
+    The parameters of the blocks are stacked on a leading axis. A deep stack runs as one ``jax.lax.scan``, so compile
+    time does not grow with depth. The module is a pytree of parameters, and a call never changes it.
     """
 
     def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
@@ -49,22 +49,22 @@ class LanguageModel(nnx.Module):
 
     @property
     def learns_in_context(self) -> bool:
-        """Whether its continuum memory does, so that it is read by ``in_context.read_and_learn``."""
+        """Whether the continuum memory learns in context. If so, ``in_context.read_and_learn`` reads a text."""
         return self.config.cms_regime != "outer"
 
     def init_state(self, batch_size: int) -> Any:
-        """State of every block before the first token, stacked over layers."""
+        """The state of all blocks before the first token, stacked over layers."""
         return jax.vmap(lambda block: block.init_state(batch_size))(self.blocks)
 
     def __call__(
         self, tokens: Int[Array, "batch time"], state: Any = None, *, at_boundary: bool = False
     ) -> tuple[Float[Array, "batch time vocab"], Any]:
-        """Logits of the token after each, and the state after the last; ``state=None`` starts a text.
+        """Returns the logits of the token after each token, and the state after the last; ``state=None`` starts a text.
 
-        Causal: logits at t depend on tokens up to t only. A text may be given in any number of calls; ``at_boundary``
-        as for ``MemoryMixer``.
+        The model is causal: logits at t depend on tokens up to t only. A text may be split over any number of calls.
+        ``at_boundary`` means the same as for ``MemoryMixer``.
         """
-        embedding = self.embed.embedding[...]  # used directly: nnx.Embed would fix the dtype it was made with
+        embedding = self.embed.embedding[...]  # used directly, since nnx.Embed keeps the dtype it was built with
         x = embedding[tokens] * self.config.width**0.5
 
         def body(x, inputs):

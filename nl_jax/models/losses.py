@@ -1,4 +1,4 @@
-"""The loss of a model on a batch, by `read`, and where a state stopped being finite."""
+"""The loss of a model on a batch, and the place at which a state is not finite."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ Batch = dict[str, Any]
 
 
 def token_losses(model: PyTree, batch: Batch) -> Float[Array, "B T"]:
-    """Loss in nats of each target of a batch of ``inputs`` and ``targets``, both int32 ``[B, T]``."""
+    """Cross-entropy in nats of each target of a batch with ``inputs`` and ``targets``, both int32 ``[B, T]``."""
     return _losses_and_state(model, batch)[0]
 
 
 def read_batch(model: PyTree, batch: Batch) -> tuple[Float[Array, "B T vocab"], PyTree]:
-    """Logits and last state; a model that learns in context learns from the targets. Every loss and score calls it."""
+    """Logits and final state of `read` on a batch. A model that learns in context learns from the targets."""
     return read(model, batch["inputs"], targets=batch["targets"], mask=batch.get("mask"))
 
 
@@ -31,21 +31,21 @@ def _losses_and_state(model: PyTree, batch: Batch) -> tuple[Float[Array, "B T"],
 
 
 def mean_loss(model: PyTree, batch: Batch) -> Float[Array, ""]:
-    """Loss in nats per target: of all, or of those whose ``mask`` (float32 ``[B, T]``) is 1 where a batch has one."""
+    """Mean loss in nats per target. If the batch has a ``mask``, float32 ``[B, T]``, only targets with mask 1 count."""
     return loss_and_state(model, batch)[0]
 
 
 def loss_and_state(model: PyTree, batch: Batch) -> tuple[Float[Array, ""], PyTree]:
-    """`mean_loss`, and the state after the batch."""
+    """Returns `mean_loss` and the state after the batch."""
     losses, state = _losses_and_state(model, batch)
     return jnp.average(losses, weights=batch.get("mask")), state
 
 
 def first_diverged_layer(state: PyTree) -> Int[Array, ""]:
-    """Index of the first layer whose memories hold what is not finite, -1 if there is none.
+    """Index of the first layer whose state is not finite, or -1 if all are.
 
     Args:
-        state: of a model, floating point leaves ``[layers, ...]``.
+        state: the state of a model; its floating-point leaves are ``[layers, ...]``.
     """
     leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     if not leaves:
@@ -55,7 +55,11 @@ def first_diverged_layer(state: PyTree) -> Int[Array, ""]:
 
 
 def where_diverged(model: PyTree, state: PyTree) -> dict[str, Int[Array, ""]]:
-    """What of a state of `read` is not finite: a first layer, or -1; levels i of a CMS that learns, as a sum of 2^i."""
+    """Says which parts of a state of `read` are not finite, in arrays, so that it works inside ``jit``.
+
+    The results are the index of the first layer of the mixers (-1: none) and, for a CMS that learns in context, the sum
+    of 2^i over its levels i.
+    """
     if not learns_in_context(model):
         return {"diverged_layer": first_diverged_layer(state)}
     levels = [state.levels[f"cms_{i}"] for i in range(len(model.config.cms_periods))]

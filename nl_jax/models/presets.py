@@ -1,9 +1,9 @@
 """Named configurations. Within a preset all models have the same width, depth and (to 3 %) number of parameters.
 
-The paper names sizes (760M, 1.3B) and the vocabulary (32K) but no widths: those here are ours, GPT-3's widths for these
-sizes, with heads of 128 channels: a memory's capacity grows with the square of its head, and heads of 32 lost 0.2 bits
-per byte (BUILD_NOTES.md, D15). The hidden size of the feed-forward blocks is solved for, so that every model reaches
-the preset's count.
+The paper gives sizes (760M, 1.3B) and the vocabulary (32K) but no widths. The widths here are our choice: those of
+GPT-3 for these sizes, with heads of 128 channels, since the capacity of a memory grows with the square of its head size
+(heads of 32 channels lost 0.2 bits per byte: BUILD_NOTES.md, D15). The hidden size of the feed-forward blocks is
+computed, so that every model has the preset's number of parameters.
 """
 
 import math
@@ -22,9 +22,10 @@ from nl_jax.modules import MIXERS
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes that all models of a preset share; ``parameters`` is the count at ``vocab_size``, embedding included.
+    """Sizes that all models of a preset share.
 
-    Attention without a convolution has its own number of heads: it needs more than memories (BUILD_NOTES.md, D15).
+    ``parameters`` is the number of parameters at ``vocab_size``, embedding included. Attention without a convolution
+    has ``attention_heads`` heads, since it needs more heads than memories (BUILD_NOTES.md, D15).
     """
 
     parameters: int
@@ -44,12 +45,12 @@ PRESETS: dict[str, Preset] = {
     "paper_1_3b": Preset(1_300_000_000, 32_000, 2048, 24, 16, 16),
 }
 
-# Hope, its relatives and controls, then every mixer by its own name with one feed-forward block behind it.
+# Hope, its variants and controls; then every mixer under its own name, followed by one feed-forward block.
 MODELS: dict[str, dict[str, Any]] = {
     "hope": {"mixer": "self_modifying_titans", "cms_periods": (1, 4)},
     "hope_attention": {"mixer": "attention", "cms_periods": (1, 4)},
     "transformer": {"mixer": "attention"},
-    # controls: memories that never learn in context; the Transformer with Hope's convolution
+    # controls: Hope whose memories never learn in context, and a Transformer with Hope's convolution
     "hope_frozen": {
         "mixer": "self_modifying_titans",
         "cms_periods": (1, 4),
@@ -63,24 +64,25 @@ PLAIN_ATTENTION = ("transformer", "hope_attention", "attention", "sliding_window
 
 
 def count_parameters(config: LanguageModelConfig) -> int:
-    """Number of parameters of a model, from shapes alone."""
+    """Number of parameters of a model, computed from shapes alone."""
     model = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 @cache
 def named_config(model: str, preset: str, vocab_size: int | None = None, **overrides: Any) -> LanguageModelConfig:
-    """Configuration of a model by name, with the feed-forward size solved for the preset's parameter count.
+    """The configuration of a model by name, with the feed-forward size that gives the preset's parameter count.
 
     Args:
       model: one of ``MODEL_NAMES``.
       preset: one of ``PRESETS``.
-      vocab_size: of the tokenizer; None for the preset's own. Another vocabulary changes the count by its embedding.
-      **overrides: any field of ``LanguageModelConfig``; ``mlp_hidden`` switches the solving off, ``mixer_options`` are
-        added to the model's own.
+      vocab_size: number of ids of the tokenizer; None takes the preset's. Another vocabulary changes the parameter
+        count by the size of its embedding.
+      **overrides: any field of ``LanguageModelConfig``. If ``mlp_hidden`` is given, it is used as it is.
+        ``mixer_options`` are added to the model's own.
 
     Raises:
-      InputError: for an unknown name, or sizes that leave no parameters for the feed-forward blocks.
+      InputError: for an unknown name, or if the sizes leave no parameters for the feed-forward blocks.
     """
     if model not in MODELS:
         raise InputError(f"unknown model {model!r}; expected one of {', '.join(MODELS)}")
@@ -102,7 +104,7 @@ def named_config(model: str, preset: str, vocab_size: int | None = None, **overr
     config = LanguageModelConfig(**fields)
     if "mlp_hidden" in overrides:
         return config
-    # the count is affine in mlp_hidden
+    # the number of parameters is affine in mlp_hidden
     target = sizes.parameters + (config.vocab_size - sizes.vocab_size) * config.width
     one, two = (count_parameters(replace(config, mlp_hidden=hidden)) for hidden in (1, 2))
     hidden = 1 + (target - one) / (two - one)

@@ -1,4 +1,4 @@
-"""One way to read a text, whether or not a model learns in context: what scores a model calls `read`."""
+"""`read` is the one way to run a model over a text, whether or not the model learns in context."""
 
 from typing import Any
 
@@ -16,20 +16,21 @@ def read(
     targets: Int[Array, "batch time"] | None = None,
     mask: Float[Array, "batch time"] | None = None,
 ) -> tuple[Float[Array, "batch time vocab"], Any]:
-    """Logits of the token after each, and the state after the last.
+    """Returns the logits of the token after each token, and the state after the last.
 
-    A model whose continuum memory learns in context learns from the targets of each chunk once it has read it; for any
-    other model, targets and mask change nothing.
+    A model whose continuum memory learns in context learns from the targets of each chunk after it has read the chunk.
+    Any other model ignores targets and mask.
 
     Args:
-      model: a language model, or whatever is called as ``logits, state = model(tokens, state)``.
-      tokens: for a model that learns in context a multiple of its shortest period long.
-      state: what the call before returned, or `start`; None starts a text.
-      targets: what to learn from; by default the tokens that follow, and nothing at the last position.
-      mask: 1 where a target counts; None for all.
+      model: a language model, or any function called as ``logits, state = model(tokens, state)``.
+      tokens: for a model that learns in context, the length must be a multiple of its shortest period.
+      state: the state that the previous call or `start` returned; None starts a text.
+      targets: the tokens to learn from. The default is the next token of ``tokens``, without a target at the last
+        position.
+      mask: 1 for targets that count, 0 for others; None counts all.
 
     Raises:
-      ValueError: for a length that does not fit the periods.
+      ValueError: if the length does not fit the periods.
     """
     if not learns_in_context(model):
         return model(tokens, state)
@@ -41,7 +42,7 @@ def read(
 
 
 def start(model: Any, batch_size: int) -> Any:
-    """The state of `read` before a text."""
+    """The state with which `read` starts a text."""
     return initial_state(model, batch_size) if learns_in_context(model) else model.init_state(batch_size)
 
 

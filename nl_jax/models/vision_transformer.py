@@ -1,4 +1,4 @@
-"""Vision Transformer: patches as tokens, a stack of equal blocks run by one scan, the mean token's class."""
+"""Vision Transformer: patches as tokens, a stack of equal blocks run by one scan, and a head on the mean token."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from nl_jax.modules.layers import linear
 
 
 class FullAttention(nnx.Module):
-    """Multi-head softmax attention of all tokens to all, without positions and without a state.
+    """Multi-head softmax attention from every token to every token, without positions and without a state.
 
     Args:
-      width: of input and output.
-      num_heads: must divide it.
+      width: size of the input and of the output.
+      num_heads: number of heads, which must divide ``width``.
 
     Raises:
-      ValueError: for a head count that does not divide width.
+      ValueError: if ``num_heads`` does not divide ``width``.
     """
 
     def __init__(self, width: int, num_heads: int, *, output_scale: float = 1.0, rngs: nnx.Rngs):
@@ -31,12 +31,12 @@ class FullAttention(nnx.Module):
         self.output = linear(width, width, scale=output_scale, rngs=rngs)
 
     def init_state(self, batch_size: int) -> None:
-        """It has none."""
+        """Returns None: this mixer has no state."""
 
     def __call__(
         self, x: Float[Array, "batch time width"], state: Any = None, *, at_boundary: bool = False
     ) -> tuple[Float[Array, "batch time width"], None]:
-        """Output; state and boundary say nothing to it."""
+        """Returns the output and no state. ``state`` and ``at_boundary`` are ignored."""
         del state, at_boundary
         heads = (*x.shape[:2], self.num_heads, -1)
         query, key, value = (layer(x).reshape(heads) for layer in (self.query, self.key, self.value))
@@ -44,20 +44,20 @@ class FullAttention(nnx.Module):
 
 
 class VisionTransformer(nnx.Module):
-    """Class of an image: ``logits = model(images)`` (Dosovitskiy et al., 2021).
+    """Classifies images: ``logits = model(images)`` (Dosovitskiy et al., 2021).
 
-    Learned positions, pre-norm blocks with a SwiGLU MLP as in `LanguageModel`, and the mean over the tokens before the
-    head. The module is a pytree of parameters and is never changed by a call.
+    It has learned positions, pre-norm blocks with a SwiGLU MLP as in `LanguageModel`, and a head on the mean over the
+    tokens. The module is a pytree of parameters, and a call never changes it.
 
     Args:
-      image_size: pixels on each side.
-      patch_size: likewise; must divide it.
-      channels: of the images.
-      num_classes: size of the logits.
-      width: of the residual stream.
-      num_layers: blocks.
-      num_heads: of the attention.
-      mlp_hidden: hidden units of each MLP.
+      image_size: pixels on each side of an image.
+      patch_size: pixels on each side of a patch; must divide ``image_size``.
+      channels: number of channels of the images.
+      num_classes: number of classes, the size of the logits.
+      width: width of the residual stream.
+      num_layers: number of blocks.
+      num_heads: number of attention heads.
+      mlp_hidden: number of hidden units of each MLP.
 
     Raises:
       ValueError: for sizes that do not divide each other or are below 1.
@@ -95,7 +95,7 @@ class VisionTransformer(nnx.Module):
         self.head = linear(width, num_classes, bias=0.0, rngs=rngs)
 
     def __call__(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
-        """Logits of every image."""
+        """Returns the class logits of every image."""
         batch, size, _, channels = images.shape
         grid, patch = size // self.patch_size, self.patch_size
         patches = images.reshape(batch, grid, patch, grid, patch, channels).swapaxes(2, 3)

@@ -1,7 +1,7 @@
 """Optax transformations: optimizers as memories of gradients.
 
-All factories but `multi_frequency` and `clip_by_norm` return a `bounded` transformation. With
-``optax.inject_hyperparams``, arguments that are functions or integers are ``static_args``, as in optax.
+All factories except `multi_frequency` and `clip_by_norm` return a `bounded` transformation. With
+``optax.inject_hyperparams``, name arguments that are functions or integers in ``static_args``, as in optax.
 """
 
 from nl_jax.optim.bounded import bounded
@@ -18,7 +18,7 @@ from nl_jax.optim.delta_momentum import delta_momentum, scale_by_delta_momentum
 from nl_jax.optim.dgd import DeltaDense, delta_matmul, dgd, half_l2
 from nl_jax.optim.feature_momentum import feature_momentum, polynomial_features
 from nl_jax.optim.generalized_gradient_descent import generalized_gradient_descent
-from nl_jax.optim.generalized_momentum import Context, Memory, generalized_momentum
+from nl_jax.optim.generalized_momentum import GradientContext, Memory, generalized_momentum
 from nl_jax.optim.m3 import m3, scale_by_m3
 from nl_jax.optim.matrices import Role, describe_matrices, hidden_matrices, matrix_dimensions, parameter_roles
 from nl_jax.optim.multi_frequency import multi_frequency, schedule_of_updates
@@ -31,8 +31,8 @@ from nl_jax.optim.preconditioned_momentum import (
 from nl_jax.optim.solvers import conjugate_gradient, gradient_descent, newton
 
 __all__ = [
-    "Context",
     "DeltaDense",
+    "GradientContext",
     "Memory",
     "Role",
     "adagrad_memories",

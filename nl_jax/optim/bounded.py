@@ -1,4 +1,4 @@
-"""What every optimizer here does with gradients before its rule sees them: float32, bounded in size, finite."""
+"""The safeguards of every optimizer here: its rule sees finite float32 gradients of bounded size."""
 
 import functools
 from typing import Any, NamedTuple
@@ -11,37 +11,39 @@ from jaxtyping import Array, Bool, Int
 
 PyTree = Any
 
-_LARGEST = 1e15  # the square of a matrix of such gradients still fits float32
+_LARGEST = 1e15  # the sum of squares of a matrix with such entries still fits float32
 
 
 class BoundedState(NamedTuple):
     """State of ``bounded``."""
 
-    total_notfinite: Int[Array, ""]  # steps left out so far
-    notfinite_count: Int[Array, ""]  # of these, those in a row just now
+    total_notfinite: Int[Array, ""]  # number of steps skipped so far
+    notfinite_count: Int[Array, ""]  # number of consecutive steps skipped until now
     inner_state: optax.OptState
 
 
 def bounded(
     inner: optax.GradientTransformation, keeps_itself: type | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Runs ``inner`` in float32 or wider, on gradients of bounded size, and keeps only what it makes that is finite.
+    r"""Runs ``inner`` in float32 or wider on gradients of bounded size, and skips steps that are not finite.
 
-    - State and arithmetic are float32 whatever the parameters' type (float64 stays); updates have the gradients' type.
-    - A gradient with entries beyond 1e15 is scaled down as a whole, so that its largest is 1e15: squares stay finite.
-    - A step with a NaN or infinite entry in any gradient, or of which ``inner`` makes one in its updates, or in its
-      state where that was finite, changes no state and no parameter, and is counted:
-      ``optax.tree.get(state, "total_notfinite")`` is the number of steps left out so far, ``"notfinite_count"`` that of
-      those in a row. A caller who wants to stop reads one of them.
-    - All arrays of the initial state are its own, so that it can be donated.
+    - State and arithmetic are float32, whatever the type of the parameters (float64 stays float64). Updates have the
+      type of the gradients.
+    - A gradient array with entries beyond 1e15 is scaled down so that its largest entry is 1e15: squares stay finite.
+    - A step is skipped if any gradient has a NaN or infinite entry, if an update made by ``inner`` has one, or if its
+      new state has one where the old state was finite. A skipped step changes no state and no parameter, and is
+      counted: ``optax.tree.get(state, "total_notfinite")`` is the number of skipped steps, and ``"notfinite_count"``
+      the number of consecutive ones until now. A caller who wants to stop can read either.
+    - Every array of the initial state has its own buffer, so that the state can be donated.
 
-    Unlike ``optax.apply_if_finite`` it selects instead of branching, which no device has to wait for.
+    Unlike ``optax.apply_if_finite`` this selects between values instead of branching, so that no device has to wait.
 
     Args:
-      inner: the rule. Its update gets ``finite``, whether all gradients are finite, as an extra argument.
-      keeps_itself: type of a state that ``inner`` itself leaves unchanged where ``finite`` is false, and that finite
-        gradients cannot make infinite. It is neither checked nor selected here, which needs the old and the new one at
-        once; so it goes on where the gradients are finite and the updates are not (an infinite learning rate, say).
+      inner: the rule. Its update gets an extra argument ``finite``: whether all gradients are finite.
+      keeps_itself: type of a state that ``inner`` itself leaves unchanged if ``finite`` is false, and that finite
+        gradients cannot make infinite. Such a state is neither checked nor selected here, which saves keeping the old
+        and the new state at once. So it advances if the gradients are finite but the updates are not (with an infinite
+        learning rate, say).
 
     Returns:
       The corresponding ``optax.GradientTransformationExtraArgs``.
@@ -64,7 +66,7 @@ def bounded(
 
     def update(updates, state, params=None, **extra):
         wide = widen(updates)
-        # one pass over the gradients: their largest entry is NaN where one is
+        # one pass over the gradients: the largest entry is NaN if any entry is
         largest = jax.tree.map(lambda g: jnp.max(jnp.abs(g), initial=0.0), wide)
         finite = _all(jax.tree.map(jnp.isfinite, largest))
 
@@ -98,7 +100,7 @@ def _finite(x: Array) -> Bool[Array, ""]:
 
 
 def _stays_finite(new: Array, old: Array) -> Bool[Array, ""]:
-    """Whether no entry is lost: a state may hold infinities from the start, such as the best loss so far."""
+    """Whether finite entries stay finite. A state may hold infinities from the start, such as the best loss so far."""
     if not jnp.issubdtype(jnp.result_type(new), jnp.inexact):
         return jnp.array(True)
     return jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))
@@ -109,14 +111,14 @@ def _copy(x: Any) -> Array:
 
 
 def widen(tree: PyTree) -> PyTree:
-    """Every array in float32, or in its own dtype where that is wider."""
+    """Converts every array to float32, or keeps its dtype if that is wider."""
     return jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.promote_types(jnp.result_type(x), jnp.float32)), tree)
 
 
 def check_range(name: str, value: Any, low: float, high: float, *, below: bool = False) -> None:
-    """Raises a ``ValueError`` for a number outside [low, high], or [low, high) where it must be ``below``.
+    """Raises a ``ValueError`` for a number outside [low, high], or outside [low, high) if it must be ``below``.
 
-    Bools are no numbers here. Arrays, traced or not, and schedules pass.
+    Bools do not count as numbers. Arrays, traced or not, and schedules are not checked.
     """
     if isinstance(value, bool | np.bool_):
         raise ValueError(f"{name}={value} must be a number")
@@ -127,7 +129,7 @@ def check_range(name: str, value: Any, low: float, high: float, *, below: bool =
 
 
 def check_integer(name: str, value: Any, low: int) -> None:
-    """Raises a ``ValueError`` for what is no integer of at least ``low``, or no tuple of such; bools are none."""
+    """Raises a ``ValueError`` unless a value is an integer of at least ``low``, or a tuple of these; bools are not."""
     for one in value if isinstance(value, tuple) else (value,):
         if isinstance(one, bool) or not isinstance(one, int | np.integer) or one < low:
             raise ValueError(f"{name}={value!r} must be an integer of at least {low}")

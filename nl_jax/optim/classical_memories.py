@@ -1,17 +1,17 @@
 r"""Momentum, Adam, AdaGrad, RMSProp and Muon as memories, for ``generalized_momentum`` (§4.2, App. B, Eq. 100-111).
 
 Each function returns the arguments ``memories, read``: ``generalized_momentum(1e-3, *adam_memories())`` is Adam. With
-their defaults they take the steps of the optimizer of that name in optax, to rounding. A decay out of its range is a
-``ValueError``.
+default arguments the steps equal those of the optax optimizer with the same name, up to rounding. A decay out of its
+range raises a ``ValueError``.
 
-What the adaptive ones have in common: their last memory m solves the L2 regression of the gradients on the root P of
-their second moment V (Eq. 101-111),
+The adaptive ones share a structure: their last memory m solves the L2 regression of P on the gradients, where P is the
+root of the second moment V (Eq. 101-111),
 
 .. math::
   \min_m \sum_i w_i (m g_i - P)^2 + \lambda m^2 = V m^2 - 2 P M m + \lambda m^2 + \text{const},
   \qquad m = \frac{P M}{V + \lambda},
 
-which needs of the past only M, a memory of the gradients, and V, one of their squares.
+for which the only memories of the past are M, a memory of the gradients, and V, a memory of their squares.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from nl_jax.optim.bounded import check_range
-from nl_jax.optim.generalized_momentum import Context, Memory
+from nl_jax.optim.generalized_momentum import GradientContext, Memory
 from nl_jax.optim.newton_schulz import newton_schulz
 
-Arguments = tuple[tuple[Memory, ...], Callable[[Context], Array] | None]
+Arguments = tuple[tuple[Memory, ...], Callable[[GradientContext], Array] | None]
 
 
 def _square(x: Array) -> Array:
@@ -31,9 +31,10 @@ def _square(x: Array) -> Array:
 
 
 def average(decay: float, power: int = 1) -> Memory:
-    """The weighted mean of ``g**power``: minimises Σ decay^(t-i) ‖m - gᵢ‖², which is an average corrected for its bias.
+    """The exponential moving average of ``g**power`` with bias correction, for a decay in [0, 1).
 
-    Online, that is ½‖m - g‖² + ½ w ‖m - m_{t-1}‖² with w = Σ_{i<t} decay^(t-i), for a decay in [0, 1).
+    It minimises Σ decay^(t-i) ‖m - gᵢ‖². The online form is ½‖m - g‖² + ½ w ‖m - m_{t-1}‖² with
+    w = Σ_{i<t} decay^(t-i).
     """
     check_range("decay", decay, 0.0, 1.0, below=True)
     return Memory(
@@ -43,7 +44,10 @@ def average(decay: float, power: int = 1) -> Memory:
 
 
 def leaky_average(decay: float, power: int = 1) -> Memory:
-    """The average from zero, m ← decay · m + (1 - decay) g**power: L2 with fixed weights; decay in [0, 1]."""
+    """The exponential moving average without bias correction, m ← decay · m + (1 - decay) g**power; decay in [0, 1].
+
+    Its objective is L2 with fixed weights.
+    """
     check_range("decay", decay, 0.0, 1.0)
     return Memory(
         objective=lambda m, c: (1.0 - decay) * _square(m - c.gradient**power),
@@ -52,7 +56,7 @@ def leaky_average(decay: float, power: int = 1) -> Memory:
 
 
 def total(decay: float = 1.0, power: int = 1, initial: float = 0.0) -> Memory:
-    """The sum m ← decay · m + g**power: similarity ⟨m, g⟩ as objective (Eq. 33), L2 retention; decay in [0, 1]."""
+    """The decayed sum m ← decay · m + g**power, with dot-product objective (Eq. 33), L2 retention; decay in [0, 1]."""
     check_range("decay", decay, 0.0, 1.0)
     return Memory(
         objective=lambda m, c: -jnp.sum(m * c.gradient**power),
@@ -61,8 +65,8 @@ def total(decay: float = 1.0, power: int = 1, initial: float = 0.0) -> Memory:
     )
 
 
-def regression(value: Callable[[Context], Array], penalty: Callable[[Context], Array]) -> Memory:
-    """The m of the module's docstring; ``value`` gives P M and ``penalty`` V + λ. It keeps nothing of its own."""
+def regression(value: Callable[[GradientContext], Array], penalty: Callable[[GradientContext], Array]) -> Memory:
+    """The memory m of the module's docstring, without a state; ``value`` returns P M and ``penalty`` V + λ."""
     return Memory(objective=lambda m, c: jnp.sum(0.5 * penalty(c) * jnp.square(m) - value(c) * m))
 
 
@@ -72,7 +76,7 @@ def momentum_memories(decay: float = 0.9) -> Arguments:
 
 
 def adam_memories(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Arguments:
-    """``optax.adam``: M and V averages, λ = eps P (Eq. 101-108)."""
+    """``optax.adam``: M and V are averages, λ = eps P (Eq. 101-108)."""
     m = regression(
         value=lambda c: jnp.sqrt(c.memories[1]) * c.memories[0],
         penalty=lambda c: c.memories[1] + eps * jnp.sqrt(c.memories[1]),
@@ -81,7 +85,7 @@ def adam_memories(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Argu
 
 
 def adagrad_memories(initial: float = 0.1, eps: float = 1e-7) -> Arguments:
-    """``optax.adagrad``: V the sum of squares plus eps, M the last gradient, λ = 0 (Eq. 109-111)."""
+    """``optax.adagrad``: V is the sum of squares plus eps, M the last gradient, λ = 0 (Eq. 109-111)."""
     m = regression(
         value=lambda c: jnp.sqrt(c.memories[0] + eps) * c.gradient,
         penalty=lambda c: c.memories[0] + eps,
@@ -90,7 +94,7 @@ def adagrad_memories(initial: float = 0.1, eps: float = 1e-7) -> Arguments:
 
 
 def rmsprop_memories(decay: float = 0.9, eps: float = 1e-8) -> Arguments:
-    """``optax.rmsprop``: V an average from zero plus eps, M the last gradient, λ = 0."""
+    """``optax.rmsprop``: V is an average without bias correction plus eps, M the last gradient, λ = 0."""
     m = regression(
         value=lambda c: jnp.sqrt(c.memories[0] + eps) * c.gradient,
         penalty=lambda c: c.memories[0] + eps,
@@ -102,7 +106,7 @@ def muon_memories(decay: float = 0.95, nesterov: bool = True) -> Arguments:
     """``optax.contrib.muon`` for matrices [..., in, out]: a linear memory read through Newton-Schulz (Eq. 42, 52)."""
     check_range("decay", decay, 0.0, 1.0, below=True)
 
-    def read(c: Context) -> Array:
+    def read(c: GradientContext) -> Array:
         m = c.memories[0] / (1.0 - decay ** (c.step + 1 if nesterov else c.step))
         if nesterov:
             m = decay * m + (1.0 - decay) * c.gradient / (1.0 - decay**c.step)

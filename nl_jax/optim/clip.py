@@ -1,4 +1,4 @@
-"""Norms and clipping whose derivatives are finite at zero, for what is differentiated through (meta-gradients)."""
+"""Norms and clipping whose derivatives are finite at zero, for use inside meta-gradients."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from nl_jax.optim.bounded import widen
 
 
 def smooth_norm(tree: Any) -> Float[Array, ""]:
-    """L2 norm of all leaves of a tree; where all are zero its derivatives are zero, those of ``optax.tree.norm`` NaN.
+    """L2 norm over all leaves of a tree, whose derivative is zero if all leaves are zero.
 
-    Leaves narrower than float32 are squared and summed in float32.
+    The derivative of ``optax.tree.norm`` is NaN there. Leaves narrower than float32 are squared and summed in float32.
 
     Examples:
       >>> print(jax.grad(smooth_norm)(jnp.zeros(2)))
@@ -29,14 +29,14 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
 
     .. math:: u \leftarrow u \cdot \min(1, c / \lVert u \rVert)
 
-    Values are those of ``optax.clip_by_global_norm``, whose derivative is NaN where all updates are zero. Here it is
-    the identity there, as it is wherever the norm is below ``max_norm``.
+    The values are those of ``optax.clip_by_global_norm``, whose derivative is NaN if all updates are zero. Here the
+    derivative is the identity in this case, as it is whenever the norm is below ``max_norm``.
 
     Args:
-      max_norm: c, positive.
+      max_norm: c, the largest norm; positive.
 
     Raises:
-      ValueError: for a norm that is not positive.
+      ValueError: if ``max_norm`` is not positive.
 
     Examples:
       >>> clip = clip_by_norm(1.0)
@@ -48,14 +48,14 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
 
     def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
         square = _square(updates)
-        # a floor below the norm that triggers: the root is never taken where its slope has no bound
+        # the floor is below the norm that triggers clipping; it keeps the slope of the root bounded
         norm = jnp.sqrt(jnp.maximum(square, 0.25 * max_norm**2))
-        short = norm < max_norm  # not so where it is NaN, which is to be seen
+        short = norm < max_norm  # False for NaN, so that a NaN reaches the updates
         return jax.tree.map(lambda u: jnp.where(short, u, (u / norm.astype(u.dtype)) * max_norm), updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _square(tree: Any) -> Float[Array, ""]:
-    """Sum of squares, in float32 or wider."""
+    """The sum of squares over all leaves, in float32 or wider."""
     return jnp.asarray(optax.tree.norm(widen(tree), squared=True))

@@ -1,4 +1,4 @@
-"""Deep Momentum Gradient Descent: the momentum is an MLP that learns to answer gradients (Eq. 50, 52).
+"""Deep Momentum Gradient Descent: the momentum is an MLP that maps gradients to steps (Eq. 50, 52).
 
 References:
   Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
@@ -22,24 +22,24 @@ Layers = tuple[Array, ...]
 class DeepMomentumState(NamedTuple):
     """State of ``scale_by_deep_momentum``."""
 
-    change: optax.Updates  # in the place of each parameter: its memory's weights minus their initial ones, by layer
+    change: optax.Updates  # for each parameter, the weights of its memory by layer, minus their initial values
     inner: optax.OptState
 
 
 def reconstruction(answer: Float[Array, "rows size"], key: Float[Array, "rows size"]) -> Float[Array, ""]:
-    """½ mean (answer - key)²: a memory of limited size keeps the gradients that it sees again and again."""
+    """½ mean (answer - key)²: with this objective a small memory keeps the gradients that it sees again and again."""
     return 0.5 * jnp.mean(jnp.square(answer - key))
 
 
 def _read(layers: Layers, keys: Float[Array, "... rows size"]) -> Float[Array, "... rows size"]:
-    """Answers of memories, SiLU between their layers."""
+    """The answers of memories to keys; SiLU is between their layers."""
     for w in layers[:-1]:
         keys = jax.nn.silu(keys @ w)
     return keys @ layers[-1]
 
 
 def _objective_of(objective: Callable[[Array, Array], Array], answers: Array, keys: Array) -> Float[Array, ""]:
-    """The objective of every memory of a stack, summed."""
+    """The sum of the objective over the memories of a stack."""
     for _ in range(keys.ndim - 2):
         objective = jax.vmap(objective)
     return jnp.sum(objective(answers, keys))
@@ -76,7 +76,7 @@ def scale_by_deep_momentum(
         return [(*stack, a, b) for a, b in itertools.pairwise(sizes)]
 
     def initial(index, leaf) -> Layers:
-        """Random first layers, zero last one: the first answer is zero. Made anew at every step, so not stored."""
+        """Initial weights: random, but zero in the last layer, so the first answer is 0. Recomputed, not stored."""
         key = jax.random.fold_in(jax.random.key(seed), index)
         *first, last = shapes(leaf)
         keys = jax.random.split(key, len(first)) if first else ()
@@ -130,40 +130,41 @@ def deep_momentum(
     output: Callable[[Array], Array] | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Momentum that is an MLP m from gradients to steps, trained as it goes (Eq. 50, 52).
+    r"""Momentum that is an MLP m from gradients to steps, trained during the optimization (Eq. 50, 52).
 
-    With keys :math:`u = g / s`, s the root mean square of g over its matrix, m₀ the initial memory, η₂ the inner
-    optimizer's rate,
+    With keys :math:`u = g / s`, where s is the root mean square of g over its matrix, m₀ the initial memory, and η₂ the
+    inner optimizer's learning rate,
 
     .. math::
       m_t = m_0 + \alpha\, (m_{t-1} - m_0) - \eta_2 \nabla_m L^{(2)}(m_{t-1}; u_t), \qquad
       W_t = W_{t-1} - \eta\, s\, m_t(u_t)
 
-    or :math:`W_t = W_{t-1} - \eta\, \sigma(m_t(u_t))` with a nonlinear ``output`` σ. The paper leaves the internal loss
-    open and writes 1 for its value; the default here is to reconstruct the key. As the memory forgets and is limited in
-    size, it answers directions that gradients take again and again, and little of what comes once. Weights are
-    forgotten toward their initial state: an MLP whose weights are all zero would learn nothing any more. The first
-    answer is 0.
+    or :math:`W_t = W_{t-1} - \eta\, \sigma(m_t(u_t))` with a nonlinear ``output`` σ. The paper leaves the inner loss
+    open and writes 1 for its target; by default the memory learns to reconstruct the key. Since it forgets and is
+    small, its answer is large along directions that gradients take repeatedly, and small along those that occur once.
+    The weights decay toward their initial values, since an MLP with all weights zero could not learn any more. The
+    first answer is 0.
 
-    With ``share="rows"`` every matrix [..., in, out] has a memory of its own that reads its ``out`` rows of size
-    ``in``, with ``share="parameter"`` one that reads the whole parameter at once; vectors and scalars are read whole.
-    Memory: 8 · hidden · in bytes per matrix (one hidden layer), so 8 · hidden / out per parameter, or 8 · hidden per
-    parameter with ``share="parameter"``; three times that with Adam's state.
+    With ``share="rows"`` every matrix [..., in, out] has its own memory, which reads its ``out`` rows of size ``in``.
+    With ``share="parameter"`` every parameter has one memory, which reads it as a whole. Vectors and scalars are always
+    read as a whole. Memory: 8 · hidden · in bytes per matrix (with one hidden layer), so 8 · hidden / out per
+    parameter, or 8 · hidden per parameter with ``share="parameter"``; three times that with Adam's state.
 
     Args:
       learning_rate: η, or a schedule.
-      hidden: sizes of hidden layers, with SiLU; none for a linear memory.
+      hidden: sizes of the hidden layers, with SiLU; empty for a linear memory.
       share: "rows" or "parameter".
-      objective: L²(answer, key), both [rows, size], to a scalar.
-      inner: trains the memory, from any transformation with a learning rate; default ``optax.adam(0.01)``, whose
-        bounded steps no curvature of an MLP makes unstable.
+      objective: L²(answer, key), from two arrays [rows, size] to a scalar.
+      inner: the transformation that trains the memory, including its learning rate. The default is
+        ``optax.adam(0.01)``, whose bounded steps are stable for any curvature of the MLP.
       retention: α, in [0, 1].
-      output: σ, on arrays of the parameter's shape, such as ``jnp.tanh``, or `newton_schulz` where all are matrices.
-      seed: of the initial memories, which are made from it anew at each step.
+      output: σ, applied to arrays with the parameter's shape, such as ``jnp.tanh``, or `newton_schulz` if all
+        parameters are matrices.
+      seed: seed of the initial memories, which are recomputed from it at each step.
 
     Returns:
-      The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are left out and counted.
-      With ``optax.inject_hyperparams``, seed and functions are ``static_args``.
+      The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are skipped and counted.
+      With ``optax.inject_hyperparams``, name seed and functions in ``static_args``.
 
     Raises:
       ValueError: for a hidden size below 1, an unknown ``share``, or a retention outside [0, 1].

@@ -1,4 +1,4 @@
-"""Delta Momentum: momentum that makes room for what it learns, by the delta rule (Eq. 48-49).
+"""Delta Momentum: momentum that first erases its component along the new gradient, by the delta rule (Eq. 48-49).
 
 References:
   Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
@@ -14,7 +14,7 @@ from nl_jax.optim.bounded import bounded, check_choice, check_range
 
 
 class DeltaMomentumState(NamedTuple):
-    """State of ``scale_by_delta_momentum``: 4 bytes per parameter, and the preconditioner's."""
+    """State of ``scale_by_delta_momentum``: 4 bytes per parameter, and the preconditioner's state."""
 
     momentum: optax.Updates
     preconditioner: optax.OptState
@@ -39,10 +39,10 @@ def scale_by_delta_momentum(
         if form == "paper":
             u = jnp.sqrt(strength) * g
         else:
-            # sqrt(κ / (1 + κ ‖g‖²)) g: at most of length 1, so that no product overflows
+            # sqrt(κ / (1 + κ ‖g‖²)) g has a norm of at most 1, so that no product overflows
             square = jnp.sum(g * g, axis=(-2, -1), keepdims=True) if matrix else g * g
             u = g * jax.lax.rsqrt(jnp.maximum(1.0 / jnp.asarray(strength, g.dtype) + square, jnp.finfo(g.dtype).tiny))
-        if matrix:  # in the order that takes fewer operations
+        if matrix:  # multiply in the order that needs fewer operations
             t = jnp.swapaxes(u, -1, -2)
             delta = (u @ t) @ m if u.shape[-2] < u.shape[-1] else u @ (t @ m)
         else:
@@ -78,24 +78,25 @@ def delta_momentum(
       \beta_t = \frac{\kappa}{1 + \kappa \lVert g_t \rVert_F^2}, \qquad
       W_t = W_{t-1} - \eta\, m_t
 
-    so that what the momentum holds along directions that the gradient has now is forgotten, and the rest is kept. The
-    map that forgets is a contraction for every gradient, and exact (the proximal step on :math:`\frac{\kappa}{2} \lVert
-    m g_t^\top \rVert^2`) for one of rank one. ``form="paper"`` is the paper's :math:`m_{t-1} (\alpha I - \kappa
-    g_t^\top g_t)`, which diverges once :math:`\kappa \lVert g \rVert^2` exceeds :math:`1 + \alpha`.
+    so that the momentum forgets its components along the current gradient and keeps the others. The factor that forgets
+    is a contraction for every gradient, and for a gradient of rank one it is the exact proximal step on
+    :math:`\frac{\kappa}{2} \lVert m g_t^\top \rVert^2`. ``form="paper"`` is the paper's :math:`m_{t-1} (\alpha I -
+    \kappa g_t^\top g_t)`, which diverges once :math:`\kappa \lVert g \rVert^2` exceeds :math:`1 + \alpha`.
 
-    Parameters of two axes or more are matrices [..., in, out], as in Flax: :math:`g^\top g` acts on axis -2, and
-    leading axes are matrices of their own. For vectors and scalars all products are elementwise. Memory: 4 bytes per
+    Parameters with two or more axes are matrices [..., in, out], as in Flax: :math:`g^\top g` acts on axis -2, and
+    leading axes are independent matrices. For vectors and scalars all products are elementwise. Memory: 4 bytes per
     parameter.
 
     Args:
       learning_rate: η, or a schedule.
       decay: α, in [0, 1].
-      strength: κ, 0 (momentum) or more; infinity takes the whole component along the gradient, whatever its size.
+      strength: κ, at least 0. With 0 this is momentum; infinity removes the whole component along the gradient, however
+        small the gradient is.
       form: "contractive" or "paper".
-      preconditioner: any transformation as P, such as ``optax.scale_by_rms()``; default none.
+      preconditioner: any transformation as P, such as ``optax.scale_by_rms()``; by default none.
 
     Returns:
-      The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are left out and counted.
+      The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are skipped and counted.
 
     Raises:
       ValueError: for a coefficient out of range or an unknown ``form``.

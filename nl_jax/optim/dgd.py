@@ -1,4 +1,4 @@
-"""Delta Gradient Descent: weights forget what they answer to an input while they learn it (Eq. 54-57).
+"""Delta Gradient Descent: weights forget their old answer to an input while they learn a new one (Eq. 54-57).
 
 References:
   Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
@@ -29,20 +29,22 @@ def delta_matmul(
 ) -> Float[Array, "... out"]:
     r"""``x @ kernel``, whose backward pass gives the kernel the gradient of an inner objective (Eq. 56, 59).
 
-    With N samples x (all leading axes), answers :math:`y = W x` and values of their own making :math:`u = -\nabla_y
-    L`, where the model's loss is the mean of the samples' losses L, the cotangent of the kernel is the gradient of
-    :math:`\frac{1}{N} \sum \tilde L(W x; u)`. For the default, :math:`\tilde L = ½ \lVert W x - u \rVert^2`, it is the
-    usual gradient plus :math:`\frac{1}{N} \sum W x x^\top`. The cotangent of x is the usual one.
+    Let x be N samples (all leading axes), :math:`y = W x` their answers, and :math:`u = -\nabla_y L` their
+    self-generated values, where the model's loss is the mean of the samples' losses L. Then the cotangent of the kernel
+    is the gradient of :math:`\frac{1}{N} \sum \tilde L(W x; u)`. For the default, :math:`\tilde L = ½ \lVert W x - u
+    \rVert^2`, this is the usual gradient plus :math:`\frac{1}{N} \sum W x x^\top`. The cotangent of x is the usual one.
 
     Args:
       x: inputs.
       kernel: weights.
-      key_square: only for its cotangent, the mean of ‖x‖² times the objective's slope, which `dgd` scales its step by.
-      objective: L̃; ``dot_product`` makes this a plain product, the robust ones of ``nl_jax.memory`` limit the
+      key_square: a zero whose cotangent carries the mean of ‖x‖² times the slope of the objective; `dgd` scales its
+        step with it.
+      objective: L̃. ``dot_product`` makes this a plain product; the robust objectives of ``nl_jax.memory`` limit the
         surprise.
 
     Returns:
-      The product. Only reverse-mode differentiation; a model mapped over samples by ``jax.vmap`` has N = 1 in each.
+      The product. It supports reverse-mode differentiation only. In a model mapped over samples by ``jax.vmap`` each
+      sample has N = 1.
     """
     del key_square, objective
     return x @ kernel
@@ -73,21 +75,21 @@ delta_matmul.defvjp(_forward, _backward)
 
 
 class KeySquare(nnx.Param):
-    """A parameter that stays 0: its gradient tells `dgd` the mean of ‖x‖² (see `delta_matmul`)."""
+    """A parameter that stays 0, whose gradient tells `dgd` the mean of ‖x‖² (see `delta_matmul`)."""
 
 
 class DeltaDense(nnx.Module):
-    """A dense layer whose weights `dgd` trains as an associative memory; drop-in for ``nnx.Linear``.
+    """A dense layer whose weights `dgd` trains as an associative memory; a drop-in replacement for ``nnx.Linear``.
 
-    Under any other optimizer it is a dense layer with an activation penalty, ½‖W x‖² to each sample's loss.
+    With any other optimizer it is a dense layer with an activation penalty: ½‖W x‖² is added to each sample's loss.
 
     Args:
       in_features, out_features: sizes of x and y.
-      use_bias: adds a bias, which is trained by gradient descent.
-      dtype: of the computation; default that of x and the weights.
-      kernel_init: of the kernel [in, out].
+      use_bias: whether to add a bias, which is trained by gradient descent.
+      dtype: dtype of the computation; by default that of x and the weights.
+      kernel_init: initializer of the kernel [in, out].
       objective: see `delta_matmul`.
-      rngs: its ``params`` stream makes the kernel.
+      rngs: random streams; ``params`` initialises the kernel.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class DeltaDense(nnx.Module):
         self.dtype, self.objective = dtype, objective
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        """W x + b of every sample; the leading axes are samples."""
+        """Returns W x + b for every sample; the leading axes are samples."""
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = nnx.nn.dtypes.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
         y = delta_matmul(x, kernel, self.key_square[...], self.objective)
@@ -117,33 +119,34 @@ class DeltaDense(nnx.Module):
 class DGDState(NamedTuple):
     """State of ``dgd``: nothing per parameter."""
 
-    count: Int[Array, ""]  # type: ignore[assignment]  # steps taken
+    count: Int[Array, ""]  # type: ignore[assignment]  # number of steps taken
 
 
 def dgd(learning_rate: optax.ScalarOrSchedule, *, form: str = "contractive") -> optax.GradientTransformationExtraArgs:
-    r"""Delta Gradient Descent, for models of `DeltaDense` layers (Eq. 54-57; App. C).
+    r"""Delta Gradient Descent, for models with `DeltaDense` layers (Eq. 54-57; App. C).
 
-    The weights W [out, in] of such a layer, with input x, take the proximal step on :math:`½ \lVert W x - u \rVert^2`,
-    :math:`u = -\nabla_y L`,
+    The weights W [out, in] of such a layer with input x take the proximal step on :math:`½ \lVert W x - u \rVert^2`
+    with :math:`u = -\nabla_y L`,
 
     .. math::
       W \leftarrow W (I - \eta' x x^\top) - \eta' \nabla_y L \otimes x, \qquad \eta' = \frac{\eta}{1 + \eta \lVert x
       \rVert^2}
 
-    which is exact for one sample and a contraction in W for every η > 0. A batch takes the mean of :math:`x x^\top`, of
-    :math:`\nabla_y L \otimes x` and of :math:`\lVert x \rVert^2` over its samples (the loss must be a mean), a layer
-    used several times their sum over the uses. The gradient with :math:`W x x^\top` comes from the layer; so do not
-    rescale gradients leaf by leaf before (a scale for all, as clipping by the global norm, only changes η).
+    which is exact for one sample and a contraction in W for every η > 0. For a batch, :math:`x x^\top`,
+    :math:`\nabla_y L \otimes x` and :math:`\lVert x \rVert^2` are means over the samples (the loss must be a mean). For
+    a layer that is used several times, they are sums over the uses. The layer itself adds :math:`W x x^\top` to the
+    gradient, so do not rescale gradients leaf by leaf before this transformation. A common scale for all leaves, as in
+    clipping by the global norm, only changes η.
 
-    All other parameters take the step of gradient descent. Memory: none.
+    All other parameters are updated by gradient descent. Memory: none.
 
     Args:
       learning_rate: η, or a schedule.
-      form: "contractive", or "paper" for the paper's :math:`\eta' = \eta / (1 + \eta)`, which is right for ‖x‖ = 1.
+      form: "contractive", or "paper" for the paper's :math:`\eta' = \eta / (1 + \eta)`, which is exact for ‖x‖ = 1.
 
     Returns:
-      The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are left out and counted.
-      A ``kernel`` belongs to the ``key_square`` beside it, so both must be in the same group of ``optax.partition``.
+      The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are skipped and counted.
+      A ``kernel`` needs the ``key_square`` beside it, so both must be in the same group of ``optax.partition``.
 
     Raises:
       ValueError: for an unknown ``form``.
@@ -194,7 +197,7 @@ def dgd(learning_rate: optax.ScalarOrSchedule, *, form: str = "contractive") -> 
 
 
 def _parts(path: tuple[Any, ...]) -> list[str]:
-    name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")  # the array in an nnx.Variable
+    name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")  # inside an nnx.Variable
     return name.split("/")
 
 

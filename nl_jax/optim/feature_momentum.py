@@ -15,15 +15,19 @@ from nl_jax.optim.bounded import bounded, check_range
 
 
 def polynomial_features(coefficients: Sequence[float] = (1.0, 0.5)) -> Callable[[Array], Array]:
-    r"""φ(g) = s Σ cᵢ sign(g) |g / s|ⁱ, i from 1, elementwise, with s the root mean square of g over the parameter.
+    r"""φ(g) = s Σ cᵢ sign(g) |g / s|ⁱ for i = 1, 2, ..., elementwise, where s is the root mean square of g.
 
-    So φ is odd and goes with the scale of g. Powers above 1 weigh large entries more, powers below 1 do not exist here.
+    So φ is odd, and proportional to the scale of g. Powers above 1 give large entries more weight; there are no powers
+    below 1.
 
     Args:
       coefficients: c₁, c₂, ...
 
+    Returns:
+      The function φ, from the gradient of one parameter to features of the same shape.
+
     Raises:
-      ValueError: for no coefficient.
+      ValueError: if there is no coefficient.
     """
     coefficients = tuple(coefficients)
     if not coefficients:
@@ -49,20 +53,20 @@ def feature_momentum(
     .. math::
       m_t = \alpha m_{t-1} + P \phi(g_t), \qquad W_t = W_{t-1} - \eta\, m_t
 
-    Memory: 4 bytes per parameter, and the preconditioner's.
+    Memory: 4 bytes per parameter, and the preconditioner's state.
 
     Args:
       learning_rate: η, or a schedule.
       decay: α, in [0, 1].
-      features: φ, from the gradient of one parameter to an array of its shape; default `polynomial_features`. With
-        ``optax.inject_hyperparams`` name it in ``static_args``, as every function.
-      preconditioner: any transformation as P; default none.
+      features: φ, from the gradient of one parameter to an array of the same shape; by default `polynomial_features`.
+        With ``optax.inject_hyperparams`` name it in ``static_args``, like every function.
+      preconditioner: any transformation as P; by default none.
 
     Returns:
-      The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are left out and counted.
+      The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are skipped and counted.
 
     Raises:
-      ValueError: for a decay outside [0, 1], or, at the first step, features of another shape.
+      ValueError: for a decay outside [0, 1]; at the first step, if the features have another shape than the gradient.
 
     Examples:
       >>> import jax.numpy as jnp

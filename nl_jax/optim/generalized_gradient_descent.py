@@ -1,4 +1,4 @@
-"""Generalised Gradient Descent: the next weights solve an objective of their own making (Eq. 58-60, Def. 5).
+"""Generalised Gradient Descent: the next weights minimise a self-generated objective (Eq. 58-60, Def. 5).
 
 References:
   Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
@@ -19,18 +19,18 @@ from nl_jax.optim.solvers import Solver, newton
 class GeneralizedGradientDescentState(NamedTuple):
     """State of ``generalized_gradient_descent``: 4 bytes per parameter for each of the ``history - 1`` old weights."""
 
-    count: Int[Array, ""]  # type: ignore[assignment]  # steps taken
-    older: tuple[optax.Params, ...]  # weights before the current ones, newest first
+    count: Int[Array, ""]  # type: ignore[assignment]  # number of steps taken
+    older: tuple[optax.Params, ...]  # earlier weights, without the current ones, newest first
 
 
 def linear_objective(weights: Array, gradient: Array, current: Array) -> Array:
-    """⟨W, g⟩, the loss to first order."""
+    """⟨W, g⟩, the first-order approximation of the loss."""
     del current
     return jnp.sum(weights * gradient)
 
 
 def l2_retention(weights: Array, recent: tuple[Array, ...]) -> Array:
-    """½‖W - W_t‖², W_t the current weights."""
+    """½‖W - W_t‖², where W_t are the current weights."""
     return 0.5 * jnp.sum(jnp.square(weights - recent[0]))
 
 
@@ -42,30 +42,30 @@ def generalized_gradient_descent(
     history: int = 1,
     solver: Solver | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""The next weights minimise an objective that the current ones made, and stay near the recent ones (Eq. 59-60).
+    r"""The next weights minimise an objective made by the current weights, and stay near recent weights (Eq. 59-60).
 
     .. math::
       W_{t+1} = \arg\min_W \eta\, \tilde L(W; g_t, W_t) + \mathrm{Ret}(W; W_t, W_{t-1}, \dots, W_{t-c+1})
 
-    The defaults, :math:`\langle W, g \rangle` and :math:`½ \lVert W - W_t \rVert^2`, make gradient descent. The
-    optimizer sees of a layer's inputs and self-generated values only what the gradient holds; `DeltaDense` puts the
-    gradient of any objective of Wx and :math:`u = -\nabla_y L` there.
+    With the defaults, :math:`\langle W, g \rangle` and :math:`½ \lVert W - W_t \rVert^2`, this is gradient descent. An
+    optimizer sees only the gradient, not a layer's inputs and self-generated values; `DeltaDense` makes the gradient
+    that of any objective of Wx and :math:`u = -\nabla_y L`.
 
     Args:
       learning_rate: η, or a schedule.
       objective: L̃(weights, gradient, current weights) of one parameter, a scalar.
-      retention: Ret(weights, recent) of one parameter, a scalar; recent holds c arrays, the current weights first.
-        Before there were c of them, the initial weights stand in.
-      history: c.
-      solver: the arg min, from the current weights on: `newton`, which is the default, `gradient_descent`,
+      retention: Ret(weights, recent) of one parameter, a scalar. ``recent`` holds c arrays, the current weights first;
+        in the first steps the initial weights fill the missing places.
+      history: c, the number of recent weights, at least 1.
+      solver: computes the arg min, starting from the current weights: `newton` (the default), `gradient_descent`,
         `conjugate_gradient`, or any function of a loss and a start.
 
     Returns:
-      The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are left out and counted.
-      With ``optax.inject_hyperparams``, history and all functions are ``static_args``.
+      The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are skipped and counted.
+      With ``optax.inject_hyperparams``, name history and all functions in ``static_args``.
 
     Raises:
-      ValueError: for a history below 1, or, at the first step, for an update without params.
+      ValueError: for a history below 1; at the first step, if the update is called without params.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -83,7 +83,7 @@ def generalized_gradient_descent(
     solve = newton() if solver is None else solver
 
     def init(params):
-        # copies, so that parameters and state may both be donated
+        # copies, so that parameters and state can both be donated
         older = tuple(jax.tree.map(lambda p: jnp.array(p, copy=True), params) for _ in range(history - 1))
         return GeneralizedGradientDescentState(jnp.zeros((), jnp.int32), older)
 

@@ -1,4 +1,4 @@
-"""Generalised Momentum: any memories of gradients, each by its objective and its retention (Def. 5; App. B).
+"""Generalised Momentum: memories of gradients, each defined by an objective and a retention (Def. 5; App. B).
 
 References:
   Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
@@ -17,41 +17,41 @@ from nl_jax.optim.bounded import bounded
 from nl_jax.optim.solvers import Solver, newton
 
 
-class Context(NamedTuple):
-    """What a memory's functions see, all of one parameter."""
+class GradientContext(NamedTuple):
+    """The inputs of a memory's objective and retention, all for one parameter."""
 
     gradient: Array
     memories: tuple[Array, ...]  # new states of the memories before this one
-    step: Array  # from 1
+    step: Array  # number of the step, from 1
 
 
 class Memory(NamedTuple):
-    """A memory of gradients, in the shape of the parameter.
+    """A memory of gradients, an array with the shape of the parameter.
 
     Attributes:
-      objective: L̃(m, context), a scalar: what the memory should be for this gradient.
-      retention: Ret(m, previous, context), a scalar: how near it stays to its last state. None for a memory that is
-        solved from zero at each step and keeps nothing.
-      initial: value of all elements at the start.
+      objective: L̃(m, context), a scalar that the memory minimises for the current gradient.
+      retention: Ret(m, previous, context), a scalar that keeps the memory near its previous state. None means that the
+        memory has no state: it is solved from zero at each step.
+      initial: initial value of all elements.
     """
 
-    objective: Callable[[Array, Context], Array]
-    retention: Callable[[Array, Array, Context], Array] | None = None
+    objective: Callable[[Array, GradientContext], Array]
+    retention: Callable[[Array, Array, GradientContext], Array] | None = None
     initial: float = 0.0
 
 
 class GeneralizedMomentumState(NamedTuple):
     """State of ``generalized_momentum``: 4 bytes per parameter for each memory with a retention."""
 
-    count: Int[Array, ""]  # type: ignore[assignment]  # steps taken
-    memories: tuple[optax.Updates, ...]  # of those with a retention
+    count: Int[Array, ""]  # type: ignore[assignment]  # number of steps taken
+    memories: tuple[optax.Updates, ...]  # states of the memories with a retention
 
 
-def _objective(memory: Memory, context: Context, m: Array) -> Array:
+def _objective(memory: Memory, context: GradientContext, m: Array) -> Array:
     return memory.objective(m, context)
 
 
-def _problem(memory: Memory, context: Context, previous: Array, m: Array) -> Array:
+def _problem(memory: Memory, context: GradientContext, previous: Array, m: Array) -> Array:
     assert memory.retention is not None
     return memory.objective(m, context) + memory.retention(m, previous, context)
 
@@ -59,13 +59,13 @@ def _problem(memory: Memory, context: Context, previous: Array, m: Array) -> Arr
 def generalized_momentum(
     learning_rate: optax.ScalarOrSchedule,
     memories: Sequence[Memory],
-    read: Callable[[Context], Array] | None = None,
+    read: Callable[[GradientContext], Array] | None = None,
     *,
     solver: Solver | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Descends along what memories of the gradients answer; each memory solves a problem of its own (Def. 5).
+    r"""Descends along the answer of memories of the gradients, each of which solves its own problem (Def. 5).
 
-    At every step the memories :math:`i = 1, 2, \dots` of each parameter, in this order, become
+    At every step the memories :math:`i = 1, 2, \dots` of each parameter are updated in this order, by
 
     .. math::
       m^{(i)}_t = \arg\min_m \tilde L^{(i)}(m; g_t, m^{(<i)}_t) + \mathrm{Ret}^{(i)}(m, m^{(i)}_{t-1}), \qquad
@@ -75,17 +75,17 @@ def generalized_momentum(
 
     Args:
       learning_rate: η, or a schedule.
-      memories: at least one.
-      read: from the context with all memories to the step; default the last memory.
-      solver: the arg min, from the last state on (from zero for memories without retention): `newton`, which is the
-        default, `gradient_descent`, `conjugate_gradient`, or any function of a loss and a start.
+      memories: at least one memory.
+      read: computes the step from the context with all memories; by default it is the last memory.
+      solver: computes the arg min, starting from the previous state (from zero for memories without retention):
+        `newton` (the default), `gradient_descent`, `conjugate_gradient`, or any function of a loss and a start.
 
     Returns:
-      The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are left out and counted.
-      With ``optax.inject_hyperparams``, read and solver are ``static_args``.
+      The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are skipped and counted.
+      With ``optax.inject_hyperparams``, name read and solver in ``static_args``.
 
     Raises:
-      ValueError: for no memory.
+      ValueError: if there is no memory.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -106,18 +106,18 @@ def generalized_momentum(
     kept = [memory for memory in memories if memory.retention is not None]
 
     def learn(g, step, *previous):
-        """New states of the memories of one parameter, and what is read from them."""
+        """Computes the new states of the memories of one parameter, and their answer."""
         states: tuple[Array, ...] = ()
         last = iter(previous)
         for memory in memories:
-            context = Context(g, states, step)
+            context = GradientContext(g, states, step)
             if memory.retention is None:
                 new = solve(functools.partial(_objective, memory, context), jnp.zeros_like(g))
             else:
                 old = next(last)
                 new = solve(functools.partial(_problem, memory, context, old), old)
             states = (*states, new.astype(g.dtype))
-        answer = states[-1] if read is None else read(Context(g, states, step))
+        answer = states[-1] if read is None else read(GradientContext(g, states, step))
         return answer, *(s for s, memory in zip(states, memories, strict=True) if memory.retention is not None)
 
     def init(params):

@@ -21,17 +21,17 @@ PyTree = Any
 
 
 class M3State(NamedTuple):
-    """State of ``scale_by_m3``; every tree is shaped as the parameters."""
+    """State of ``scale_by_m3``; every tree has the structure and shapes of the parameters."""
 
-    count: Int[Array, ""]  # type: ignore[assignment]  # steps taken
+    count: Int[Array, ""]  # type: ignore[assignment]  # number of steps taken
     fast: optax.Updates  # M1
     second_moment: optax.Updates  # V
-    slow: tuple[optax.Updates, ...]  # M2 of each slow scale, the gradients of its unfinished period included
-    slow_direction: tuple[optax.Updates, ...]  # O2 of each slow scale, from its last finished period
+    slow: tuple[optax.Updates, ...]  # M2 of each slow scale, including the gradients of its unfinished period
+    slow_direction: tuple[optax.Updates, ...]  # O2 of each slow scale, from its last complete period
 
 
 def _divided(direction: Array, second_moment: Array, axes: tuple[int, ...] | None, eps: float) -> Array:
-    """A direction by the root of its second moment: itself (None), or relative to its mean over a matrix' axes."""
+    """Divides a direction by the root of its second moment: as it is (axes=None), or relative to its mean over axes."""
     root = jnp.sqrt(second_moment)
     if axes is None:
         return (direction / (root + eps)).astype(direction.dtype)
@@ -52,10 +52,10 @@ def scale_by_m3(
     eps: float = 1e-8,
     matrices: PyTree = True,
 ) -> optax.GradientTransformationExtraArgs:
-    """The rule of ``m3``, for parameters that are all matrices, by default [..., in, out].
+    """The rule of ``m3`` for parameters that are all matrices, by default [..., in, out].
 
-    Arguments and errors are the same, but for ``matrices``, which must be a tree or a prefix of one, and name the axes
-    of every parameter. Its update takes ``finite``: where false the state stays as it is.
+    Arguments and errors are the same, except that ``matrices`` must be a tree or a prefix of one, and must name the
+    axes of every parameter. The update takes an extra argument ``finite``; if it is false, the state does not change.
     """
     periods = tuple(periods)
     check_integer("periods", periods, 1)
@@ -63,11 +63,11 @@ def scale_by_m3(
     check_choice("denominator", denominator, ("normalized", "paper"))
     ema = accumulate == "ema"
     check_range("b1", b1, 0.0, 1.0)
-    check_range("b2", b2, 0.0, 1.0, below=ema)  # an average that never learns has no size to divide by
+    check_range("b2", b2, 0.0, 1.0, below=ema)  # with b2 = 1 the second moment stays zero, and cannot be divided by
     check_range("b3", b3, 0.0, 1.0)
 
     def add(memory, updates, b, finite, decays=True):
-        """``memory`` with one more gradient."""
+        """Adds one gradient to ``memory``."""
         kept, weight = (jnp.where(decays & finite, b, 1.0), 1.0 - b) if ema else (1.0, b)
         weight = jnp.where(finite, weight, 0.0)
         return jax.tree.map(lambda m, g: (kept * m + weight * g).astype(m.dtype), memory, updates)
@@ -75,7 +75,7 @@ def scale_by_m3(
     def dimensions(tree):
         return matrix_dimensions(tree, matrices)
 
-    # two functions that stay the same from call to call, so that `cond` is compiled once without jit too
+    # two function objects that stay the same from call to call, so that `cond` is compiled once even without jit
     def orthogonalize(memory, last=None):
         del last
         return jax.tree.map(lambda m, axes: newton_schulz(m, dimensions=axes), memory, dimensions(memory))
@@ -101,7 +101,7 @@ def scale_by_m3(
 
         slow, slow_directions = [], []
         for period, memory, last in zip(periods, state.slow, state.slow_direction, strict=True):
-            # It decays once a period, at the start, so the period's sum needs no buffer of its own.
+            # The memory decays once per period, at its start, so that the sum of the period needs no separate buffer.
             memory = add(memory, updates, b3, finite, decays=state.count % period == 0)
             slow.append(memory)
             due = finite & (count % period == 0)
@@ -138,8 +138,8 @@ def m3(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multi-scale momentum Muon (Algorithm 1): a continuum memory of gradients, orthogonalised at every time scale.
 
-    With :math:`NS` the Newton-Schulz iteration, at every step, and for the slow memory at the end of every period of
-    :math:`C` steps,
+    With :math:`NS` the Newton-Schulz iteration, the fast memory is updated at every step, and the slow memory at the
+    end of every period of :math:`C` steps,
 
     .. math::
       M^{(1)}_t &= \beta_1 M^{(1)}_{t-1} + (1 - \beta_1) g_t, \qquad
@@ -148,42 +148,44 @@ def m3(
       O^{(2)} = NS(M^{(2)}) \\
       \Theta_t &= \Theta_{t-1} - \eta D_t \odot \big(NS(M^{(1)}_t) + \alpha O^{(2)}\big)
 
-    where :math:`O^{(2)}` counts from the step after the period's end on, and its Newton-Schulz iteration runs at that
-    end only. :math:`D_t = r_t / (\sqrt{\hat V_t} + r_t)`, with :math:`\hat V` the bias-corrected :math:`V` and
-    :math:`r` the root of its mean over the matrix. Its entries are in (0, 1] and do not depend on the scale of the
-    gradients, so learning rates are as for Muon. ``denominator="paper"`` is the paper's :math:`1 / (\sqrt{\hat V} +
-    \epsilon)`, whose learning rate goes with the size of the gradients. ``accumulate="sum"`` is Algorithm 1 as printed,
-    sums :math:`M \leftarrow M + \beta g` that forget nothing, no bias correction. With ``nesterov``, as in Muon, and
-    not in Algorithm 1, :math:`M^{(1)}` counts the gradient once more before it is orthogonalised.
+    where a new :math:`O^{(2)}` is used from the step after the end of its period on, and its Newton-Schulz iteration
+    runs only at that end. :math:`D_t = r_t / (\sqrt{\hat V_t} + r_t)`, where :math:`\hat V` is the bias-corrected
+    :math:`V` and :math:`r` the root of its mean over the matrix. The entries of :math:`D_t` are in (0, 1] and do not
+    depend on the scale of the gradients, so learning rates are as for Muon. ``denominator="paper"`` is the paper's
+    :math:`1 / (\sqrt{\hat V} + \epsilon)`, whose learning rate has to scale with the gradients. ``accumulate="sum"`` is
+    Algorithm 1 as printed: sums :math:`M \leftarrow M + \beta g` that forget nothing, without bias correction.
+    ``nesterov`` adds the gradient to :math:`M^{(1)}` once more before orthogonalisation, as in Muon; Algorithm 1 does
+    not.
 
-    Parameters that are no hidden matrices go to AdamW. Memory: 8 bytes per matrix parameter and 8 more for each slow
-    scale (float32), so 16 by default; 8 for AdamW's.
+    Parameters that are not hidden matrices are updated by AdamW. Memory: 8 bytes per matrix parameter and 8 more for
+    each slow scale (float32), so 16 by default; 8 bytes per parameter of AdamW.
 
     Args:
       learning_rate: η, or a schedule.
-      periods: C of each slow memory; several make more than two time scales, none makes Muon with D.
-      b1, b2, b3: decay of the fast memory per step, of the second moment per step, of slow memories per period; with
-        ``accumulate="sum"`` the weights of the sums.
+      periods: C of each slow memory. Several periods give more than two time scales; none gives Muon with D.
+      b1, b2, b3: decay of the fast memory per step, of the second moment per step, and of slow memories per period;
+        with ``accumulate="sum"`` the weights β of the sums.
       alpha: α, the weight of each slow memory.
       accumulate: "ema" or "sum".
       denominator: "normalized" or "paper".
-      nesterov: whether the direction counts the last gradient once more.
+      nesterov: whether the direction includes the last gradient once more.
       eps: added to the denominators of M3 and AdamW.
-      weight_decay: decoupled; times the learning rate is what all parameters lose per step.
-      matrices: which parameters are matrices, and by which axes: a tree like the parameters (or a prefix of one), or a
-        function that makes it. Its leaves are ``optax.contrib.MuonDimensionNumbers``, True for [..., in, out], or False
-        or None for AdamW. Axes that are neither input nor output are stacks, each matrix orthogonalised on its own. The
-        default knows this project's models and guesses for others (``nl_jax.optim.matrices``): not embeddings, output
-        heads, biases, scales. ``print(describe_matrices(params))`` shows the choice.
-      adam_learning_rate: AdamW's; default ``learning_rate``.
-      adam_b1, adam_b2: AdamW's.
+      weight_decay: decoupled weight decay; all parameters shrink by this factor times the learning rate per step.
+      matrices: which parameters are matrices, and by which axes: a tree with the structure of the parameters, a prefix
+        of such a tree, or a function that makes it from the parameters. Its leaves are
+        ``optax.contrib.MuonDimensionNumbers``, True for [..., in, out], or False or None for AdamW. Axes that are
+        neither input nor output are stacks, in which each matrix is orthogonalised separately. The default knows this
+        project's models and guesses for others (``nl_jax.optim.matrices``); embeddings, output heads, biases and scales
+        go to AdamW. ``print(describe_matrices(params))`` shows the choice.
+      adam_learning_rate: learning rate of AdamW; by default ``learning_rate``.
+      adam_b1, adam_b2: decay rates of AdamW.
 
     Returns:
-      The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are left out and counted.
+      The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are skipped and counted.
 
     Raises:
       ValueError: for a period below 1, a coefficient outside [0, 1] (b2 of an "ema", adam_b1 and adam_b2 must be below
-        1), an unknown ``accumulate`` or ``denominator``, and, from ``init``, axes that a matrix does not have.
+        1), or an unknown ``accumulate`` or ``denominator``; from ``init``, for axes that a matrix does not have.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -212,14 +214,14 @@ def m3(
         nesterov=nesterov,
         eps=eps,
     )
-    rule()  # checks the arguments now
+    rule()  # raises now for invalid arguments
     adam_learning_rate = learning_rate if adam_learning_rate is None else adam_learning_rate
     adamw = optax.adamw(adam_learning_rate, b1=adam_b1, b2=adam_b2, eps=eps, weight_decay=weight_decay)
     after = (optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(learning_rate))
 
     @functools.cache  # so that a caller without jit compiles the rule's conditional once
     def parted(structure, dimensions):
-        """The transformation for parameters of this structure, whose leaves are matrices by these axes, or None."""
+        """The transformation for parameters with this structure, given the matrix axes of each leaf (None: AdamW)."""
         axes = structure.unflatten(optax.MaskedNode() if one is None else one for one in dimensions)
         labels = structure.unflatten("adamw" if one is None else "m3" for one in dimensions)
         return optax.partition({"m3": optax.chain(rule(matrices=axes), *after), "adamw": adamw}, lambda _: labels)

@@ -1,24 +1,27 @@
-"""Which parameters are matrices of hidden layers: the one rule of M3, of Muon in the experiments, and of weight decay.
+"""Decides which parameters are matrices of hidden layers, for M3, for Muon in the experiments, and for weight decay.
 
-A parameter is one of three things:
+A parameter has one of three kinds:
 
-``matrix``  a map between hidden layers, which M3 orthogonalises; stacks of matrices are matrices, each on its own;
-``end``     a matrix where the model begins or ends: an embedding, an output head. AdamW's, and weight decay applies;
-``vector``  all else: biases, scales, gates, convolutions of each channel, a vector for each head. AdamW's, no decay.
+``matrix``  a map between hidden layers. M3 orthogonalises it, and each matrix of a stack separately.
+``end``     a matrix at the beginning or the end of the model: an embedding or an output head. AdamW updates it, with
+            weight decay.
+``vector``  any other parameter: biases, scales, gates, per-channel convolutions, a vector for each head. AdamW updates
+            it, without weight decay.
 
-Models of this project are looked up in the table ``nl_jax.parameter_axes``. For all other models the rule goes by
-structure where that decides, and guesses where it does not; `describe_matrices` shows every choice with its reason. The
-guesses:
+Models of this project are looked up in the table ``nl_jax.parameter_axes``. For all other models the structure decides
+if it can; otherwise the kind is guessed. `describe_matrices` shows every choice with its reason. The guesses are:
 
-- A leaf called ``b``, ``bias``, ``offset`` or ``scale``, or two axes below a module called a norm, is a vector: a stack
-  of vectors has two axes, too.
-- A leaf or its module named as an embedding (``embed...``, ``wte``, ``wpe``) or as a head (its last word is ``head``,
-  ``logits``, ``classifier`` or ``unembed``) is an end. Words are read whole: ``lora_b`` and ``head_proj`` are neither.
-- So is, whatever its name, a matrix of two axes, the longer over 4 times the shorter, if at most two matrices of the
-  model have the longer size, as a vocabulary, and if another one that is nearer to square has the shorter size, as the
-  width of a model, not the rank of an adapter. A leaf with the word ``lora`` is an adapter, and a matrix.
+- A leaf called ``b``, ``bias``, ``offset`` or ``scale`` is a vector, and so is a leaf with two axes below a module
+  called a norm: a stack of vectors has two axes, too.
+- A leaf is an end if it or its module is named as an embedding (``embed...``, ``wte``, ``wpe``) or as a head (its last
+  word is ``head``, ``logits``, ``classifier`` or ``unembed``). Whole words count: ``lora_b`` and ``head_proj`` are
+  neither.
+- A leaf with two axes, the longer over 4 times the shorter, is an end whatever its name if two conditions hold. At most
+  two matrices of the model have the longer size, as for a vocabulary; and another matrix that is nearer to square has
+  the shorter size, as for the width of a model, unlike the rank of an adapter. A leaf with the word ``lora`` is an
+  adapter, and a matrix.
 - Four or more axes with a leading window of equal odd sizes, [3, 3, in, out], are a convolution: one matrix
-  [3 · 3 · in, out]. Other leading axes are stacks, so attention's [embed, heads, head_dim] is the caller's to declare.
+  [3 · 3 · in, out]. Other leading axes are stacks, so the caller has to declare attention's [embed, heads, head_dim].
 """
 
 import re
@@ -38,9 +41,9 @@ from nl_jax.trees import path_name, tree_of
 
 PyTree = Any
 
-# Axes that do not make a parameter a matrix: along them lie copies of it, or all there is of a vector of each head.
+# Axes that do not make a parameter a matrix: stacks of parameters, and the entries of per-channel or per-head vectors.
 _COPIES = {None, "layers", "memories", "taps", "head_dim"}
-_MODULES = re.compile(r"(?:^|\.)((?:mixer|mixer_norm|cms)\..*)$")  # of a block that no model has stacked
+_MODULES = re.compile(r"(?:^|\.)((?:mixer|mixer_norm|cms)\..*)$")  # paths in a block outside of a model's stack
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _VECTORS = {"b", "bias", "offset", "scale"}
 _EMBEDDINGS = {"wte", "wpe"}
@@ -49,12 +52,12 @@ _HEADS = {"head", "lmhead", "logits", "classifier", "unembed"}
 
 @dataclass(frozen=True)
 class Role:
-    """What one parameter is.
+    """The kind of one parameter.
 
     Attributes:
       kind: "matrix", "end" or "vector".
-      dimensions: of a matrix, which of its axes are input and output, counted from 0.
-      reason: in words; a guess says that it is one.
+      dimensions: the input and output axes of a matrix, counted from 0; None for other kinds.
+      reason: the reason for the choice in words; a guess is marked as one.
     """
 
     kind: str
@@ -63,7 +66,7 @@ class Role:
 
 
 def parameter_roles(params: optax.Params) -> PyTree:
-    """The `Role` of every parameter, as a tree like ``params``, of which only paths and shapes matter."""
+    """The `Role` of every parameter, as a tree with the structure of ``params``. Only paths and shapes matter."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     shapes = [np.shape(leaf) for _, leaf in leaves if np.ndim(leaf) > 1]
     counts = Counter(size for shape in shapes for size in set(shape))
@@ -98,7 +101,7 @@ def _role(path: str, shape: tuple[int, ...], rare: set[int], widths: set[int]) -
 
 
 def _table_axes(path: str, ndim: int) -> tuple[str | None, ...] | None:
-    """Names of the axes by the table, also of a block's parameters where they are not stacked over layers."""
+    """Names of the axes by the table, which also applies to a single block without the axis of layers."""
     names = logical_axes(path)
     if names is None and (inside := _MODULES.search(path)):
         names = logical_axes(f"blocks.{inside[1]}")
@@ -108,7 +111,7 @@ def _table_axes(path: str, ndim: int) -> tuple[str | None, ...] | None:
 
 
 def _last_words(path: str) -> list[tuple[str, list[str]]]:
-    """The leaf's name and its module's, each with its words in lower case; numbers do not count."""
+    """The names of the leaf and of its module, each with its words in lower case; numbers are left out."""
     parts = [part for part in path.split(".") if _WORDS.search(part)][-2:]
     return [(part, [word.lower() for word in _WORDS.findall(part)]) for part in reversed(parts)]
 
@@ -144,31 +147,33 @@ def _end_by_size(shape: tuple[int, ...], rare: set[int], widths: set[int]) -> st
 
 
 def _last_two(ndim: int) -> MuonDimensionNumbers:
-    """Of matrices [..., in, out]."""
+    """The dimension numbers of matrices [..., in, out]."""
     return MuonDimensionNumbers((ndim - 2,), (ndim - 1,))
 
 
 def hidden_matrices(params: optax.Params) -> PyTree:
-    """True for matrices of hidden layers, see the module's docstring; a tree of bool like ``params``."""
+    """Whether each parameter is a matrix of a hidden layer, as a tree of bools with the structure of ``params``."""
     return jax.tree.map(lambda role: role.kind == "matrix", parameter_roles(params))
 
 
 def matrix_dimensions(
     params: optax.Params, matrices: PyTree | Callable[[optax.Params], PyTree] | None = None
 ) -> PyTree:
-    """Which axes of each parameter form a matrix, None where it is none: what ``optax.contrib.muon`` takes, too.
+    """The axes of each parameter that form a matrix, in the form that ``optax.contrib.muon`` takes.
 
     Args:
-      params: parameters, of which only paths and shapes matter.
-      matrices: the caller's choice, a tree like ``params`` or a prefix of one, or a function that makes it. Its leaves
-        are ``optax.contrib.MuonDimensionNumbers`` (all axes that they do not name are stacks), True for matrices
-        [..., in, out], False or None for no matrix. Default: the `parameter_roles`.
+      params: parameters; only their paths and shapes matter.
+      matrices: the caller's choice: a tree with the structure of ``params``, a prefix of such a tree, or a function
+        that makes it from ``params``. Its leaves are ``optax.contrib.MuonDimensionNumbers`` (axes that they do not name
+        are stacks), True for matrices [..., in, out], and False or None for parameters that are not matrices. The
+        default is the choice of `parameter_roles`.
 
     Returns:
-      A tree like ``params`` of ``optax.contrib.MuonDimensionNumbers``, with tuples of axes from 0 on, or None.
+      A tree with the structure of ``params``. Its leaves are ``optax.contrib.MuonDimensionNumbers`` with tuples of axes
+      counted from 0, or None for parameters that are not matrices.
 
     Raises:
-      ValueError: for axes that a parameter does not have, that occur twice, or of which there are none.
+      ValueError: if an axis does not exist or is named twice, or there is no input or no output axis.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -207,7 +212,7 @@ def _normalised(path: str, ndim: int, chosen: Any) -> MuonDimensionNumbers | Non
 
 
 def describe_matrices(params: optax.Params, matrices: PyTree | Callable[[optax.Params], PyTree] | None = None) -> str:
-    """What M3 does with every parameter, and why: a line each, as text. Arguments as for `matrix_dimensions`.
+    """Describes in a line of text for each parameter what M3 does with it and why; arguments as `matrix_dimensions`.
 
     Examples:
       >>> import jax.numpy as jnp

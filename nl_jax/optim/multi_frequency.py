@@ -1,4 +1,4 @@
-"""A continuum memory of parameters: every group with its own optimizer and its own update frequency (§7, Eq. 70-71).
+"""A continuum memory of parameters: every group has its own optimizer and update frequency (§7, Eq. 70-71).
 
 References:
   Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
@@ -19,13 +19,13 @@ from nl_jax.trees import tree_of
 class EveryState(NamedTuple):
     """State of one slow group."""
 
-    waited: Int[Array, ""]  # steps since the last update
-    total: optax.Updates  # sum of the gradients since then, float32 or wider
+    waited: Int[Array, ""]  # number of steps since the last update
+    total: optax.Updates  # sum of the gradients since the last update, float32 or wider
     inner: optax.OptState
 
 
 def _every(inner: optax.GradientTransformation, period: int) -> optax.GradientTransformationExtraArgs:
-    """Runs ``inner`` once a period, on the sum; unlike ``optax.MultiSteps``, it is not computed in between."""
+    """Runs ``inner`` once per period on the summed gradients; unlike ``optax.MultiSteps`` only when it is due."""
     transformation = optax.with_extra_args_support(inner)
 
     def init(params):
@@ -50,13 +50,13 @@ def _every(inner: optax.GradientTransformation, period: int) -> optax.GradientTr
 
 
 def schedule_of_updates(schedule: optax.Schedule, period: int) -> optax.Schedule:
-    """From a schedule by optimizer steps one by updates, for an optimizer that is updated once a period.
+    """Converts a schedule over steps to one over updates, for an optimizer that is updated once per period.
 
-    Update number n, from 0, happens at step (n + 1) · period - 1, from 0, and gets the value of that step.
+    Update n happens at step (n + 1) · period - 1, both counted from 0, and gets the value of that step.
 
     Args:
-      schedule: from the number of steps before a step to its value.
-      period: of the group in `multi_frequency`, or of the level.
+      schedule: a function from the number of earlier steps to a value.
+      period: period of the group in `multi_frequency`, or of the level.
 
     Raises:
       ValueError: for a period below 1.
@@ -76,7 +76,7 @@ def multi_frequency(
     transforms: Mapping[Any, tuple[optax.GradientTransformation, int]],
     param_labels: optax.Params | Callable[[optax.Params], optax.Params],
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Updates each group of parameters once a period, with the sum of its gradients over that period.
+    r"""Updates each group of parameters once per period, with the sum of its gradients over that period.
 
     Group :math:`\ell` with period :math:`C^{(\ell)}` follows Eq. 71,
 
@@ -86,16 +86,16 @@ def multi_frequency(
         0 & \text{otherwise,}
       \end{cases}
 
-    where :math:`f^{(\ell)}` is the group's transformation. Its computation is skipped at steps where it is not due; the
-    sum costs one buffer of the group's size, which a period of 1 does without.
+    where :math:`f^{(\ell)}` is the group's transformation. It is computed only at steps at which the group is due. The
+    sum needs one buffer of the group's size, unless the period is 1.
 
-    The transformation counts its own updates, not steps: in a group of period C a learning-rate schedule sees
-    counts 0, 1, 2, ... at steps C - 1, 2C - 1, 3C - 1, ... (from 0), so one that is meant in steps runs C times too
+    The transformation counts its own updates, not steps. In a group with period C a learning-rate schedule sees the
+    counts 0, 1, 2, ... at steps C - 1, 2C - 1, 3C - 1, ... (from 0), so a schedule over steps would run C times too
     slowly. Wrap it: ``optax.adam(schedule_of_updates(schedule, C))``.
 
     Args:
-      transforms: label → (transformation, period in optimizer steps).
-      param_labels: the label of every parameter, as a tree or as a function that makes it.
+      transforms: from label to (transformation, period in optimizer steps).
+      param_labels: the label of every parameter, as a tree or as a function from the parameters to this tree.
 
     Returns:
       The corresponding ``optax.GradientTransformationExtraArgs``.

@@ -1,4 +1,4 @@
-"""Newton-Schulz orthogonalisation of matrices, by optax's Muon."""
+"""Newton-Schulz orthogonalisation of matrices, using Muon of optax."""
 
 import functools
 import math
@@ -8,22 +8,22 @@ import optax
 from jaxtyping import Array, Float
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "dimensions"), inline=True)  # compiled once, also without jit
+@functools.partial(jax.jit, static_argnames=("steps", "dimensions"), inline=True)  # compiled once, without jit too
 def newton_schulz(
     x: Float[Array, "..."], steps: int = 5, dimensions: optax.contrib.MuonDimensionNumbers | None = None
 ) -> Float[Array, "..."]:
-    """Every matrix with its singular values moved to about 1 (Eq. 42-44); leading axes are independent matrices.
+    """Orthogonalises matrices approximately: moves their singular values to about 1 (Eq. 42-44).
 
     Args:
-      x: matrices [..., in, out], or stacks of them. Zero stays zero.
-      steps: iterations of Muon's quintic.
-      dimensions: which axes form the matrix, with tuples of axes; all others are stacks. By default the last two.
+      x: a matrix [in, out] or a stack of independent matrices [..., in, out]. Zero stays zero.
+      steps: number of iterations of Muon's quintic polynomial.
+      dimensions: the axes that form the matrix, as tuples; all other axes are stacks. By default the last two.
 
     Returns:
-      An array of x's shape.
+      An array with the shape of x.
 
     Raises:
-      ValueError: for a vector or scalar.
+      ValueError: if x is a vector or a scalar.
     """
     if x.ndim < 2:
         raise ValueError(f"x has shape {x.shape}; Newton-Schulz needs two axes or more")
@@ -40,9 +40,9 @@ def newton_schulz(
 
 
 def _orthogonalize(x: Float[Array, "... in out"], steps: int) -> Float[Array, "... in out"]:
-    # The longer axis counts as input: optax 0.2.6 scales matrices that are wider than that by their shape.
+    # The longer axis is the input: optax 0.2.6 scales matrices with more outputs than inputs by their shape.
     longer, shorter = (-1, -2) if x.shape[-2] < x.shape[-1] else (-2, -1)
-    # Without memory (beta 0), Muon is its Newton-Schulz: the public way to it in every version of optax.
+    # Muon with beta = 0 is its Newton-Schulz iteration alone; every version of optax has this public name.
     muon = optax.contrib.scale_by_muon(
         ns_steps=steps,
         beta=0.0,

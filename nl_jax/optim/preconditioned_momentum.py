@@ -1,4 +1,4 @@
-"""Momentum that maps keys to values: a preconditioner, which may learn by inner steps of its own (Eq. 38-47).
+"""Momentum with a preconditioner, which may learn by inner steps of its own (Eq. 38-47).
 
 References:
   Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
@@ -17,7 +17,7 @@ from nl_jax.optim.bounded import bounded, check_integer, check_range
 class IdentityPreconditionerState(NamedTuple):
     """State of ``identity_preconditioner``: 8 bytes per parameter."""
 
-    count: Int[Array, ""]  # type: ignore[assignment]  # steps taken
+    count: Int[Array, ""]  # type: ignore[assignment]  # number of steps taken
     second_moment: optax.Updates  # V
     preconditioner: optax.Updates  # P, elementwise
 
@@ -25,27 +25,28 @@ class IdentityPreconditionerState(NamedTuple):
 def identity_preconditioner(
     decay: float = 0.999, inner_steps: int = 2, eps: float = 1e-8
 ) -> optax.GradientTransformation:
-    r"""An elementwise P that learns to make P V P the identity, V the mean square of the gradients (Eq. 39-41).
+    r"""An elementwise preconditioner P that learns to make P V P the identity, with V the mean squared gradient.
 
-    Its inner problem is :math:`\min_P \frac{1}{4V} (V P^2 - 1)^2`, whose minimum is Adam's :math:`P = 1 / \sqrt V`. At
-    every step P goes on from where it was, by ``inner_steps`` steps of gradient descent,
+    The inner problem is :math:`\min_P \frac{1}{4V} (V P^2 - 1)^2`, whose minimum is Adam's :math:`P = 1 / \sqrt V` (Eq.
+    39-41). At every step P is updated from its previous value by ``inner_steps`` steps of gradient descent,
 
     .. math::
       P \leftarrow P - \frac{1}{2 \max(1, V P^2)} P (V P^2 - 1)
 
-    whose rate makes :math:`V P^2` approach 1 from every start (below 1 this is a Newton-Schulz iteration, above 1
-    Heron's); a jump of V counts up to :math:`V P^2 = 4`. So P lags behind Adam's where gradients change fast.
+    with a rate for which :math:`V P^2` approaches 1 from every start (below 1 this is a Newton-Schulz iteration, above
+    1 Heron's method). After a jump of V, :math:`V P^2` is taken as at most 4. So P lags behind Adam's P when gradients
+    change fast.
 
     Args:
-      decay: of V per step, below 1; V is corrected for its bias.
-      inner_steps: steps of P at each step, at least 1.
-      eps: P is at most about 1 / eps.
+      decay: decay of V per step, in [0, 1); V is corrected for its bias.
+      inner_steps: number of inner steps of P at each step, at least 1.
+      eps: bounds P to about 1 / eps.
 
     Returns:
       The corresponding ``optax.GradientTransformation``, g → P g.
 
     Raises:
-      ValueError: for a decay outside [0, 1) or no inner step.
+      ValueError: for a decay outside [0, 1), or if there is no inner step.
     """
     check_range("decay", decay, 0.0, 1.0, below=True)
     check_integer("inner_steps", inner_steps, 1)
@@ -81,28 +82,28 @@ def _toward_identity(_, carry):
 
 
 def orthogonality_preconditioner(inner_steps: int = 5, inner_rate: float = 0.5) -> optax.GradientTransformation:
-    r"""g → O with :math:`O^\top O` near the identity, by gradient descent from the gradient itself (Eq. 42-44).
+    r"""Maps a gradient g to O with :math:`O^\top O` near the identity, by inner steps that start from g (Eq. 42-44).
 
-    The inner problem is :math:`\min_O \frac14 \lVert O^\top O - I \rVert_F^2` from :math:`O = g / \lVert g \rVert_F`; a
-    step of rate ζ is :math:`O \leftarrow O - \zeta\, O (O^\top O - I)`, for ζ = ½ the cubic Newton-Schulz iteration.
-    Nothing is stored. Vectors and scalars become of unit length.
+    The inner problem is :math:`\min_O \frac14 \lVert O^\top O - I \rVert_F^2`, solved by gradient descent from
+    :math:`O = g / \lVert g \rVert_F`. A step with rate ζ is :math:`O \leftarrow O - \zeta\, O (O^\top O - I)`; for
+    ζ = ½ this is the cubic Newton-Schulz iteration. There is no state. Vectors and scalars are scaled to unit length.
 
     Args:
-      inner_steps: at least 1.
-      inner_rate: ζ, in (0, 1]: the rates for which singular values in [0, 1] stay in [0, 1.1].
+      inner_steps: number of inner steps, at least 1.
+      inner_rate: ζ, in (0, 1]. With these rates singular values in [0, 1] stay in [0, 1.1].
 
     Returns:
-      The corresponding ``optax.GradientTransformation``; leading axes of matrices [..., in, out] are independent.
+      The corresponding ``optax.GradientTransformation``; leading axes of [..., in, out] are independent matrices.
 
     Raises:
-      ValueError: for no inner step or a rate outside [0, 1].
+      ValueError: if there is no inner step, or for a rate outside [0, 1].
     """
     check_integer("inner_steps", inner_steps, 1)
     check_range("inner_rate", inner_rate, 0.0, 1.0)
 
     def step(_, o):
         transposed = jnp.swapaxes(o, -1, -2)
-        wide = o.shape[-2] < o.shape[-1]  # the smaller Gram matrix
+        wide = o.shape[-2] < o.shape[-1]  # then the other product gives the smaller Gram matrix
         product = (o @ transposed) @ o if wide else o @ (transposed @ o)
         return o - inner_rate * (product - o)
 
@@ -120,21 +121,21 @@ def preconditioned_momentum(
     *,
     preconditioner: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Momentum as a memory that maps gradients to the values :math:`P g` (Eq. 46-47).
+    r"""Momentum as a memory that maps gradients g to values :math:`P g` (Eq. 46-47).
 
     .. math::
       m_t = \alpha m_{t-1} + P_t g_t, \qquad W_t = W_{t-1} - \eta\, m_t
 
-    Memory: 4 bytes per parameter, and the preconditioner's.
+    Memory: 4 bytes per parameter, and the preconditioner's state.
 
     Args:
       learning_rate: η, or a schedule.
       decay: α, in [0, 1].
-      preconditioner: g → P g: `identity_preconditioner`, which is the default, `orthogonality_preconditioner`, or any
+      preconditioner: the map g → P g: `identity_preconditioner` (the default), `orthogonality_preconditioner`, or any
         transformation, such as ``optax.scale_by_rms()``.
 
     Returns:
-      The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are left out and counted.
+      The corresponding ``optax.GradientTransformationExtraArgs``, `bounded`: steps with a NaN are skipped and counted.
 
     Raises:
       ValueError: for a decay outside [0, 1].

@@ -1,4 +1,4 @@
-"""Minimisers of a function of one array: what updates a generalised optimizer's memory (Def. 5)."""
+"""Minimisers of a function of one array, which update the memories of generalised optimizers (Def. 5)."""
 
 from collections.abc import Callable
 
@@ -9,16 +9,16 @@ from jaxtyping import Array
 from nl_jax.optim.bounded import check_integer
 
 Loss = Callable[[Array], Array]
-Solver = Callable[[Loss, Array], Array]  # from a loss and where to start
+Solver = Callable[[Loss, Array], Array]  # from a loss and a starting point to the minimiser
 
 
 def newton(steps: int = 1) -> Solver:
-    """Newton's method, elementwise: exact after one step for losses that are quadratic in each element on its own.
+    """Newton's method with a diagonal Hessian: exact after one step for sums of quadratic functions of one element.
 
-    An element along which the loss is not convex stays.
+    An element in which the loss is not convex is not changed.
 
     Raises:
-      ValueError: for no step.
+      ValueError: if there is no step.
     """
     check_integer("steps", steps, 1)
 
@@ -35,7 +35,7 @@ def newton(steps: int = 1) -> Solver:
 
 
 def gradient_descent(rate: float, steps: int = 1) -> Solver:
-    """Steps of gradient descent, the paper's way to update a memory; a ``ValueError`` for no step."""
+    """Gradient descent, with which the paper updates a memory. Raises a ``ValueError`` if there is no step."""
     check_integer("steps", steps, 1)
 
     def solve(loss, start):
@@ -46,20 +46,20 @@ def gradient_descent(rate: float, steps: int = 1) -> Solver:
 
 
 def conjugate_gradient(iterations: int) -> Solver:
-    """For a convex quadratic loss that couples elements; exact after one iteration per eigenvalue.
+    """The conjugate gradient method, for convex quadratic losses; exact after one iteration per distinct eigenvalue.
 
-    It stops where the slope is exhausted, at a part of its first length that the dtype resolves, and where a direction
-    has no curvature; further iterations change nothing.
+    It stops when the gradient is as small, relative to the first one, as the dtype can resolve, or when a direction has
+    no curvature. Further iterations change nothing.
 
     Raises:
-      ValueError: for no iteration.
+      ValueError: if there is no iteration.
     """
     check_integer("iterations", iterations, 1)
 
     def solve(loss, start):
         slope, curvature_along = jax.linearize(jax.grad(loss), start)
         size = jnp.max(jnp.abs(slope), initial=0.0)
-        residual = -slope / jnp.where(size > 0, size, 1.0)  # of the size 1, so that no square overflows or vanishes
+        residual = -slope / jnp.where(size > 0, size, 1.0)  # scaled to norm 1, so that no square overflows or vanishes
         enough = jnp.finfo(residual.dtype).eps ** 2 * jnp.sum(residual**2)
 
         def step(_, carry):

@@ -1,4 +1,4 @@
-"""Devices: the mesh, and where parameters, states and batches lie on it."""
+"""The device mesh, and the shardings of parameters, states and batches on it."""
 
 from nl_jax.parallel.mesh import parse_mesh, use_cpu_cores
 from nl_jax.parallel.sharding import batch_sharding, parameter_shardings, state_shardings

@@ -1,7 +1,8 @@
 """The device mesh: which devices split the batch, the parameters and the heads.
 
-A mesh always has the three axes of `AXES`, so that shardings need no special cases: an axis that is not asked for has
-size 1. ``data`` splits the batch, ``fsdp`` the batch and the parameters, ``tensor`` the heads and hidden units.
+A mesh always has the three axes of `AXES`, so that shardings need no special cases: an axis that is not requested has
+size 1. ``data`` splits the batch, ``fsdp`` splits the batch and the parameters, and ``tensor`` splits heads and hidden
+units.
 """
 
 import os
@@ -19,14 +20,15 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def use_cpu_cores(batch_size: int | None = None) -> None:
-    """Makes the cores of the CPU as many devices of JAX, which else sees one: a mesh can then split a batch over them.
+    """Makes each CPU core a JAX device, so that a mesh can split a batch over the cores.
 
-    The small products of memories leave cores idle within one device; side by side on two, training is a quarter faster
-    (BUILD_NOTES.md, D55). Threading inside an operation is then off. Does nothing where JAX has started, or
-    where its user has set the number of CPU devices; flags that are in ``XLA_FLAGS`` stay as they are.
+    By default JAX sees the CPU as one device, within which the small matrix products of memories leave cores idle;
+    training on two devices of one core each is a quarter faster (BUILD_NOTES.md, D55). Threading inside an operation is
+    off when each core is a device. Call this before JAX starts: afterwards it does nothing. It also does nothing if the
+    user has set the number of CPU devices, and it keeps flags that are in ``XLA_FLAGS``.
 
     Args:
-        batch_size: makes as many devices as divide it, at most one a core; None for one a core.
+        batch_size: if given, the number of devices is the largest number up to the number of cores that divides it.
     """
     config: Any = jax.config
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or config.jax_num_cpu_devices != -1:
@@ -37,7 +39,7 @@ def use_cpu_cores(batch_size: int | None = None) -> None:
         config.update("jax_num_cpu_devices", count)
     except RuntimeError:  # JAX has started
         return
-    if count == cores:  # else XLA splits every operation over all cores, though each has a device to work for
+    if count == cores:  # otherwise XLA splits every operation over all cores, also those of other devices
         set_default_flag("xla_cpu_multi_thread_eigen", "false")
         set_default_flag("xla_disable_hlo_passes", "cpu-parallel-task-assigner")
 
@@ -46,9 +48,9 @@ def parse_mesh(text: str | None = None, devices: Sequence[jax.Device] | None = N
     """Builds a mesh from text such as ``"data:2,fsdp:4"``.
 
     Args:
-        text: ``axis:size`` pairs separated by commas, in any order; an axis left out has size 1. None or empty puts all
-            devices on ``data``.
-        devices: the devices to use; default all of them (of all hosts).
+        text: ``axis:size`` pairs separated by commas, in any order; an axis left out has size 1. None or empty text
+            puts all devices on ``data``.
+        devices: the devices to use; by default all devices of all hosts.
 
     Returns:
         A mesh with the axes of `AXES`, in that order.

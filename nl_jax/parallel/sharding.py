@@ -1,7 +1,7 @@
-"""Where every array lies on the mesh: two tables, from path to logical axis names and from these to mesh axes.
+"""The sharding of every array, by two tables: from paths to logical axis names, and from these to mesh axes.
 
-The names are kept by path (`nl_jax.parameter_axes`), not on the parameters: a module then needs no mesh, and optimizer
-state, whose paths end in the path of the parameter it belongs to, is split the same way by the same row.
+The names are stored by path (`nl_jax.parameter_axes`), not on the parameters. So a module needs no mesh, and the row of
+a parameter also applies to its optimizer state, whose paths end in the path of the parameter.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ __all__ = [
     "state_shardings",
 ]
 
-# Logical axis -> mesh axes. An axis that is not named here is never split.
+# Logical axis -> mesh axes. An axis without an entry is never split.
 MESH_AXES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "embed": ("fsdp",),
@@ -33,13 +33,13 @@ MESH_AXES: dict[str, tuple[str, ...]] = {
     "hidden": ("tensor",),
 }
 
-# As `PARAMETER_AXES`, for the state that a model carries from call to call.
+# The counterpart of `PARAMETER_AXES` for the state that a model passes from call to call.
 STATE_AXES: tuple[tuple[str, Names], ...] = (
     (r"keys|values", ("layers", "batch", "context", "heads", "head_dim")),
     (r"conv", ("layers", "batch", "taps", "channels")),
     (r"(change|momentum|boundary)\.\d+\.0", ("layers", "batch", "heads", "head_dim", "memory_hidden")),
     (r"(change|momentum|boundary)\.\d+\.\d+", ("layers", "batch", "heads", "memories", "memory_hidden", "head_dim")),
-    (r"past(\.key|\.query)?", ("layers", "batch", "heads", "time", "head_dim")),  # `path_name` cuts past.value
+    (r"past(\.key|\.query)?", ("layers", "batch", "heads", "time", "head_dim")),  # "past" is past.value
     (r"past\.(eta|alpha|mu)", ("layers", "batch", "heads", "time")),
     (r"past\.valid", ("layers", "time")),
     (r"position", ("layers",)),
@@ -47,33 +47,33 @@ STATE_AXES: tuple[tuple[str, Names], ...] = (
 
 
 def parameter_shardings(mesh: Mesh, tree: PyTree) -> PyTree:
-    """Shardings for a model's parameters, for optimizer state, or for a whole `TrainState`.
+    """Shardings of a model's parameters, of optimizer state, or of a whole `TrainState`.
 
     Args:
         mesh: a mesh from `parse_mesh`.
         tree: a pytree of arrays or of `jax.ShapeDtypeStruct`.
 
     Returns:
-        A pytree of `NamedSharding` of the same structure. An axis whose size its mesh axes do not divide is not split;
-        a leaf without a row in the table (step counters, say) is held whole by every device.
+        A pytree of `NamedSharding` with the same structure. An axis is not split if the size of its mesh axes does not
+        divide its size. A leaf without a row in the table, such as a step counter, is replicated on every device.
     """
     return _shardings(mesh, tree, PARAMETER_AXES)
 
 
 def state_shardings(mesh: Mesh, state: PyTree) -> PyTree:
-    """Shardings for the state that a model carries, as `parameter_shardings` for its parameters."""
+    """Shardings of the state that a model passes from call to call, as `parameter_shardings` of its parameters."""
     return _shardings(mesh, state, STATE_AXES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of a batch ``[B, ...]``: sequences split over ``data`` and ``fsdp``."""
+    """The sharding of a batch ``[B, ...]``: its sequences are split over ``data`` and ``fsdp``."""
     return NamedSharding(mesh, PartitionSpec(MESH_AXES["batch"]))
 
 
 def _shardings(mesh: Mesh, tree: PyTree, table: tuple[tuple[str, Names], ...]) -> PyTree:
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         names = logical_axes(path_name(path), table) or ()
-        if len(names) != len(leaf.shape):  # a reduced moment, or nothing known about it
+        if len(names) != len(leaf.shape):  # a reduced moment of an optimizer, or an unknown leaf
             names = ()
         return NamedSharding(mesh, PartitionSpec(*map(mesh_axes, names, leaf.shape)))
 

@@ -1,4 +1,4 @@
-"""Learning at test time: state that lives across calls."""
+"""Learning at test time, with a state that is kept across calls: streams of text, and sampling."""
 
 from nl_jax.streaming.stream import Fed, Stream
 

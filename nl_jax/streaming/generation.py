@@ -1,4 +1,4 @@
-"""Sampling from a language model, token by token, its state carried along; a model that learns in context goes on."""
+"""Sampling from a language model, token by token. A model that learns in context keeps learning from the text."""
 
 import math
 import operator
@@ -16,17 +16,17 @@ from nl_jax.models.in_context import with_learned
 from nl_jax.models.language_model import LanguageModel
 from nl_jax.models.reading import start
 
-SEEDS = 2**31  # 0 to one less
+SEEDS = 2**31  # seeds are from 0 to one less than this
 
 
 @jax.jit
 def next_token(
     model: LanguageModel, tokens: Int[Array, "1 T"], state: Any, key: Array, temperature: Float[Array, ""]
 ) -> tuple[Int[Array, "1 1"], Any, Bool[Array, ""]]:
-    """Reads `tokens` on from `state` (None at the start of a text) and samples the one after them.
+    """Reads `tokens` from `state` on (None at the start of a text) and samples the next token.
 
     Returns:
-      The token, the state before it, and whether its logits are finite: if not, the token means nothing.
+      The next token, the state before it, and whether its logits are finite. If not, the token is meaningless.
     """
     logits, state = model(tokens, state)
     last = logits[:, -1].astype(jnp.float32)
@@ -44,23 +44,23 @@ def sample(
     state: Any = None,
     frozen: Iterable[str] = (),
 ) -> Iterator[int]:
-    """Yields tokens that follow a prompt.
+    """Yields sampled tokens that continue a prompt.
 
-    A model whose continuum memory learns in context learns the prompt and its own tokens, chunk by chunk, as it learns
-    any text that it reads: each token is drawn from the logits that ``read`` gives for the text so far.
+    Each token is drawn from the logits that ``read`` returns for the text so far. A model whose continuum memory learns
+    in context therefore learns from the prompt and from its own tokens, chunk by chunk, as from any text that it reads.
 
     Args:
-      model: with a vocabulary that all tokens of the prompt are in.
+      model: a model whose vocabulary contains all tokens of the prompt.
       prompt: at least one token.
-      num_tokens: how many, from 0.
-      temperature: below 1 sharpens the distribution; 0 takes the likeliest.
-      seed: decides the sample; 0 to 2³¹ - 1.
-      state: where the text goes on, as ``read`` gives it; None starts a text.
+      num_tokens: number of tokens to sample, 0 or more.
+      temperature: divides the logits: below 1 sharpens the distribution; 0 takes the likeliest token.
+      seed: random seed, from 0 to 2³¹ - 1.
+      state: the state that ``read`` returned for the text before the prompt; None starts a text.
       frozen: names of levels that do not learn.
 
     Raises:
-      ValueError: at once, for an argument that is not as said; it names the argument and its value.
-      Diverged: for logits that are not finite, when their token is asked for.
+      ValueError: at the call, for an invalid argument; the message names the argument and its value.
+      Diverged: when a token is requested whose logits are not finite.
     """
     tokens = checked_tokens(prompt, model.config.vocab_size)
     if not tokens:
@@ -76,7 +76,7 @@ def sample(
 
 
 def checked_tokens(tokens: Iterable[Any], vocab_size: int) -> list[int]:
-    """Tokens as integers; ``ValueError`` for what is none, or is outside the vocabulary."""
+    """Converts tokens to integers; raises ``ValueError`` for a value that is no integer or not in the vocabulary."""
     checked = []
     for token in tokens:
         try:
@@ -104,10 +104,10 @@ def _reading(model: Any, text: list[int], keys: Array, temperature: Array, state
 def _while_learning(
     model: Any, text: list[int], keys: Array, temperature: Array, state: Any, frozen: frozenset[str]
 ) -> Iterator[int]:
-    """A chunk is learned once the token after it is there, which is its last target."""
+    """Samples while learning: a chunk is learned once the token after it is known, since that is its last target."""
     chunk = min(model.config.cms_periods)
     state = start(model, 1) if state is None else state
-    reader, mixers, read = with_learned(model, state), state.levels["mixers"], 0  # of the open chunk
+    reader, mixers, read = with_learned(model, state), state.levels["mixers"], 0  # tokens read in the open chunk
     for key in keys:
         while len(text) > chunk:
             part = np.asarray(text[: chunk + 1], np.int32)[None]

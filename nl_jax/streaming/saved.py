@@ -1,7 +1,7 @@
-"""A saved stream on disk: a directory that Orbax has written, replaced as a whole or not at all.
+"""A saved stream on disk: a directory written by Orbax and replaced atomically.
 
-A new one is written beside it under another name. Then the old one is renamed, the new one takes its name, and the old
-one is removed: at every moment one of the two is complete under a name that `newest` knows.
+The new directory is written beside the old one under another name. Then the old directory is renamed, the new one takes
+its place, and the old one is removed. So at every moment one of the two is complete, under a name that `newest` finds.
 """
 
 import contextlib
@@ -17,25 +17,25 @@ import orbax.checkpoint as ocp
 from nl_jax.errors import InputError, StorageError
 from nl_jax.files import reason
 
-PARTS = {"about", "state"}
-_METADATA = {"_CHECKPOINT_METADATA", "commit_success.txt"}  # what Orbax adds; the second not in every version
+PARTS = {"about", "state"}  # names of the items on disk: the JSON metadata and the arrays
+_METADATA = {"_CHECKPOINT_METADATA", "commit_success.txt"}  # files that Orbax adds, the second not in every version
 
 
-def replace(directory: Path, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Writes arrays by name, and JSON, in the place of an earlier saved stream.
+def replace(directory: Path, state: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    """Writes arrays by name, and JSON metadata, in place of an earlier saved stream.
 
     Raises:
-        InputError: the directory holds something else.
-        StorageError: the system does not write; the earlier one stays.
+        InputError: if the directory holds anything but a saved stream.
+        StorageError: if the stream cannot be written; the earlier one stays.
     """
-    path = directory.resolve()  # of a link the target is replaced
+    path = directory.resolve()  # if it is a link, its target is replaced
     new, old = _aside(path)
     for place in (path, new, old):
         check_replaceable(place)
-    args = ocp.args.Composite(state=ocp.args.StandardSave(dict(state)), about=ocp.args.JsonSave(dict(about)))
+    args = ocp.args.Composite(state=ocp.args.StandardSave(dict(state)), about=ocp.args.JsonSave(dict(metadata)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():  # perhaps a process ended between the two renames below
+        if not path.exists():  # a process may have ended between the two renames below
             for aside in (new, old):
                 if aside.exists() and not path.exists():
                     aside.rename(path)
@@ -47,14 +47,14 @@ def replace(directory: Path, state: Mapping[str, Any], about: Mapping[str, Any])
             path.rename(old)
         new.rename(path)
         _remove(old)
-    except Exception as error:  # Orbax has no common class for what goes wrong
-        with contextlib.suppress(OSError):  # the next call does where Orbax's threads still write there
+    except Exception as error:  # Orbax has no common class of errors
+        with contextlib.suppress(OSError):  # if Orbax's threads still write there, the next call removes it
             _remove(new)
         raise StorageError(f"{path}: the stream could not be saved ({reason(error)})") from error
 
 
 def check_replaceable(path: Path) -> None:
-    """Raises `InputError` unless a path is free, an empty directory, or a saved stream with nothing else in it."""
+    """Raises `InputError` unless a path is free, an empty directory, or a saved stream without other files."""
     if not path.exists() and not path.is_symlink():
         return
     expected = "expected a new directory, or a saved stream to replace"
@@ -65,54 +65,62 @@ def check_replaceable(path: Path) -> None:
     if strange:
         raise InputError(f"{path}: holds {strange[0]!r}, which is no part of a saved stream; {expected}")
     if names:
-        read_about(path)
+        read_metadata(path)
 
 
 def is_saved(directory: Path) -> bool:
-    """Whether there is something for `newest` to find."""
+    """Whether `newest` would find a saved stream."""
     path = directory.resolve()
     return any(place.exists() for place in (path, *_aside(path)))
 
 
 def newest(directory: Path) -> Path:
-    """Where the saved stream of a directory is: there, or beside it where a process ended while it was replaced."""
+    """Path of the saved stream: the directory or, if a process ended while replacing it, the complete one beside it.
+
+    Raises:
+        InputError: if there is no saved stream.
+    """
     path = directory.resolve()
     if path.exists():
         return path
-    for aside in _aside(path):  # the new one is complete: Orbax gives it this name when it is
+    for aside in _aside(path):  # the new one is complete if it exists, since Orbax renames it last
         if aside.is_dir():
             return aside
     raise InputError(f"{directory}: no saved stream there; expected what Stream.save wrote")
 
 
-def read_about(path: Path) -> dict[str, Any]:
-    """The JSON of a saved stream; `InputError` for what is none."""
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The JSON metadata of a saved stream; raises `InputError` if the path is not a saved stream."""
     try:
-        about = json.loads((path / "about" / "metadata").read_text(encoding="utf-8"))
+        metadata = json.loads((path / "about" / "metadata").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        about = None
-    if not isinstance(about, dict) or not {"format", "waiting", "frozen", "model"} <= about.keys():
+        metadata = None
+    if not isinstance(metadata, dict) or not {"format", "waiting", "frozen", "model"} <= metadata.keys():
         raise InputError(f"{path}: not a saved stream; expected what Stream.save wrote")
-    return about
+    return metadata
 
 
-def read_state(path: Path, like: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of a saved stream by name; `InputError` where they cannot be read."""
+def read_state(path: Path, template: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of a saved stream by name, with the shapes and dtypes of ``template``.
+
+    Raises:
+        InputError: if they cannot be read.
+    """
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         try:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(dict(like)))
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(dict(template)))
             return checkpointer.restore(path, args=args)["state"]
-        except Exception as error:  # what a damaged file raises depends on the file; Orbax has no common class
+        except Exception as error:  # the error depends on the damaged file; Orbax has no common class
             raise InputError(f"{path}: the saved stream cannot be read ({reason(error)})") from error
 
 
 def _aside(path: Path) -> tuple[Path, Path]:
-    """Names for a new stream that is complete, and for the one that it replaces."""
+    """Temporary paths: for the complete new stream, and for the old stream that it replaces."""
     return path.with_name(f".{path.name}.new_stream"), path.with_name(f".{path.name}.old_stream")
 
 
 def _remove(path: Path) -> None:
-    """Removes a saved stream that is set aside, which was checked, and what Orbax left of one it did not complete."""
+    """Removes a (checked) saved stream at a temporary path, and remains of one that Orbax did not complete."""
     parts = path.parent.glob(f"{glob.escape(path.name)}.orbax-checkpoint-tmp*")
     for place in (path, *parts):
         if place.is_dir():

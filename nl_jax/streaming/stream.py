@@ -1,7 +1,7 @@
-"""A stream: a model that goes on learning after training, chunk by chunk, for as long as text comes.
+"""A stream: a model that keeps learning after training, chunk by chunk, for as long as it is given text.
 
-Its levels are those of ``nl_jax.models.in_context``: the sequence mixers' memories, and the blocks of the continuum
-memory, each at its own period. Memory is constant in the length of the stream.
+Its levels are those of ``nl_jax.models.in_context``: the memories of the sequence mixers, and the blocks of the
+continuum memory, each with its own period. The memory that a stream needs does not grow with its length.
 """
 
 import json
@@ -24,28 +24,28 @@ from nl_jax.streaming import saved
 from nl_jax.streaming.generation import checked_tokens, sample
 from nl_jax.trees import named_leaves
 
-FORMAT = 2  # 1 kept attention's keys turned by absolute positions
+FORMAT = 2  # version of saved streams; version 1 stored attention's keys rotated by absolute positions
 
 
 class Fed(NamedTuple):
-    """What a stream says of the chunks that it has learned in one call."""
+    """The result of ``Stream.feed``: figures of the chunks learned in one call."""
 
-    tokens: int  # learned in this call; the last ones wait for the end of their chunk
-    loss: float  # nats per token, each before it was learned; NaN where no chunk ended
-    surprise: dict[str, float]  # of each level: the norm of its gradient (or, for the memories, their change), mean
-    updated: dict[str, int]  # of each level: updates in this call
+    tokens: int  # number of tokens learned in this call
+    loss: float  # nats per token, each predicted before it was learned; NaN if no chunk was completed
+    surprise: dict[str, float]  # by level, the mean norm of its gradient, or for the mixers of their memories' change
+    updated: dict[str, int]  # by level, the number of updates in this call
 
 
 class Stream:
-    """One text without end through a model: it learns what it reads.
+    """A model that reads one endless text and learns from it.
 
     Args:
       model: a ``LanguageModel`` whose continuum memory learns in context (``cms_regime`` "online" or "meta").
-      state: of a ``Schedule`` of it, for one sequence; None starts a text.
+      state: the state of its ``learning_schedule`` for one sequence; None starts a text.
       frozen: names of levels that do not change.
 
     Raises:
-      ValueError: for a model whose periods count optimizer steps, or an unknown level; it names the level.
+      ValueError: if the model's periods count optimizer steps, or a level is unknown; the message names the level.
 
     Examples:
       >>> from flax import nnx
@@ -62,10 +62,10 @@ class Stream:
             raise ValueError(f"cms_regime={model.config.cms_regime!r}: expected 'online' or 'meta' for a stream")
         self.model = model
         self.chunk = min(model.config.cms_periods)
-        self._waiting: list[int] = []  # tokens whose chunk, or whose last target, has not come yet
+        self._waiting: list[int] = []  # tokens whose chunk, or whose last target, is not complete yet
         self._frozen: set[str] = set()
         self._periods = {level.name: level.period for level in learning_schedule(model, 1).levels}  # in chunks
-        # compiled, so that it lies where the model does: else the first chunk would be compiled apart from the others
+        # jitted, so that the state is on the model's device; otherwise the first chunk would be compiled separately
         self._start = _initial_state(model, 1)
         self._state = self._start if state is None else state
         for name in frozen:
@@ -78,22 +78,22 @@ class Stream:
 
     @property
     def position(self) -> int:
-        """Tokens learned since the text began."""
+        """Number of tokens learned since the text began."""
         return int(self._state.step) * self.chunk
 
     @property
     def waiting(self) -> int:
-        """Tokens given that are not learned yet, since their chunk is not complete."""
+        """Number of tokens that were given but not learned yet, since their chunk is not complete."""
         return len(self._waiting)
 
     def feed(self, tokens: Sequence[int] | bytes | Int[np.ndarray, " n"]) -> Fed:
-        """Reads and learns; tokens of a chunk that is not complete wait for the next call.
+        """Reads and learns tokens; those of an incomplete chunk wait for the next call.
 
         Raises:
-          ValueError: for what is no token of the vocabulary; then nothing has been read.
-          Diverged: for a chunk that leaves something not finite; it names the level and the position. The stream keeps
-            what it had learned before that chunk, and the chunk and all after it wait: go on by ``feed([])`` after a
-            ``freeze``, ``reset`` or ``rollback``.
+          ValueError: if a value is not a token of the vocabulary; then nothing has been read.
+          Diverged: if a chunk gives a loss or a state that is not finite; the message names the level and the position.
+            The stream keeps the state before that chunk, and that chunk and all later tokens wait. Call ``freeze``,
+            ``reset`` or ``rollback``, and then ``feed([])`` to continue.
         """
         self._waiting += checked_tokens(tokens, self.model.config.vocab_size)
         losses: list[float] = []
@@ -118,19 +118,19 @@ class Stream:
     def generate(
         self, prompt: Sequence[int] | bytes = b"", num_tokens: int = 100, temperature: float = 0.8, seed: int = 0
     ) -> list[int]:
-        """Tokens that follow what was read and the prompt; the stream itself stays as it is.
+        """Samples tokens that continue the stream's text and the prompt, without changing the stream.
 
-        A copy of the stream reads and learns the prompt and the tokens as they come, as ``feed`` would.
+        A copy of the stream learns from the prompt and from the sampled tokens, as ``feed`` would.
 
         Args:
-          prompt: read after the stream's text.
-          num_tokens: how many, from 0.
-          temperature: below 1 sharpens the distribution; 0 takes the likeliest.
-          seed: decides the sample; 0 to 2³¹ - 1.
+          prompt: tokens read after the stream's text.
+          num_tokens: number of tokens to sample, 0 or more.
+          temperature: divides the logits: below 1 sharpens the distribution; 0 takes the likeliest token.
+          seed: random seed, from 0 to 2³¹ - 1.
 
         Raises:
-          ValueError: for an argument that is not as said, or where there is no token at all to go on from.
-          Diverged: where the copy's logits, or a level of it, are not finite.
+          ValueError: for an invalid argument, or if neither the stream nor the prompt has a token to start from.
+          Diverged: if the copy's logits or a level of it are not finite.
         """
         text = [*self._waiting, *prompt]
         if not text:
@@ -139,25 +139,25 @@ class Stream:
         return list(sample(self.model, text, **options, state=self._state, frozen=self._frozen))
 
     def freeze(self, level: str) -> None:
-        """From now on the level does not change."""
-        replace_level(self._state, self._state, self._known(level))  # raises where it cannot be kept
+        """Stops the level from changing, until ``thaw``."""
+        replace_level(self._state, self._state, self._known(level))  # raises an error if the level cannot be frozen
         self._frozen.add(level)
 
     def thaw(self, level: str) -> None:
-        """From now on the level learns again."""
+        """Lets a frozen level learn again."""
         self._frozen.discard(self._known(level))
 
     def reset(self, level: str) -> None:
-        """Sets one level back to where it started."""
+        """Sets one level back to its initial state."""
         name = self._known(level)
         self._state = replace_level(self._state, self._start, name)
 
     def snapshot(self) -> tuple[ScheduleState, tuple[int, ...]]:
-        """The state, to go back to by ``rollback``; arrays are never changed, so it costs nothing."""
+        """Returns the state, for ``rollback``. It costs nothing, since arrays are never changed in place."""
         return self._state, tuple(self._waiting)
 
     def rollback(self, snapshot: tuple[ScheduleState, tuple[int, ...]], level: str | None = None) -> None:
-        """Back to a snapshot: all of the stream, or one level of it."""
+        """Restores a snapshot: the whole stream, or one level of it."""
         state, waiting = snapshot
         if level is None:
             self._state, self._waiting = state, list(waiting)
@@ -165,13 +165,13 @@ class Stream:
             self._state = replace_level(self._state, state, self._known(level))
 
     def save(self, directory: str | Path) -> None:
-        """Writes every level's state, to be read by ``load``, in the place of an earlier saved stream.
+        """Saves the state of every level, for ``load``, in place of an earlier saved stream.
 
-        The earlier one is there until the new one is complete, however the process ends.
+        The earlier one stays until the new one is complete, however the process ends.
 
         Raises:
-          InputError: for a directory that holds anything but a saved stream; it stays as it is.
-          StorageError: where it cannot be written; the earlier one stays.
+          InputError: if the directory holds anything but a saved stream; the directory is left unchanged.
+          StorageError: if the stream cannot be written; the earlier one stays.
         """
         saved.replace(
             local_path(directory),
@@ -186,30 +186,30 @@ class Stream:
 
     @classmethod
     def load(cls, directory: str | Path, model: LanguageModel) -> "Stream":
-        """The stream that ``save`` wrote, the same learner.
+        """Loads the stream that ``save`` wrote; it continues as the saved one would have.
 
         Raises:
-          InputError: where there is none, or it is of another model; it names what differs, or the level.
+          InputError: if there is no saved stream, or it belongs to another model; the message names the difference.
         """
         path = saved.newest(local_path(directory))
-        about = saved.read_about(path)
-        if about["format"] != FORMAT:
-            raise InputError(f"{path}: a saved stream of format {about['format']}; expected format {FORMAT}")
-        own = json.loads(json.dumps(model.config.to_json()))  # as JSON gives it back
-        for name, value in about["model"].items():
+        metadata = saved.read_metadata(path)
+        if metadata["format"] != FORMAT:
+            raise InputError(f"{path}: a saved stream of format {metadata['format']}; expected format {FORMAT}")
+        own = json.loads(json.dumps(model.config.to_json()))  # converted as by saving and loading
+        for name, value in metadata["model"].items():
             if own.get(name) != value:
                 raise InputError(f"{path}: a stream of another model, whose {name} is {value}, not {own.get(name)}")
         stream = cls(model)
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), named_leaves(stream._state))
-        leaves = saved.read_state(path, like)
+        template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), named_leaves(stream._state))
+        leaves = saved.read_state(path, template)
         structure = jax.tree.structure(stream._state)
         stream._state = jax.tree.unflatten(structure, [leaves[name] for name in named_leaves(stream._state)])
-        stream._waiting, stream._frozen = list(about["waiting"]), set(about["frozen"])
+        stream._waiting, stream._frozen = list(metadata["waiting"]), set(metadata["frozen"])
         return stream
 
     def _known(self, level: str) -> str:
         if level not in self.levels:
-            raise ValueError(f"level {level!r}: there is none of this name; there are {', '.join(self.levels)}")
+            raise ValueError(f"level {level!r}: unknown; expected one of {', '.join(self.levels)}")
         return level
 
 

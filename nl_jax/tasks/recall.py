@@ -1,36 +1,37 @@
-"""Multi-query associative recall (MQAR): pairs of key and value, then each key again, to be answered by its value."""
+"""Multi-query associative recall (MQAR): pairs of key and value, then every key again; the target is its value."""
 
 import numpy as np
 
 from nl_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
-FILLER = 0  # the token where there is nothing, neither key nor value
-GAP_POWER = 0.01  # a: weight gap^(a - 1)
+FILLER = 0  # the token at positions without a key or a value
+GAP_POWER = 0.01  # a in the weight gap^(a - 1)
 
 
 def recall_batch(seed: int, step: int, *, batch_size: int, seq_len: int, vocab_size: int, pairs: int) -> Batch:
-    r"""One batch of the task, a pure function of the arguments; other seeds and steps have streams of their own.
+    r"""Generates one batch, as a pure function of the arguments; each seed and step has its own random stream.
 
-    The first ``2 * pairs`` tokens are distinct keys, 1 to ``vocab_size // 2 - 1``, each followed by its value, distinct
-    too, ``vocab_size // 2`` to ``vocab_size - 1``. Each key comes once again, as a query, at an even distance from the
-    end of the pairs: gap :math:`g = 1, 2, \dots` is the distance :math:`2 (g - 1)`, drawn without replacement with
-    weight :math:`g^{a-1}`, a = 0.01, so that most queries come soon. All other tokens are 0.
+    The first ``2 * pairs`` tokens are pairs: distinct keys from 1 to ``vocab_size // 2 - 1``, each followed by its
+    value. Values are distinct too, from ``vocab_size // 2`` to ``vocab_size - 1``. Each key comes once more, as a
+    query, at an even distance from the end of the pairs. A gap :math:`g = 1, 2, \dots` stands for the distance
+    :math:`2 (g - 1)`; gaps are drawn without replacement with weights :math:`g^{a-1}`, a = 0.01, so that most queries
+    come early. All other tokens are 0.
 
     Args:
-        seed: not negative.
-        step: not negative.
-        batch_size: sequences, B.
-        seq_len: tokens in a sequence, T; at least ``4 * pairs``.
-        vocab_size: token ids; at least ``2 * pairs + 2``.
-        pairs: how many keys; at least 1.
+        seed: random seed, 0 or more.
+        step: index of the batch, 0 or more.
+        batch_size: number of sequences, B.
+        seq_len: number of tokens in a sequence, T; at least ``4 * pairs``.
+        vocab_size: number of token ids; at least ``2 * pairs + 2``.
+        pairs: number of keys; at least 1.
 
     Returns:
-        ``{"inputs": int32 [B, T], "targets": int32 [B, T], "mask": float32 [B, T]}``: at a query the target is its
-        value and the mask 1, elsewhere both are 0.
+        ``{"inputs": int32 [B, T], "targets": int32 [B, T], "mask": float32 [B, T]}``. At a query the target is the
+        value of the key and the mask is 1; elsewhere both are 0.
 
     Raises:
-        InputError: sizes that do not fit.
+        InputError: for sizes out of range.
 
     References:
         Arora et al., `Zoology <https://arxiv.org/abs/2312.04927>`_, 2023, and the generator in its code.
@@ -47,7 +48,7 @@ def recall_batch(seed: int, step: int, *, batch_size: int, seq_len: int, vocab_s
         return random.permuted(np.tile(np.arange(low, high, dtype=np.int32), (batch_size, 1)), axis=1)[:, :pairs]
 
     keys, values = distinct(1, vocab_size // 2), distinct(vocab_size // 2, vocab_size)
-    # The largest sums of log-weight and Gumbel noise, in order, are draws without replacement (Gumbel top-k).
+    # Sorting log-weights plus Gumbel noise draws without replacement (Gumbel top-k).
     log_weights = (GAP_POWER - 1) * np.log(np.arange(1, (seq_len - 2 * pairs) // 2 + 1))
     noise = random.gumbel(size=(batch_size, len(log_weights)))
     queries = 2 * pairs + 2 * np.argsort(-(log_weights + noise), axis=1)[:, :pairs]

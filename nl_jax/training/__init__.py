@@ -1,8 +1,8 @@
 """Pre-training: mesh and shardings, optimizer, step, loop, checkpoints and metrics.
 
-`fit` is the loop; everything it is made of is a pure function or a small file format of its own, so that a notebook can
-take single parts: `init_state` and `train_step` for a step, `evaluate` for bits per byte, `accuracy` for tasks with
-answers, `restore_newest` for a model.
+`fit` is the training loop. Its parts are pure functions or small file formats, so that a notebook can use them alone:
+`init_state` and `train_step` for a training step, `evaluate` for bits per byte, `accuracy` for tasks with answers, and
+`restore_newest` for a trained model.
 """
 
 from nl_jax.evaluation import Accuracies, accuracies, accuracy, bits_by_position, evaluate
@@ -10,7 +10,6 @@ from nl_jax.parallel.mesh import parse_mesh, use_cpu_cores
 from nl_jax.parallel.sharding import batch_sharding, parameter_shardings, state_shardings
 from nl_jax.parameter_axes import logical_axes
 from nl_jax.training.checkpoint import Checkpoint, CheckpointWriter, restore_newest
-from nl_jax.training.figures import plot_accuracy, plot_validation
 from nl_jax.training.loop import Progress, TrainingDiverged, TrainingInterrupted, finite_outputs, fit, progress_bar
 from nl_jax.training.metrics import MetricsWriter, read_metrics
 from nl_jax.training.optimizer import (
@@ -22,6 +21,7 @@ from nl_jax.training.optimizer import (
     make_optimizer,
     peak_rates,
 )
+from nl_jax.training.plots import plot_accuracy, plot_validation
 from nl_jax.training.schedule import describe_training, training_schedule
 from nl_jax.training.step import TrainState, compile_step, init_state, peak_memory_bytes, train_step
 from nl_jax.trees import named_leaves

@@ -1,7 +1,7 @@
-"""Checkpoints that survive a kill at any moment: written aside and renamed, read back newest first.
+"""Checkpoints that survive a kill at any moment: written under a temporary name, renamed, and read newest first.
 
 A checkpoint is a directory named by its step. Orbax writes it under a temporary name and renames it when it is
-complete, so that a step is there whole or not at all; the one before it is kept until then and beyond.
+complete, so that a checkpoint exists completely or not at all. The previous one is kept even after that.
 """
 
 import contextlib
@@ -19,33 +19,34 @@ from nl_jax.files import local_path, reason
 from nl_jax.trees import named_leaves
 
 PyTree = Any
-_PARTS = ("_CHECKPOINT_METADATA", "about")  # of each checkpoint, by Orbax and by the writer below
+_METADATA = "about"  # name on disk of the JSON item; it stays so that older checkpoints can be read
+_PARTS = ("_CHECKPOINT_METADATA", _METADATA)  # every checkpoint has these two entries
 
 
 class Checkpoint(NamedTuple):
-    """What `restore_newest` returns: the step, the restored pytrees by name, and the JSON saved beside them."""
+    """A restored checkpoint."""
 
     step: int
-    items: dict[str, PyTree]
-    about: dict[str, Any]
+    items: dict[str, PyTree]  # the restored pytrees, by name
+    metadata: dict[str, Any]  # the JSON that was saved with them
 
 
 def restore_newest(
-    directory: Path, like: Mapping[str, PyTree], iterator: grain.DatasetIterator | None = None
+    directory: Path, templates: Mapping[str, PyTree], iterator: grain.DatasetIterator | None = None
 ) -> Checkpoint | None:
-    """Restores the newest checkpoint that can be read; changes nothing on disk.
+    """Restores the newest checkpoint that can be read, without changing anything on disk.
 
     Args:
-        directory: where a `CheckpointWriter` wrote.
-        like: which items to restore, each as a pytree of arrays or `jax.ShapeDtypeStruct`; where these have a sharding
-            the restored arrays get it, whatever mesh they were saved from.
-        iterator: the training iterator, set to where it stood when the checkpoint was saved.
+        directory: the directory of a `CheckpointWriter`.
+        templates: the items to restore, by name, each a pytree of arrays or `jax.ShapeDtypeStruct`. A restored array
+            gets the sharding of its template, if that has one, whatever mesh it was saved from.
+        iterator: the training iterator, which is set to its position at the time of saving.
 
     Returns:
-        The checkpoint, or None where there is none yet. Each one that is skipped is reported in a warning of one line.
+        The checkpoint, or None if there is none yet. A one-line warning reports each checkpoint that is skipped.
 
     Raises:
-        InputError: there are checkpoints, but none can be read.
+        InputError: if there are checkpoints, but none can be read.
     """
     directory = local_path(directory)
     for partial in sorted(directory.glob("*.orbax-checkpoint-tmp*")):
@@ -54,21 +55,21 @@ def restore_newest(
     if not steps:
         return None
     args: dict[str, Any] = {
-        name: ocp.args.StandardRestore(jax.tree.map(_shape, named_leaves(tree))) for name, tree in like.items()
+        name: ocp.args.StandardRestore(jax.tree.map(_shape, named_leaves(tree))) for name, tree in templates.items()
     }
-    args["about"] = ocp.args.JsonRestore()
+    args[_METADATA] = ocp.args.JsonRestore()
     if iterator is not None:
         args["data"] = grain.checkpoint.CheckpointRestore(iterator)
     with ocp.CheckpointManager(directory.absolute(), options=ocp.CheckpointManagerOptions(create=False)) as manager:
         for step in steps:
             try:
                 restored = manager.restore(step, args=ocp.args.Composite(**args))
-            except Exception as error:  # what a damaged file raises depends on the file; orbax has no common class
+            except Exception as error:  # the error depends on the damaged file; Orbax has no common class
                 why = f"{type(error).__name__}: {error}".splitlines()[0][:120]
                 logging.warning("skipped %s: cannot be read (%s)", directory / str(step), why)
             else:
-                items = {name: _like(tree, restored[name]) for name, tree in like.items()}
-                return Checkpoint(step, items, restored["about"])
+                items = {name: _like(tree, restored[name]) for name, tree in templates.items()}
+                return Checkpoint(step, items, restored[_METADATA])
     raise InputError(
         f"{directory}: none of the checkpoints {', '.join(map(str, steps))} can be read ({why}); "
         "expected at least one that is whole; start anew in another workdir"
@@ -78,16 +79,16 @@ def restore_newest(
 class CheckpointWriter:
     """Writes checkpoints in the background and keeps the newest two.
 
-    Use as a context manager: leaving it waits for the last one.
+    Use it as a context manager: leaving the context waits for the last checkpoint to be written.
 
     Args:
-        directory: made if need be.
-        resumed_from: the step restored, 0 at the start of a run. Checkpoints of later steps, which could not be read,
-            are renamed to ``STEP.damaged``, since the run will write these steps again.
+        directory: the directory of the checkpoints, created if it does not exist.
+        resumed_from: the step that was restored, 0 at the start of a run. Checkpoints of later steps, which could not
+            be read, are renamed to ``STEP.damaged``, since the run will write these steps again.
 
     Raises:
-        InputError: something in the directory has the name of a checkpoint and is none; nothing is changed.
-        StorageError: a checkpoint could not be written (when leaving, or at the next ``save``).
+        InputError: if an entry of the directory has the name of a checkpoint but is not one; nothing is changed.
+        StorageError: if a checkpoint could not be written (raised at the next ``save``, or when leaving).
     """
 
     def __init__(self, directory: Path, resumed_from: int = 0):
@@ -101,13 +102,13 @@ class CheckpointWriter:
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
     def save(
-        self, step: int, items: Mapping[str, PyTree], iterator: grain.DatasetIterator, about: Mapping[str, Any]
+        self, step: int, items: Mapping[str, PyTree], iterator: grain.DatasetIterator, metadata: Mapping[str, Any]
     ) -> None:
-        """Copies everything to the host and returns; the files are written meanwhile. A step that is there stays."""
+        """Copies everything to the host and returns; a thread writes the files. An existing step is not overwritten."""
         if step in self._manager.all_steps():
             return
         args: dict[str, Any] = {name: ocp.args.StandardSave(named_leaves(tree)) for name, tree in items.items()}
-        args["about"] = ocp.args.JsonSave(dict(about))
+        args[_METADATA] = ocp.args.JsonSave(dict(metadata))
         args["data"] = grain.checkpoint.CheckpointSave(iterator)
         with self._named_errors(f"that of step {step} or the one before it"):
             self._manager.save(step, args=ocp.args.Composite(**args))
@@ -121,7 +122,7 @@ class CheckpointWriter:
 
     @contextlib.contextmanager
     def _named_errors(self, which: str) -> Iterator[None]:
-        """A `StorageError` for whatever Orbax and TensorStore raise, which have no common class."""
+        """Raises a `StorageError` for any error of Orbax and TensorStore, which have no common class of errors."""
         try:
             yield
         except Exception as error:
@@ -132,7 +133,7 @@ class CheckpointWriter:
 
 
 def _check_ours(directory: Path) -> None:
-    """Raises `InputError` for what Orbax would remove, or this writer rename, though it is no checkpoint."""
+    """Raises `InputError` if Orbax would remove, or this writer rename, an entry that is not a checkpoint."""
     for path in directory.glob("*"):
         step, partial, _ = path.name.partition(".orbax-checkpoint-tmp")
         whole = step.isdecimal() and not partial
@@ -143,7 +144,7 @@ def _check_ours(directory: Path) -> None:
 
 
 def _steps(directory: Path) -> list[int]:
-    """Steps of the finished checkpoints, newest first."""
+    """Steps of the complete checkpoints, newest first."""
     names = [path.name for path in directory.glob("*") if path.is_dir()]
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 

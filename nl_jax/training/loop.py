@@ -177,11 +177,11 @@ def _start(
     make = functools.partial(init_state, init_model, optimizer)
     shapes = jax.eval_shape(make)
     shardings = parameter_shardings(mesh, shapes)
-    like = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings)
-    restored = restore_newest(directory, {"model": like.model, "optimizer": like.opt_state}, iterator)
+    template = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings)
+    restored = restore_newest(directory, {"model": template.model, "optimizer": template.opt_state}, iterator)
     if restored is None:
         return jax.jit(make, out_shardings=shardings)(), Progress()
-    return TrainState(restored.items["model"], restored.items["optimizer"]), Progress(**restored.about)
+    return TrainState(restored.items["model"], restored.items["optimizer"]), Progress(**restored.metadata)
 
 
 def finite_outputs(name: str, step: int, outputs: dict[str, Any]) -> dict[str, float]:

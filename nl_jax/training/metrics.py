@@ -1,4 +1,4 @@
-"""What a run records: ``metrics.jsonl`` and TensorBoard events."""
+"""The metrics of a run, written to ``metrics.jsonl`` and as TensorBoard events."""
 
 import contextlib
 import json
@@ -16,19 +16,19 @@ from nl_jax.errors import InputError
 from nl_jax.files import write_atomically
 
 METRICS = "metrics.jsonl"
-FIGURE = "validation.png"
+PLOT = "validation.png"
 VALIDATION = "validation_bits_per_byte"
-ACCURACY_FIGURE = "accuracy.png"
+ACCURACY_PLOT = "accuracy.png"
 ACCURACY = "accuracy"
-_START = '{"model": '  # of every line of metrics.jsonl
-_FLUSH_SECONDS = 120.0  # between two times that TensorBoard sees what is new
+_START = '{"model": '  # the beginning of every line of metrics.jsonl
+_FLUSH_SECONDS = 120.0  # time between two flushes, after which TensorBoard sees new events
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """Rows of ``metrics.jsonl``, oldest first; a last line that was cut off while it was written is left out.
+    """Reads the rows of ``metrics.jsonl``, oldest first. A last line that was cut off during writing is left out.
 
     Raises:
-        InputError: a line is none that `MetricsWriter` wrote, the last one none that it can have begun.
+        InputError: if `MetricsWriter` cannot have written a line, or the beginning of the last one.
     """
     path = workdir / METRICS
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
@@ -52,20 +52,21 @@ class MetricsWriter:
     Use as a context manager.
 
     Args:
-        workdir: exists; several models may share it.
-        model: the model's name, in every row.
-        resumed_from: the step restored, 0 at the start; this model's rows after it are dropped: they will come again.
+        workdir: an existing directory; several models may share it.
+        model: name of the model, part of every row.
+        resumed_from: the step that was restored, 0 at the start. Rows of this model for later steps are dropped, since
+            they will be written again.
     """
 
     def __init__(self, workdir: Path, model: str, resumed_from: int = 0):
         kept = [row for row in read_metrics(workdir) if row["model"] != model or row["step"] <= resumed_from]
         write_atomically(workdir / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
         self._model = model
-        self._file = (workdir / METRICS).open("a", encoding="utf-8", buffering=1)  # by lines
+        self._file = (workdir / METRICS).open("a", encoding="utf-8", buffering=1)  # buffered by lines
         self._events = _Events(workdir / model / "tensorboard", resumed_from + 1)
 
     def write(self, step: int, tokens: int, values: Mapping[str, float]) -> None:
-        """Records `values` after `step` steps on `tokens` tokens."""
+        """Records ``values``, which were measured after ``step`` steps on ``tokens`` tokens."""
         self._file.write(json.dumps({"model": self._model, "step": step, "tokens": tokens, **values}) + "\n")
         self._events.add(step, values)
 
@@ -78,17 +79,17 @@ class MetricsWriter:
 
 
 class _Events:
-    """TensorBoard events of one run, written in this thread, so that an error is raised here.
+    """Writes the TensorBoard events of one run in this thread, so that errors are raised here.
 
-    tensorboardX's ``SummaryWriter`` writes in a thread: it prints the traceback of a full disk, and once its thread has
-    ended so, ten more values make it wait for ever.
+    tensorboardX's ``SummaryWriter`` writes in a thread of its own: if the disk is full, it prints a traceback, its
+    thread ends, and after ten more values it waits for ever.
     """
 
     def __init__(self, directory: Path, first_step: int):
         directory.mkdir(parents=True, exist_ok=True)
         self._writer = EventsWriter(str(directory / "events"))
         self._flushed = -math.inf
-        # Events of these steps that a stopped run has left count no more.
+        # The START event makes TensorBoard drop events of later steps that a stopped run has left.
         at = {"wall_time": time.time(), "step": first_step}
         self._writer.write_event(Event(**at, file_version="brain.Event:2"))
         self._writer.write_event(Event(**at, session_log=SessionLog(status=SessionLog.START)))

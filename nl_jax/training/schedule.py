@@ -1,8 +1,8 @@
 """Pre-training as a schedule: the parameters are levels, each with its optimizer and its own update frequency.
 
-One step's data are a batch. Its one backward pass gives every level its gradient; a level of period p is updated once
-in p steps, by the sum of its clipped gradients (§7, Eq. 70-71 of arXiv 2512.24695). So what composes levels in a
-notebook and what trains on many devices are the same object.
+The data of a step are a batch. One backward pass gives every level its gradient. A level with period p is updated once
+every p steps, with the sum of its clipped gradients (§7, Eq. 70-71 of arXiv 2512.24695). So the same kind of object
+composes levels in a notebook and trains on many devices.
 """
 
 import dataclasses
@@ -19,21 +19,21 @@ from nl_jax.models.reading import learns_in_context
 from nl_jax.training.optimizer import LevelOptimizers
 from nl_jax.trees import PyTree, named_leaves, replace_leaves, select_leaves
 
-TABLE_STEPS = 64  # of a timetable at most
-PARAMETERS = "parameters"  # the level of all that no other one owns
+TABLE_STEPS = 64  # largest number of steps in a timetable
+PARAMETERS = "parameters"  # name of the level of all parameters that no other level owns
 _CMS_LEVEL = re.compile(r"(?:^|\.)cms\.levels\.(\d+)\.")
 
 
 def training_schedule(model: PyTree, optimizer: optax.GradientTransformation | LevelOptimizers) -> Schedule:
-    """The schedule that a training step is one step of.
+    """The schedule of pre-training, of which a training step is one step.
 
-    Its levels are ``cms_0``, ``cms_1``, ..., the blocks of the continuum memory, and ``parameters``, everything else;
-    a `Learner` is the state of each. A step's data are a batch, and with the state a step returns ``loss``,
-    ``grad_norm`` and where memories stopped being finite, as `train_step` says.
+    Its levels are ``cms_0``, ``cms_1``, ..., the blocks of the continuum memory, and ``parameters``, which owns all
+    other parameters. The state of each is a `Learner`. The data of a step are a batch. Besides the state a step returns
+    ``loss``, ``grad_norm`` and the place at which memories are not finite, as `train_step` does.
 
     Args:
-        model: the parameters' tree, of arrays or of their shapes and types.
-        optimizer: from `make_optimizer`; or any optax transformation, and then all parameters are one level.
+        model: the tree of parameters, as arrays or as their shapes and dtypes.
+        optimizer: the result of `make_optimizer`, or any optax transformation; then all parameters are one level.
 
     Examples:
         >>> import jax, optax
@@ -68,7 +68,7 @@ def training_schedule(model: PyTree, optimizer: optax.GradientTransformation | L
 
 
 def describe_training(model: PyTree, optimizer: optax.GradientTransformation | LevelOptimizers) -> str:
-    """The levels of `training_schedule` as text: what each is and holds, and when it is updated.
+    """Describes the levels of `training_schedule` as text: their contents, sizes and times of update.
 
     Args:
         model, optimizer: as for `training_schedule`.
@@ -81,7 +81,7 @@ def describe_training(model: PyTree, optimizer: optax.GradientTransformation | L
 
 
 def _paths(model: PyTree, cms_periods: tuple[int, ...] | None) -> dict[str, tuple[str, ...]]:
-    """The paths of the parameters that each level owns, levels of the CMS first."""
+    """The paths of the parameters that each level owns, by level name, with the levels of the CMS first."""
     owned: dict[str, list[str]] = {f"cms_{i}": [] for i in range(len(cms_periods or ()))}
     owned[PARAMETERS] = []
     for path in named_leaves(model):
@@ -94,6 +94,6 @@ def _level(name: str, optimizer: LevelOptimizers, model: PyTree, period: int, pa
     level = from_optax(
         name, optimizer.of_period(period), model, period=period, paths=paths, objective="loss of the next token"
     )
-    if name == PARAMETERS and learns_in_context(model):  # whose loss is that of a schedule of its own
+    if name == PARAMETERS and learns_in_context(model):  # its loss runs a schedule of its own
         level = dataclasses.replace(level, inner=learning_schedule(model, 1))
     return level

@@ -71,8 +71,8 @@ def test_a_whole_run(finished, capsys):
         assert figures["tokens"] == 6 * 2 * 16
         assert 0 < figures["validation_bits_per_byte"] < 10
         assert 0 < figures["test_bits_per_byte"] < 10
-    assert {"yardsticks", "configuration", "data", "versions", "seed", "device"} < set(results)
-    assert set(results["yardsticks"]) == {"gzip -9", "bigram"}
+    assert {"baselines", "configuration", "data", "versions", "seed", "device"} < set(results)
+    assert set(results["baselines"]) == {"gzip -9", "bigram"}
     assert (workdir / "validation.png").read_bytes().startswith(b"\x89PNG")
 
     before = files(workdir)
@@ -84,7 +84,7 @@ def test_a_whole_run(finished, capsys):
         row = next(line for line in out.splitlines() if line.startswith(name))
         assert f"{figures['parameters']:,}" in row
         assert f"{figures['test_bits_per_byte']:.4f}" in row
-    assert all(any(line.startswith(name) for line in out.splitlines()) for name in results["yardsticks"])
+    assert all(any(line.startswith(name) for line in out.splitlines()) for name in results["baselines"])
     assert str(workdir) in out.splitlines()[-1]
     assert files(workdir) == before
 

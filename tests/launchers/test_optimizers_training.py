@@ -3,7 +3,6 @@
 import functools
 import json
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from launcher_cases import results_of
 from experiments import optimizers
 from experiments.common.grid import Grid, best_rate, rate_name
 from experiments.optimizer_comparison import table, tasks, training
-from experiments.optimizer_comparison.tasks import Task
+from experiments.optimizer_comparison.tasks import ComparisonTask
 from experiments.optimizer_comparison.training_runs import Trainer
 from nl_jax.optim import newton_schulz
 
@@ -48,8 +47,8 @@ def regression():
     """A task of eight numbers: y = W x."""
     data = jax.random.normal(jax.random.key(0), (40, 6))
     loss = lambda w, batch: jnp.mean((batch[:, :4] @ w - batch[:, 4:]) ** 2)  # noqa: E731
-    return Task(
-        about={},
+    return ComparisonTask(
+        metadata={},
         parameters=8,
         init=lambda key: jax.random.normal(key, (4, 2)),
         batch=lambda train, key: train[jax.random.randint(key, (5,), 0, len(train))],
@@ -226,7 +225,7 @@ def test_training_goes_on(trained, capsys, monkeypatch):
 def test_language_model(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "LANGUAGE", tasks.LANGUAGE | {"width": 16, "mlp_hidden": 16})
     text = tmp_path / "text.txt"
-    text.write_bytes(Path(optimizers.__file__).read_bytes())
+    text.write_text("".join(f"{i} squared is {i * i}.\n" for i in range(400)))
     flags = ["--task=lm", f"--data={text}", "--seq_len=8", "--batch_size=2", "--optimizers=momentum"]
     flags += ["--steps=2", "--eval_every=1", "--points=2", "--seeds=1", "--rounds=1"]
     assert call("training", f"--workdir={tmp_path / 'run'}", *flags) == 0

@@ -70,7 +70,7 @@ def test_adam_is_two_parallel_moments_and_the_weights_after_them():
         (lambda: Schedule([still("same"), still("same", 2)]), r"level 'same': two levels"),
         (lambda: Schedule([loss_level("x", "a"), loss_level("y", "a.w")]), r"level 'y': .* 'a.w' belong to 'x' too"),
         (lambda: Schedule([loss_level("x", "a.w"), loss_level("y", "")]), r"level 'y': .* '' belong to 'x' too"),
-        (lambda: Schedule([still("x", needs=("y",))]), r"level 'y': there is none"),
+        (lambda: Schedule([still("x", needs=("y",))]), r"level 'y': unknown"),
         (lambda: Schedule([still("x", needs=("y",)), still("y", 2)]), r"level 'x' needs 'y', which is slower"),
         (lambda: Schedule([still("x", 2, sees=("y",)), still("y")]), r"level 'x' sees 'y', which is faster"),
         (

@@ -311,7 +311,7 @@ def test_bad_data_name_the_level():
         (lambda: schedule.run(state, data(0, 0)), r"level 'fast': context of 0 steps"),
         (lambda: schedule.run(state, data(4, 4), start=2, open_end=True), r"level 'slow': start=2, but .* at step 0"),
         (lambda: schedule.init(None, {"fast": jnp.ones(())}), r"level 'slow' gets no context"),
-        (lambda: schedule.init(None, {**one, "third": 1.0}), r"level 'third': there is none"),
+        (lambda: schedule.init(None, {**one, "third": 1.0}), r"level 'third': unknown"),
         (lambda: schedule.init(None, one, {"slow": 1.0}), r"level 'slow' has no start function"),
     ]:
         with pytest.raises(ValueError, match=message):

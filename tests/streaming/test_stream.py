@@ -291,7 +291,7 @@ def test_a_launcher_ends_with_1_where_learning_diverges(capsys):
 def test_bad_input(model):
     with pytest.raises(ValueError, match="cms_regime='outer'"):
         Stream(make(cms_regime="outer"))
-    with pytest.raises(ValueError, match="level 'cms_7': there is none"):
+    with pytest.raises(ValueError, match="level 'cms_7': unknown"):
         Stream(model).reset("cms_7")
     with pytest.raises(ValueError, match="level 'mixers': attention"):
         Stream(make(mixer="attention")).freeze("mixers")
@@ -330,7 +330,7 @@ def test_launcher_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert "128 tokens learned" in feed(b"another text to read")[1].out
     assert "16 tokens learned" in feed(b"another text to read", "--fresh")[1].out
     for flags, message in (
-        (["--freeze=cms_9"], "--freeze=cms_9: level 'cms_9': there is none"),
+        (["--freeze=cms_9"], "--freeze=cms_9: level 'cms_9': unknown"),
         (["--every=10"], "--every=10: expected a multiple of the chunk, 16 tokens"),
         (["--model=hope"], "--model=hope: not in this run"),
     ):

@@ -60,7 +60,7 @@ def directory(saved, tmp_path):
 
 
 def assert_is(checkpoint, iterator, step, following):
-    assert (checkpoint.step, checkpoint.about) == (step, {"step": step})
+    assert (checkpoint.step, checkpoint.metadata) == (step, {"step": step})
     jax.tree.map(np.testing.assert_array_equal, checkpoint.items, state_of(step))
     assert jax.tree.structure(checkpoint.items) == jax.tree.structure(state_of(step))
     np.testing.assert_array_equal(next(iterator), following[step])
@@ -137,10 +137,10 @@ def test_partly_written_is_skipped(directory, caplog):
 
 
 def test_another_shape_is_not_restored(directory):
-    like = state_of(0)
-    like["model"]["kernel"] = jnp.zeros((30, 41))
+    templates = state_of(0)
+    templates["model"]["kernel"] = jnp.zeros((30, 41))
     with pytest.raises(InputError, match="can be read"):
-        restore_newest(directory, like)
+        restore_newest(directory, templates)
 
 
 def test_what_is_saved_does_not_change_after_save_returns(tmp_path):
@@ -151,10 +151,10 @@ def test_what_is_saved_does_not_change_after_save_returns(tmp_path):
         writer.save(1, state, make_iterator(), {})
         for _ in range(20):
             state = step(state)
-    like = {
+    templates = {
         "model": {"kernel": jax.ShapeDtypeStruct((1000, 1000), jnp.float32, sharding=state["model"]["kernel"].sharding)}
     }
-    restored = restore_newest(tmp_path / "checkpoints", like)
+    restored = restore_newest(tmp_path / "checkpoints", templates)
     np.testing.assert_array_equal(restored.items["model"]["kernel"], np.ones((1000, 1000)))
 
 

@@ -1,4 +1,4 @@
-"""Figures drawn from ``metrics.jsonl``."""
+"""Plots of the rows of ``metrics.jsonl``."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,18 +7,18 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nl_jax.plotting import plot_band, save_figure
-from nl_jax.training.metrics import ACCURACY, ACCURACY_FIGURE, FIGURE, VALIDATION, read_metrics
+from nl_jax.training.metrics import ACCURACY, ACCURACY_PLOT, PLOT, VALIDATION, read_metrics
 
 
-def plot_validation(workdir: Path, yardsticks: Mapping[str, float]) -> Path:
-    """Draws validation bits per byte against tokens, a line for each model of ``metrics.jsonl``, to ``validation.png``.
+def plot_validation(workdir: Path, baselines: Mapping[str, float]) -> Path:
+    """Plots validation bits per byte against tokens to ``validation.png``, with a line for each model.
 
     Args:
-        workdir: where ``metrics.jsonl`` is.
-        yardsticks: bits per byte by name, drawn as horizontal lines.
+        workdir: the directory of ``metrics.jsonl``.
+        baselines: bits per byte of each baseline by name, drawn as horizontal lines.
 
     Returns:
-        The path of the figure.
+        The path of the plot.
     """
     curves: dict[str, list[tuple[int, float]]] = {}
     for row in read_metrics(workdir):
@@ -28,23 +28,23 @@ def plot_validation(workdir: Path, yardsticks: Mapping[str, float]) -> Path:
     axes = figure.subplots()
     for model, points in curves.items():
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=model)
-    for style, (name, value) in zip(("--", ":", "-."), yardsticks.items(), strict=False):
+    for style, (name, value) in zip(("--", ":", "-."), baselines.items(), strict=False):
         axes.axhline(value, linestyle=style, color="gray", label=f"{name} (test)")
     axes.set(xlabel="training tokens", ylabel="validation bits per byte")
     axes.grid(alpha=0.3)
     axes.legend()
-    return save_figure(figure, workdir / FIGURE)
+    return save_figure(figure, workdir / PLOT)
 
 
 def plot_accuracy(workdir: Path) -> Path:
-    """Draws accuracy against steps to ``accuracy.png``: each model's mean over seeds, in a band from worst to best.
+    """Plots accuracy against steps to ``accuracy.png``: the mean of each model over seeds, and a band from min to max.
 
     Args:
-        workdir: where ``metrics.jsonl`` is, with the model of each row given as ``MODEL/SEED``. A seed whose rows end
-            before the others' keeps its last accuracy.
+        workdir: the directory of ``metrics.jsonl``, in which the model of each row is ``MODEL/SEED``. A seed whose rows
+            end before those of other seeds keeps its last accuracy.
 
     Returns:
-        The path of the figure.
+        The path of the plot.
     """
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for row in read_metrics(workdir):
@@ -60,4 +60,4 @@ def plot_accuracy(workdir: Path) -> Path:
     axes.set(xlabel="training steps", ylabel="validation accuracy", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend()
-    return save_figure(figure, workdir / ACCURACY_FIGURE)
+    return save_figure(figure, workdir / ACCURACY_PLOT)
