@@ -7,7 +7,7 @@ composes levels in a notebook and trains on many devices.
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -80,6 +80,18 @@ def describe_training(model: PyTree, optimizer: optax.GradientTransformation | L
     return f"{schedule.tree(state)}\nupdates in the first {shown} steps:\n{schedule.table(shown)}"
 
 
+class _Reading(NamedTuple):
+    """The schedule that reading runs, for ``Schedule.tree``; the model may be arrays, or their shapes and types."""
+
+    model: PyTree
+
+    def tree(self, state: Any = None, indent: str = "") -> str:
+        """The levels that learn in context, as text."""
+        text: list[str] = []
+        jax.eval_shape(lambda model: text.append(learning_schedule(model, 1).tree(state, indent)), self.model)
+        return text[0]
+
+
 def _paths(model: PyTree, cms_periods: tuple[int, ...] | None) -> dict[str, tuple[str, ...]]:
     """The paths of the parameters that each level owns, by level name, with the levels of the CMS first."""
     owned: dict[str, list[str]] = {f"cms_{i}": [] for i in range(len(cms_periods or ()))}
@@ -95,5 +107,5 @@ def _level(name: str, optimizer: LevelOptimizers, model: PyTree, period: int, pa
         name, optimizer.of_period(period), model, period=period, paths=paths, objective="loss of the next token"
     )
     if name == PARAMETERS and learns_in_context(model):  # its loss runs a schedule of its own
-        level = dataclasses.replace(level, inner=learning_schedule(model, 1))
+        level = dataclasses.replace(level, inner=_Reading(model))
     return level

@@ -99,8 +99,9 @@ def test_the_levels_are_described():
     assert sum(counts) == sum(leaf.size for leaf in jax.tree.leaves(model))
 
 
-def test_a_model_that_learns_in_context_shows_the_schedule_that_its_loss_runs():
-    model = make((4, 8), cms_regime="meta")
+@pytest.mark.parametrize("of", [lambda make: make(), jax.eval_shape])
+def test_a_model_that_learns_in_context_shows_the_schedule_that_its_loss_runs(of):
+    model = of(lambda: make((4, 8), cms_regime="meta"))
     text = describe_training(model, make_optimizer(steps=9, cms_periods=(1, 1)))
     assert "» " in text
     assert "mixers: period 1" in text
