@@ -278,7 +278,7 @@ def read_and_learn(
 
 def learned(mixers: Any) -> Any:
     """What the sequence mixers' memories have learned, of their state; nothing of attention's."""
-    return getattr(mixers, "change", ())
+    return getattr(mixers, "delta_w", ())
 
 
 def with_learned(model: Any, state: ScheduleState) -> Any:
