@@ -30,7 +30,7 @@ def sequential_update(
     beta: Float[Array, "... C"],
     w0: Float[Array, "... out in"] | None = None,
 ) -> tuple[Float[Array, "... out in"], Float[Array, "... out in"]]:
-    """The same as ``chunk_update``, token by token: the definition, and the reference for tests."""
+    """Does what ``chunk_update`` does, token by token: the definition, and the reference for tests."""
     check_shapes(W, S, x, g, {"eta": eta, "alpha": alpha, "mu": mu, "beta": beta}, w0)
     W = W if w0 is None else W - w0
 

@@ -9,17 +9,22 @@ unit-length slow projections of the input,
 
 and every memory descends ``‖M_□(k) - v‖²`` with retention. Everything is generated from the state at the last chunk
 boundary (Eq. 90, 93). Answers that make k, v, η and α are brought to unit length, so that η is at most
-softplus(‖r_η‖ + b_η): a memory that makes its own learning rate would else grow without bound.
+softplus(‖r_η‖ + b_η): otherwise a memory that makes its own learning rate would grow without bound.
 
-Departures from the paper's form, each for a measured reason (BUILD_NOTES.md, D21): keys and values come from slow
-projections of their own; retention pulls toward the meta-learned initial weights; the learning rule is the implicit one
-(``memory/rules.py``); all memories learn v, where the paper's make targets of their own, ``v̂_□ = M_□(v)``; there is
-neither momentum nor Delta Gradient Descent (the implicit rule has the delta term of the loss itself); hidden layers are
-gated, ``M_□(x) = x + W1 (silu(A x) * (B x))``, since features of second order tell keys apart; the memory that answers
-has ``B x + c`` there, c a slow weight of each head: with features of first order beside the others training finds out
-sooner what to recall, and then can do without; and every memory has a gate on what it learns, nearly shut at the start
-but for the one that answers: with η for all alike, keys turn into values over a long text, since M_key, too, learns v
-from k. ``PAPER_FORM`` are the options of the paper's.
+The departures from the paper's form, each for a measured reason (BUILD_NOTES.md, D21), are:
+
+- Keys and values come from slow projections of their own.
+- Retention pulls toward the meta-learned initial weights.
+- The learning rule is the implicit one (``memory/rules.py``). There is neither momentum nor Delta Gradient Descent,
+  since the implicit rule has the delta term of the loss itself.
+- All memories learn v, where each of the paper's makes a target of its own, ``v̂_□ = M_□(v)``.
+- Hidden layers are gated, ``M_□(x) = x + W1 (silu(A x) * (B x))``, since features of second order tell keys apart.
+- The memory that answers has ``B x + c`` there, where c is a slow weight of each head. Having features of first order
+  as well, training finds out sooner what to recall, and can then do without them.
+- Every memory has a gate on what it learns, nearly shut at the start except for the memory that answers. With the same
+  η for all, keys would turn into values over a long text, since M_key learns v from k as well.
+
+``PAPER_FORM`` holds the options of the paper's form.
 """
 
 import math
