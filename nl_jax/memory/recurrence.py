@@ -20,8 +20,8 @@ Without momentum D is A, and one system gives everything that each token writes,
 All ratios are products of numbers in [0, 1], computed without logarithms, so α = 0 and μ = 0 are exact.
 
 ``chunk_update`` and ``sequential_update`` take W as [..., out, in], as the equations do. All other functions take
-weights as Flax's kernels lie, [..., in, out]: products with many outputs are then twice as fast on CPU (BUILD_NOTES.md,
-D8).
+weights as Flax's kernels lie, [..., in, out], since products with many outputs are then twice as fast on CPU
+(BUILD_NOTES.md, D8).
 """
 
 from typing import Any, NamedTuple
