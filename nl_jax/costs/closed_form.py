@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
+from nl_jax.memory import Memory
 from nl_jax.models import LanguageModel, LanguageModelConfig
-from nl_jax.modules.mixers.attention import Attention
-from nl_jax.modules.mixers.memory_mixer import Gate, MemoryMixer
-from nl_jax.modules.mixers.self_modifying_titans import SelfModifyingTitans
+from nl_jax.modules import Attention, MemoryMixer, Oja, SelfModifyingTitans
+from nl_jax.modules.mixers.coefficients import Gate
 from nl_jax.ops.attention import BLOCK_SIZE as TILE_SIZE
 from nl_jax.ops.decay import DECAY_BLOCK_SIZE
 from nl_jax.ops.triangular import BLOCK_SIZE as DIAGONAL_SIZE
@@ -24,7 +24,7 @@ def forward_flops(config: LanguageModelConfig, batch_size: int, length: int) -> 
 
     A training step without ``remat`` needs 3 times as many, and 3.5 times those of attention, whose scores are
     recomputed in the backward pass. Memories have no single factor (3.2 to 3.9 were measured): the backward pass
-    recomputes pieces, but only as far as it needs them, and the triangular inverse has its own derivative rule.
+    recomputes subchunks, but only as far as it needs them, and the triangular inverse has its own derivative rule.
 
     Args:
         config: configuration of the model, with any mixer and any options.
@@ -35,8 +35,8 @@ def forward_flops(config: LanguageModelConfig, batch_size: int, length: int) -> 
         Operations of all layers, for each part that the model has: ``unembedding``; ``feed_forward`` (all levels of the
         continuum memory); ``projections`` (by slow weights of the mixer, including its output); ``attention`` (scores,
         and sums over values). Memories have the parts ``generation`` (of keys, values, coefficients, targets and
-        queries), ``gradients`` (answers at the boundary, and the backward pass), ``anchor`` (answers of the initial
-        weights to keys), ``decay``, ``gram``, ``solve`` (right side, inverse, and their product), ``writes`` and
+        queries), ``gradients`` (answers at the boundary, and the backward pass), ``w0`` (answers of the initial weights
+        to keys), ``decay``, ``gram``, ``solve`` (right side, inverse, and their product), ``writes`` and
         ``reads``.
     """
     mixer: Any = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0))).blocks.mixer
@@ -48,9 +48,10 @@ def forward_flops(config: LanguageModelConfig, batch_size: int, length: int) -> 
     else:
         gates = sum(isinstance(coefficient, Gate) for coefficient in (mixer.eta, mixer.alpha, mixer.mu))
         layer["projections"] += tokens * gates * width * mixer.num_heads
-        size = min(mixer.piece, length)
-        pieces = batch_size * mixer.num_heads * -(-length // size)  # the last piece is padded
-        layer.update({part: pieces * count for part, count in _piece(mixer, size + mixer.window - 1).items()})
+        size = min(mixer.chunking.subchunk, length)
+        subchunks = batch_size * mixer.num_heads * -(-length // size)  # the last one is padded
+        counts = _subchunk(mixer, size + mixer.chunking.window - 1)
+        layer.update({part: subchunks * count for part, count in counts.items()})
     parts = {part: config.num_layers * count for part, count in layer.items()}
     parts["unembedding"] = tokens * width * config.vocab_size
     return {part: 2 * count for part, count in parts.items() if count}
@@ -84,66 +85,65 @@ class _Layer(NamedTuple):
         return self.inputs * self.size_in * self.size_out
 
 
-Group = list[_Layer]
+def _layers(memory: Memory) -> list[_Layer]:
+    return [_Layer(*(1,) * (3 - len(shape)), *shape) for shape in memory.architecture.shapes()]
 
 
-def _answer(group: Group) -> int:
-    """Multiply-adds of the answers of all memories in a group to one token."""
-    return sum(layer.weights for layer in group)
+def _answer(layers: list[_Layer]) -> int:
+    """Multiply-adds of one token's answer from all memories of a group."""
+    return sum(layer.weights for layer in layers)
 
 
-def _piece(mixer: MemoryMixer, c: int) -> Counter[str]:
-    """Multiply-adds by part for a piece of ``c`` tokens, in one head of one sequence."""
-    groups = [[_Layer(*(1,) * (3 - len(s)), *s) for s in architecture.shapes()] for architecture in mixer.architectures]
-    linear, rule, momentum, window = mixer.objective.linear, mixer.rule, mixer.mu is not None, mixer.window > 1
-    anchored = mixer.memories is not None and mixer.retention == "initial"
-    implicit = rule.form == "implicit" and linear is not None
+def _subchunk(mixer: MemoryMixer | Oja | SelfModifyingTitans, c: int) -> Counter[str]:
+    """Multiply-adds for a subchunk of ``c`` tokens, of one head of one sequence."""
+    has_momentum, has_window = mixer.mu is not None, mixer.chunking.window > 1
     parts: Counter[str] = Counter()
     if isinstance(mixer, SelfModifyingTitans):
-        if mixer.frozen and anchored:  # such a memory is only read
-            adapt_queries = "query" in mixer.projections
-            return Counter(reads=c * _answer(groups[-1]), generation=adapt_queries * _generation(mixer, groups, c))
-        parts["generation"] = len(mixer.projections) * _generation(mixer, groups, c)
-        parts["generation"] += mixer.self_targets * c * sum(map(_answer, groups))
-    parts["decay"] = (1 + momentum) * _decay(c) + (momentum + window) * c**3 + momentum * c**2
-    for group in groups:
-        # whether gradients are taken at the boundary
-        at_boundary = len(group) > 1 or rule.form == "normalized" or not (implicit or linear == 0.0)
-        if at_boundary:
-            parts["gradients"] += c * (_answer(group) + _answer(group[1:]))  # the gradient at the keys is not needed
-        for layer in group:
-            # an implicit last layer takes its gradient at every token, by a delta term
-            folds = implicit and layer is group[-1]
-            delta = rule.delta or (folds and linear != 0.0)
-            # if gradients were taken at the start of the piece, the answers there are already known
-            known = int(at_boundary and len(set(mixer.chunk_sizes)) == 1)
-            parts["anchor"] += anchored * (folds or delta * known) * c * layer.weights
-            parts["writes"] += (1 + momentum) * c * layer.weights
-            if delta:
-                # the right side needs a product of its own if forcings and answers decay differently
-                products = 2 if momentum or window else 1
-                inverse_and_products = layer.inputs * (_inverse(c) + products * c**2 * layer.size_out)
-                parts["gram"] += layer.inputs * c**2 * layer.size_in
-                parts["solve"] += inverse_and_products + (1 + momentum) * c * layer.weights
-                parts["solve"] -= known * c * layer.weights
-            if group is not groups[-1]:
-                continue
-            if mixer.read == "boundary":
-                parts["reads"] += c * layer.weights
-            else:  # reads of the state at the start of the piece; then scores, and sums over what was written since
-                sums = 2 if delta and (momentum or window) else 1  # forcings and writes may decay differently
-                parts["reads"] += c * (1 + anchored + momentum) * layer.weights
-                parts["reads"] += layer.inputs * c**2 * (layer.size_in + sums * layer.size_out)
+        projections = mixer.projecting.names
+        one = c * _answer(_layers(mixer.groups[0])) // max(1, len(projections))  # what one of them generates
+        if mixer.frozen and mixer.pulls_to_initial:  # it only reads
+            return Counter(reads=c * _answer(_layers(mixer.groups[-1])), generation=("query" in projections) * one)
+        parts["generation"] = len(projections) * one
+        parts["generation"] += mixer.self_targets * c * sum(_answer(_layers(memory)) for memory in mixer.groups)
+    parts["decay"] = (1 + has_momentum) * _decay(c) + (has_momentum + has_window) * c**3 + has_momentum * c**2
+    for memory in mixer.groups:
+        layers = _layers(memory)
+        if memory.takes_gradients:
+            parts["gradients"] += c * (_answer(layers) + _answer(layers[1:]))  # none at the keys
+        for index, layer in enumerate(layers):
+            parts.update(_learning(mixer, memory, index, layer, c))
+    for index, layer in enumerate(_layers(mixer.groups[-1])):
+        if isinstance(mixer, Oja) or mixer.read == "token":
+            # the state at the subchunk's start, then what was written since: scores, and sums over forcings, and over
+            # what the delta term removes where it decays unlike them
+            sums = 2 if mixer.groups[-1].has_delta_term(index) and (has_momentum or has_window) else 1
+            parts["reads"] += c * (1 + mixer.pulls_to_initial + has_momentum) * layer.weights
+            parts["reads"] += layer.inputs * c**2 * (layer.size_in + sums * layer.size_out)
+        else:
+            parts["reads"] += c * layer.weights
     return parts
 
 
-def _generation(mixer: SelfModifyingTitans, groups: list[Group], c: int) -> int:
-    """Multiply-adds of the projection that one of the projecting memories generates."""
-    return c * _answer(groups[0]) // max(1, len(mixer.projections))
+def _learning(
+    mixer: MemoryMixer | Oja | SelfModifyingTitans, memory: Memory, index: int, layer: _Layer, c: int
+) -> Counter[str]:
+    """Multiply-adds of what a layer learns from ``c`` tokens."""
+    has_momentum, has_window = mixer.mu is not None, mixer.chunking.window > 1
+    has_delta = memory.has_delta_term(index)
+    # where gradients are taken at the start of each subchunk, the answers of its start are known
+    is_known = has_delta and memory.takes_gradients and mixer.chunking.is_uniform
+    parts = Counter(w0=mixer.pulls_to_initial * (memory.folds_at(index) or is_known) * c * layer.weights)
+    parts["writes"] = (1 + has_momentum) * c * layer.weights
+    if has_delta:
+        products = 2 if has_momentum or has_window else 1  # also of the right side, where forcings decay otherwise
+        parts["gram"] = layer.inputs * c**2 * layer.size_in
+        parts["solve"] = layer.inputs * (_inverse(c) + products * c**2 * layer.size_out)
+        parts["solve"] += (1 + has_momentum - is_known) * c * layer.weights
+    return parts
 
 
 def _decay(n: int) -> int:
-    """Multiply-adds of the decay matrix of n tokens; a product with the identity materialises its blocks."""
+    """Multiply-adds of the decay matrix of n tokens, of which each level is multiplied by the identity on a CPU."""
     blocks = -(-n // DECAY_BLOCK_SIZE)
     return 0 if blocks == 1 else blocks**2 * DECAY_BLOCK_SIZE**3 + _decay(blocks)
 

@@ -10,8 +10,12 @@ from nl_jax.levels.level import Level
 from nl_jax.memory import (
     OBJECTIVES,
     Architecture,
+    Layers,
+    Memory,
     Objective,
     Rule,
+    Tokens,
+    Weights,
     apply_layer,
     chunk_decay,
     end_of_memory,
@@ -21,7 +25,7 @@ from nl_jax.trees import own_buffers
 
 
 class Pair(NamedTuple):
-    """A step's context of a memory; η and α are the level's own where they are None."""
+    """The context that a memory gets at a step; where η or α is None, the level's own counts."""
 
     key: Float[Array, "*batch in"]
     value: Float[Array, "*batch out"]
@@ -30,10 +34,10 @@ class Pair(NamedTuple):
 
 
 class MemoryState(NamedTuple):
-    """Weights of a memory, a layer each: where it started, and what it has learned since."""
+    """Weights of a memory, a layer each: those it started with, and what it has learned since."""
 
-    initial: tuple[Float[Array, "..."], ...]  # W₀, which it also forgets toward
-    change: tuple[Float[Array, "..."], ...]  # W - W₀, with the batch's axes in front
+    w0: Layers  # W₀, the weights at the start, which it also forgets toward
+    delta_w: Layers  # ΔW = W - W₀, with the batch's axes in front
 
 
 def from_memory(
@@ -85,76 +89,76 @@ def from_memory(
         title, target = objective, OBJECTIVES[objective]
     else:
         title, target = "a loss of answer and value", objective
-    deep, shapes = architecture.depth > 1, architecture.shapes()
+    memory = Memory(architecture, target, rule or Rule(), period)
+    shapes = architecture.shapes()
 
     def start(initial):
-        initial = own_buffers(tuple(initial))
-        return MemoryState(initial, tuple(jnp.zeros((*batch, *w.shape), w.dtype) for w in initial))
+        w0 = own_buffers(tuple(initial))
+        return MemoryState(w0, tuple(jnp.zeros((*batch, *w.shape), w.dtype) for w in w0))
 
     def init(key, data):
-        if initial is not None:
-            return start(initial)
-        if not deep:
-            return start(tuple(jnp.zeros(shape) for shape in shapes))
-        keys = jax.random.split(key, len(shapes))
-        return start(
-            tuple(jax.random.normal(k, shape) / shape[-2] ** 0.5 for k, shape in zip(keys, shapes, strict=True))
-        )
+        return start(_initial_weights(key, shapes) if initial is None else initial)
 
     def weights(state):
-        return jax.tree.map(jnp.add, state.initial, state.change)
-
-    def update(state, pairs):
-        # the engine's leading axes are a batch and heads, tokens come before channels
-        def tokens(x, axis):
-            x = jnp.moveaxis(x, 0, axis)
-            return x.reshape(-1, 1, *x.shape[len(batch) :])
-
-        def heads(weights):
-            return tuple(
-                jnp.broadcast_to(w, (*batch, *shape)).reshape(-1, 1, *shape)
-                for w, shape in zip(weights, shapes, strict=True)
-            )
-
-        key, value = tokens(pairs.key, -2), tokens(pairs.value, -2)
-        one = jnp.ones(key.shape[:-1], key.dtype)
-        rate = eta * one if pairs.eta is None else tokens(pairs.eta, -1)
-        retention = alpha * one if pairs.alpha is None else tokens(pairs.alpha, -1)
-        learning = rule or Rule()
-        chunks = learn_chunk(
-            architecture,
-            target,
-            learning,
-            anchor=heads(state.initial),
-            change=heads(state.change),
-            momentum=None,
-            boundary=heads(weights(state)),
-            keys=key,
-            values=value[..., None, :, :] if deep else value,
-            eta=rate,
-            alpha=retention,
-            damping=one,
-            decay=chunk_decay(retention, None),
-            chunk_size=period,
-            at_boundary=True,
-        )
-        ends, _ = end_of_memory(architecture, target, learning, chunks)
-        return state._replace(change=tuple(end.reshape(old.shape) for end, old in zip(ends, state.change, strict=True)))
+        return jax.tree.map(jnp.add, state.w0, state.delta_w)
 
     def read(state, queries):
         if queries is None:
             return weights(state)
         answer = architecture(apply_layer(weights(state)), queries)
-        return answer[..., 0, :, :] if deep else answer
+        return answer if architecture.depth == 1 else answer[..., 0, :, :]
 
     return Level(
         name,
         period,
         init,
-        update,
+        lambda state, pairs: state._replace(delta_w=_learned(memory, state, pairs, batch, eta, alpha)),
         read,
         start=start,
         context="keys and values",
         objective=title,
-        parts=lambda state: (state.change, ()),
+        parts=lambda state: (state.delta_w, ()),
     )
+
+
+def _initial_weights(key: Array, shapes: tuple[tuple[int, ...], ...]) -> Layers:
+    """Zeros for a matrix, random weights for an MLP."""
+    if len(shapes) == 1:
+        return (jnp.zeros(shapes[0]),)
+    keys = jax.random.split(key, len(shapes))
+    return tuple(jax.random.normal(k, shape) / shape[-2] ** 0.5 for k, shape in zip(keys, shapes, strict=True))
+
+
+def _learned(
+    memory: Memory, state: MemoryState, pairs: Pair, batch: tuple[int, ...], eta: float, alpha: float
+) -> Layers:
+    """ΔW after the pairs of a period, [period, *batch, ...], as one chunk.
+
+    The engine's leading axes are here the batch, as one axis, and an axis of size 1; tokens come before channels.
+    """
+    shapes = memory.architecture.shapes()
+
+    def tokens(x, axis):
+        x = jnp.moveaxis(x, 0, axis)
+        return x.reshape(-1, 1, *x.shape[len(batch) :])
+
+    def over_batch(weights):
+        return tuple(
+            jnp.broadcast_to(w, (*batch, *shape)).reshape(-1, 1, *shape)
+            for w, shape in zip(weights, shapes, strict=True)
+        )
+
+    key, value = tokens(pairs.key, -2), tokens(pairs.value, -2)
+    one = jnp.ones(key.shape[:-1], key.dtype)
+    rate = eta * one if pairs.eta is None else tokens(pairs.eta, -1)
+    retention = alpha * one if pairs.alpha is None else tokens(pairs.alpha, -1)
+    value = value if memory.architecture.depth == 1 else value[..., None, :, :]
+    w_at_boundary = over_batch(jax.tree.map(jnp.add, state.w0, state.delta_w))
+    chunks = learn_chunk(
+        memory,
+        Weights(over_batch(state.w0), over_batch(state.delta_w), None, w_at_boundary),
+        Tokens(key, value, rate, retention, None, chunk_decay(retention, None)),
+        starts_at_boundary=True,
+    )
+    ends, _ = end_of_memory(memory, chunks)
+    return tuple(end.reshape(old.shape) for end, old in zip(ends, state.delta_w, strict=True))

@@ -1,7 +1,9 @@
 """Associative memories: architectures, objectives, learning rules, the chunkwise engine, and attention in blocks."""
 
 from nl_jax.memory.architectures import Architecture
+from nl_jax.memory.description import RULES, Memory, Rule, memory_of
 from nl_jax.memory.guards import limit_cotangent, limit_norm
+from nl_jax.memory.learning import Layers, Tokens, Weights, apply_layer, end_of_memory, learn_chunk, read_memory
 from nl_jax.memory.objectives import OBJECTIVES, Objective, dot_product, huber, l2, lp
 from nl_jax.memory.recurrence import (
     Chunk,
@@ -14,7 +16,6 @@ from nl_jax.memory.recurrence import (
     solve_chunk,
 )
 from nl_jax.memory.reference import sequential_update
-from nl_jax.memory.rules import RULES, Rule, apply_layer, end_of_memory, learn_chunk, read_memory
 from nl_jax.ops.attention import blockwise_attention
 
 __all__ = [
@@ -23,8 +24,12 @@ __all__ = [
     "Architecture",
     "Chunk",
     "Decay",
+    "Layers",
+    "Memory",
     "Objective",
     "Rule",
+    "Tokens",
+    "Weights",
     "apply_layer",
     "blockwise_attention",
     "chunk_decay",
@@ -38,6 +43,7 @@ __all__ = [
     "limit_cotangent",
     "limit_norm",
     "lp",
+    "memory_of",
     "read_chunk",
     "read_chunk_transposed",
     "read_memory",

@@ -1,12 +1,12 @@
 """What a memory is made of: linear maps whose weights learn, and fixed functions between them.
 
-An architecture computes its answer through a function ``linear(i, x)`` that applies layer i, so one definition serves
-every way of reading: from the weights at a chunk's boundary, from the weights updated up to each token, or with a probe
-on every layer's output that catches its gradient.
+An architecture computes its answer through a function ``linear(i, x)`` that applies layer i. One definition thus
+serves every way of reading a memory: with the weights at a chunk's boundary, with the weights updated up to each token,
+or with a probe on every layer's output that catches its gradient.
 
-``stack`` memories that read the same input are one architecture: their first layers lie side by side along the output
-axis (one Gram matrix and one triangular inverse for all); later layers, and the answers of an MLP, have an axis for
-them, [..., stack, C, out]. A matrix memory (depth 1) has no such axis.
+A stack of memories that read the same input is one architecture. Their first layers lie side by side along the output
+axis, so that one Gram matrix and one triangular inverse serve all of them. Later layers, and the answers of an MLP,
+have an axis for the memories, [..., stack, C, out]. A matrix memory (depth 1) has no such axis.
 """
 
 from collections.abc import Callable
@@ -16,21 +16,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nl_jax.ops import block_squared_lengths, scale_blocks, squared_lengths
+
 Linear = Callable[[int, Float[Array, "... C in"]], Float[Array, "... C out"]]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A memory of ``depth`` layers: depth 1 is a matrix, more is an MLP with SiLU (Eq. 89, 91).
+    """A memory of ``depth`` layers: a matrix for depth 1, else an MLP with SiLU (Eq. 89, 91).
 
     Attributes:
-      size_in: of a key.
-      size_out: of an answer.
+      size_in: size of a key.
+      size_out: size of an answer.
       hidden: units of each hidden layer.
-      depth: layers; 1 for a matrix memory.
-      gated: the hidden layer (depth 2) is ``silu(A x) * (B x)``, SwiGLU: features of second order.
-      residual: the answer is ``x + f(x)``; needs ``size_in == size_out``.
-      stack: memories that read the same input.
+      depth: number of layers.
+      gated: the hidden layer (depth 2) is ``silu(A x) * (B x)``, a SwiGLU, whose features are of second order.
+      residual: the answer is ``x + f(x)``; this needs ``size_in == size_out``.
+      stack: number of memories that read the same input.
+
+    Raises:
+      ValueError: for sizes below 1, or options that the depth or the sizes exclude.
     """
 
     size_in: int
@@ -65,8 +70,34 @@ class Architecture:
         return ((self.size_in, self.stack * self.first_outputs), *middle, (self.stack, self.hidden, self.size_out))
 
     def split(self, outputs: Float[Array, "... C out"]) -> Float[Array, "... stack C hidden"]:
-        """Outputs of an MLP's first layer, memory by memory."""
+        """Splits the outputs of an MLP's first layer into those of each memory."""
         return jnp.moveaxis(outputs.reshape(*outputs.shape[:-1], self.stack, outputs.shape[-1] // self.stack), -2, -3)
+
+    def is_side_by_side(self, layer: int) -> bool:
+        """Whether a layer's outputs [..., C, out] hold those of all memories side by side, without an axis for them."""
+        return layer == 0 and self.depth > 1
+
+    def per_memory(self, layer: int, coefficients: Float[Array, "... C"]) -> Float[Array, "*#stack C"]:
+        """Gives coefficients of a layer's inputs the axis for the memories, where the inputs have none."""
+        return coefficients[..., None, :] if self.is_side_by_side(layer) else coefficients
+
+    def output_squares(self, layer: int, outputs: Float[Array, "... C out"]) -> Float[Array, "*stack C"]:
+        """The squared length of a layer's output, of each memory and token."""
+        return block_squared_lengths(outputs, self.stack) if self.is_side_by_side(layer) else squared_lengths(outputs)
+
+    def scale_outputs(
+        self, layer: int, weights: Float[Array, "*#stack C"], outputs: Float[Array, "... C out"]
+    ) -> Float[Array, "... C out"]:
+        """A layer's outputs, multiplied by a weight of each memory and token."""
+        return (
+            scale_blocks(weights, outputs, self.stack) if self.is_side_by_side(layer) else weights[..., None] * outputs
+        )
+
+    def add_residual(self, answer: Float[Array, "... C out"], x: Float[Array, "... C in"]) -> Float[Array, "... C out"]:
+        """``x + answer`` for a residual memory, else the answer."""
+        if not self.residual:
+            return answer
+        return answer + (x if self.depth == 1 else x[..., None, :, :])
 
     def __call__(
         self, linear: Linear, x: Float[Array, "... C in"], up_bias: Float[Array, "..."] | None = None
@@ -84,7 +115,4 @@ class Architecture:
                 h = jax.nn.silu(gate) * (up if up_bias is None else up + up_bias[..., None, None, None])
             else:
                 h = jax.nn.silu(h)
-        answer = linear(self.depth - 1, h)
-        if self.residual:
-            answer = answer + (x if self.depth == 1 else x[..., None, :, :])
-        return answer
+        return self.add_residual(linear(self.depth - 1, h), x)

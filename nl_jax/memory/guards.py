@@ -1,4 +1,4 @@
-"""What keeps states and gradients finite where a learning rule alone does not.
+"""Limits that keep states and gradients finite where a learning rule alone does not.
 
 The rules "implicit" and "normalized" keep every state bounded by construction (``rules.py``). Two quantities
 have no bound of their own. The rule that the paper prints is unstable for large steps: its error can double at every
@@ -21,8 +21,8 @@ LARGEST_RATE = 1e6  # of η; larger ones hardly lengthen an implicit step
 
 
 def limit_norm(x: Float[Array, "..."], limit: float, axis: int | tuple[int, ...]) -> Float[Array, "..."]:
-    """Scales down to ``limit`` what is longer, by the L2 norm over ``axis``; the rest is returned as it is."""
-    # taken out of the squares so that these do not overflow; it cancels, so it needs no gradient
+    """Scales vectors whose L2 norm over ``axis`` exceeds ``limit`` down to it; others are returned as they are."""
+    # dividing by the largest element keeps the squares from overflowing; it cancels, so it needs no gradient
     largest = jnp.maximum(jnp.max(jnp.abs(x), axis=axis, keepdims=True), limit)
     largest = jax.lax.stop_gradient(largest)
     square = jnp.sum(jnp.square(x / largest), axis=axis, keepdims=True)

@@ -1,6 +1,6 @@
-"""What a memory is trained on: a loss between its answer to a key and the value (Eq. 64-68 of arXiv 2512.24695).
+"""The objectives of memories: losses between the answer to a key and the value (Eq. 64-68 of arXiv 2512.24695).
 
-An objective is the gradient of its loss at the answer, and how much of that gradient is linear in the answer.
+An objective is given by the gradient of its loss at the answer, and by how much of it is linear in the answer.
 """
 
 from collections.abc import Callable

@@ -1,24 +1,27 @@
-"""The recurrence of every memory, over a chunk of tokens: in closed form, and token by token.
+"""The recurrence of every memory over a chunk of tokens, in closed form.
 
     S_t = μ_t S_{t-1} - η_t g_t x_tᵀ
     W_t = W_{t-1} (α_t I - β_t x_t x_tᵀ) + S_t
 
 with keys x, gradients g at the memory's output, learning rate η, retention α, momentum μ and delta strength β per
-token (Eq. 83-93 of arXiv 2512.24695). With an ``anchor`` W₀ the same holds for W - W₀ in the place of W: what a memory
-forgets, by retention and by the delta term, it forgets toward W₀. All g_t known, no loop over tokens is needed: with
-A[t,s] = Π_{s<i≤t} α_i, M likewise from μ, D = A M, and ' for a shift by one token, the answers p_t = W_{t-1} x_t solve
-one unit lower-triangular system, and everything else is linear in them and in the forcings f_t = -η_t g_t:
+token (Eq. 83-93 of arXiv 2512.24695). A memory that forgets toward weights W₀ instead of zero follows the same
+recurrence with ΔW = W - W₀ in the place of W: both retention and the delta term then pull it toward W₀.
+
+Once all g_t are known, no loop over tokens is needed. Let A[t,s] = Π_{s<i≤t} α_i, let M be the same product of μ and
+D = A M, and let ' shift by one token. The answers p_t = W_{t-1} x_t solve one unit lower-triangular system, and
+everything else is linear in them and in the forcings f_t = -η_t g_t:
 
     (I + (A' ∘ X Xᵀ) diag β) P = a' ∘ X Wᵀ + c' ∘ X Sᵀ + (D' ∘ X Xᵀ) F
 
-Without momentum D is A, and one system gives what each token writes in all, u_t = f_t - β_t p_t:
+Without momentum D is A, and one system gives everything that each token writes, u_t = f_t - β_t p_t:
 
     (I + diag β (A' ∘ X Xᵀ)) U = F - β a' ∘ X Wᵀ
 
-All ratios are products of numbers in [0, 1], taken without logarithms, so α = 0 and μ = 0 are exact.
+All ratios are products of numbers in [0, 1], computed without logarithms, so α = 0 and μ = 0 are exact.
 
-``chunk_update`` and ``sequential_update`` take W as [..., out, in], as the equations do. All others take weights as
-Flax's kernels lie, [..., in, out]: products with many outputs are then twice as fast on CPU (BUILD_NOTES.md, D8).
+``chunk_update`` and ``sequential_update`` take W as [..., out, in], as the equations do. All other functions take
+weights as Flax's kernels lie, [..., in, out], since products with many outputs are then twice as fast on CPU
+(BUILD_NOTES.md, D8).
 """
 
 from typing import Any, NamedTuple
@@ -27,25 +30,50 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nl_jax.memory.reference import check_shapes
-from nl_jax.ops.decay import decay_matrix, pad_first
-from nl_jax.ops.products import inner_products, outer_products
-from nl_jax.ops.triangular import solve_unit_lower
+from nl_jax.ops import (
+    decay_matrix,
+    gram,
+    inner_products,
+    outer_products,
+    shift,
+    solve_unit_lower,
+    weighted_outer_products,
+    weighted_product,
+)
 
 
 class Decay(NamedTuple):
-    """What the coefficients α and μ of one chunk say, shared by all memories that have the same ones."""
+    """The decay that the coefficients α and μ of one chunk make; memories with the same coefficients share it."""
 
-    state: Float[Array, "... C C"]  # A: how a write to W at s is left at t
-    own_forcing: Float[Array, "... C C"] | None  # D = A M: how a forcing at s has reached W at t; None where that is A
+    state: Float[Array, "... C C"]  # A: the part at t of a write to W at s
+    own_forcing: Float[Array, "... C C"] | None  # D = A M: the part at t, in W, of a forcing at s; None where D is A
     momentum: Float[Array, "... C C"] | None  # M; None without momentum
-    state_start: Float[Array, "... C"]  # a: what is left at t of W at the chunk's start
-    momentum_start: Float[Array, "... C"] | None  # m: what is left at t of S at the chunk's start
-    forcing_start: Float[Array, "... C"] | None  # c = A m: what S at the chunk's start has added to W at t
+    state_start: Float[Array, "... C"]  # a: the part at t of the W that the chunk starts with
+    momentum_start: Float[Array, "... C"] | None  # m: the part at t of the S that the chunk starts with
+    forcing_start: Float[Array, "... C"] | None  # c = A m: the part at t, in W, of the S that the chunk starts with
 
     @property
     def forcing(self) -> Float[Array, "... C C"]:
-        """How a forcing at s has reached W at t, momentum included."""
+        """D: the part at t, in W, of a forcing at s, momentum included."""
         return self.state if self.own_forcing is None else self.own_forcing
+
+    def over_stack(self) -> "Decay":
+        """The same decay with an axis of size 1 for the memories of a stack, [..., 1, C, C] and [..., 1, C]."""
+
+        def matrix(x):
+            return None if x is None else x[..., None, :, :]
+
+        def vector(x):
+            return None if x is None else x[..., None, :]
+
+        return Decay(
+            self.state[..., None, :, :],
+            matrix(self.own_forcing),
+            matrix(self.momentum),
+            self.state_start[..., None, :],
+            vector(self.momentum_start),
+            vector(self.forcing_start),
+        )
 
 
 def chunk_decay(
@@ -57,11 +85,11 @@ def chunk_decay(
     """Decay matrices of one chunk.
 
     Args:
-      alpha: retention per token, in [0, 1].
-      mu: momentum per token, in [0, 1]; None where there is no momentum.
-      valid: 1 for a token, 0 for padding, through which W and S pass unchanged (the caller sets α = μ = 1, η = β = 0
-        there); None if all are tokens.
-      window: a forcing enters at its own token and at the ``window - 1`` after it (Omega rule, Eq. 68); 1 for once.
+      alpha: retention of each token, in [0, 1].
+      mu: momentum of each token, in [0, 1]; None where there is no momentum.
+      valid: 1 for a token, 0 for padding, through which W and S pass unchanged (the caller sets α = μ = 1 and
+        η = β = 0 there); None if there is no padding.
+      window: a forcing enters at its own token and at the ``window - 1`` tokens after it (Omega rule, Eq. 68).
     """
     state = decay_matrix(alpha)
     state_start = alpha[..., :1] * state[..., :, 0]
@@ -82,18 +110,18 @@ def chunk_decay(
 
 
 class Chunk(NamedTuple):
-    """One chunk of one memory, solved: enough to read it at any of its tokens and to carry it to the next chunk."""
+    """One solved chunk of one memory, from which it is read at any token and carried to the next chunk."""
 
-    change: Float[Array, "... in out"]  # W - W₀ at the chunk's start
+    delta_w: Float[Array, "... in out"]  # ΔW at the chunk's start
     momentum: Float[Array, "... in out"] | None  # S at the chunk's start
     keys: Float[Array, "... C in"]
-    forcings: Float[Array, "... C out"]  # -η g, less what the delta term takes away where both decay alike
-    taken: Float[Array, "... C out"] | None  # β p, p_t = (W_{t-1} - W₀) x_t: what it takes away, where they do not
+    forcings: Float[Array, "... C out"]  # f; where ``removed`` is None and there is a delta term, f - β p
+    removed: Float[Array, "... C out"] | None  # β p, which the delta term removes, where it decays unlike the forcings
     decay: Decay
 
 
 def solve_chunk(
-    change: Float[Array, "... in out"],
+    delta_w: Float[Array, "... in out"],
     momentum: Float[Array, "... in out"] | None,
     keys: Float[Array, "... C in"],
     forcings: Float[Array, "... C out"],
@@ -101,97 +129,85 @@ def solve_chunk(
     decay: Decay,
     answers: Float[Array, "... C out"] | None = None,
 ) -> Chunk:
-    """Solves one chunk for what the delta term takes away at each of its tokens.
+    """Solves one chunk for what the delta term removes at each of its tokens.
 
     Args:
-      change: W - W₀ at the chunk's start, where W₀ is what the memory forgets toward (W itself if that is zero).
+      delta_w: ΔW = W - W₀ at the chunk's start, where W₀ is what the memory forgets toward (W itself if W₀ is zero).
       momentum: S at the chunk's start, or None.
       keys, forcings: x and f = -η g.
       beta: strength of the delta term; β‖x‖² ≤ 1 + α keeps the recurrence non-expansive. None for no delta term, and
         then nothing is left to solve.
       decay: of this chunk's α and μ.
-      answers: of ``change`` to the keys, where the caller has them already.
+      answers: ``keys @ delta_w``, where the caller has it already.
     """
     if beta is None:
-        return Chunk(change, momentum, keys, forcings, None, decay)
-    gram = inner_products(keys, keys)
-    written = pad_first(decay.state[..., :-1, :], -2) * gram  # A' ∘ X Xᵀ
-    start = pad_first(decay.state_start[..., :-1], -1, 1.0)  # a'
-    answers = keys @ change if answers is None else answers
-    if decay.own_forcing is None:  # forcings and what the delta term takes decay alike: one update u = f - β p a token
+        return Chunk(delta_w, momentum, keys, forcings, None, decay)
+    products = gram(keys)
+    written = shift(decay.state, -2) * products  # A' ∘ X Xᵀ
+    start = shift(decay.state_start, -1, 1.0)  # a'
+    answers = keys @ delta_w if answers is None else answers
+    if decay.own_forcing is None:  # forcings and removals decay alike: each token makes one update u = f - β p
         right = forcings - (beta * start)[..., None] * answers
-        return Chunk(change, None, keys, solve_unit_lower(beta[..., None] * written, right), None, decay)
+        return Chunk(delta_w, None, keys, solve_unit_lower(beta[..., None] * written, right), None, decay)
     right = start[..., None] * answers
     if momentum is not None:
         assert decay.forcing_start is not None
-        start = pad_first(decay.forcing_start[..., :-1], -1)
-        right = right + start[..., None] * (keys @ momentum)
-    right = right + (pad_first(decay.own_forcing[..., :-1, :], -2) * gram) @ forcings
-    taken = beta[..., None] * solve_unit_lower(written * beta[..., None, :], right)
-    return Chunk(change, momentum, keys, forcings, taken, decay)
+        right = right + shift(decay.forcing_start, -1)[..., None] * (keys @ momentum)
+    right = right + (shift(decay.own_forcing, -2) * products) @ forcings
+    removed = beta[..., None] * solve_unit_lower(written * beta[..., None, :], right)
+    return Chunk(delta_w, momentum, keys, forcings, removed, decay)
 
 
 def end_of_chunk(chunk: Chunk) -> tuple[Float[Array, "... in out"], Any]:
-    """``(W - W₀, S)`` after the chunk's last token, both [..., in, out]; S is None where there is no momentum."""
+    """``(ΔW, S)`` after the chunk's last token, both [..., in, out]; S is None where there is no momentum."""
     decay, keys = chunk.decay, chunk.keys
-    change = decay.state_start[..., -1, None, None] * chunk.change
-    weights = decay.forcing[..., -1, :, None]
-    if chunk.taken is None and chunk.momentum is None:
-        return change + _weighted_outer(weights, keys, chunk.forcings), None
-    left = weights * chunk.forcings
-    if chunk.taken is not None:
-        left = left - decay.state[..., -1, :, None] * chunk.taken
+    delta_w = decay.state_start[..., -1, None, None] * chunk.delta_w
+    weights = decay.forcing[..., -1, :]
+    if chunk.removed is None and chunk.momentum is None:
+        return delta_w + weighted_outer_products(weights, keys, chunk.forcings), None
+    left = weights[..., None] * chunk.forcings
+    if chunk.removed is not None:
+        left = left - decay.state[..., -1, :, None] * chunk.removed
     if chunk.momentum is None:
-        return change + outer_products(keys, left), None
+        return delta_w + outer_products(keys, left), None
     assert decay.momentum is not None
     assert decay.momentum_start is not None
     assert decay.forcing_start is not None
     remembered = decay.momentum[..., -1, :, None] * chunk.forcings
     both = jnp.concatenate([left, remembered], axis=-1)  # one product writes W and S
     written, kept = jnp.split(outer_products(keys, both), 2, axis=-1)
-    change = change + decay.forcing_start[..., -1, None, None] * chunk.momentum + written
-    return change, decay.momentum_start[..., -1, None, None] * chunk.momentum + kept
+    delta_w = delta_w + decay.forcing_start[..., -1, None, None] * chunk.momentum + written
+    return delta_w, decay.momentum_start[..., -1, None, None] * chunk.momentum + kept
 
 
 def read_chunk(
     chunk: Chunk,
     queries: Float[Array, "... C in"],
-    initial_answers: Float[Array, "... C out"] | None = None,
+    w0_answers: Float[Array, "... C out"] | None = None,
 ) -> Float[Array, "... C out"]:
-    """Every query t answered by W_t, the state updated up to and including token t.
+    """Answers every query t by W_t, the state updated up to and including token t.
 
-    ``initial_answers`` are W₀'s; None for W₀ = 0.
+    ``w0_answers`` are the answers of W₀; None for W₀ = 0.
     """
     decay = chunk.decay
     scores = inner_products(queries, chunk.keys)
-    out = _weighted_product(decay.state_start[..., None], queries, chunk.change)
+    out = weighted_product(decay.state_start, queries, chunk.delta_w)
     if chunk.momentum is not None:
         assert decay.forcing_start is not None
-        out = out + _weighted_product(decay.forcing_start[..., None], queries, chunk.momentum)
+        out = out + weighted_product(decay.forcing_start, queries, chunk.momentum)
     out = out + (decay.forcing * scores) @ chunk.forcings
-    if chunk.taken is not None:
-        out = out - (decay.state * scores) @ chunk.taken
-    return out if initial_answers is None else out + initial_answers
+    if chunk.removed is not None:
+        out = out - (decay.state * scores) @ chunk.removed
+    return out if w0_answers is None else out + w0_answers
 
 
 def read_chunk_transposed(chunk: Chunk, queries: Float[Array, "... C out"]) -> Float[Array, "... C in"]:
-    """Every query t answered by W_tᵀ, the transpose of the state updated up to and including token t (W₀ = 0)."""
+    """Answers every query t by W_tᵀ, the transpose of the state updated up to and including token t (W₀ = 0)."""
     assert chunk.momentum is None
-    assert chunk.taken is None
+    assert chunk.removed is None
     scores = inner_products(queries, chunk.forcings)
-    start = chunk.decay.state_start[..., None] * inner_products(queries, chunk.change)
+    start = chunk.decay.state_start[..., None] * inner_products(queries, chunk.delta_w)
     return start + (chunk.decay.state * scores) @ chunk.keys
-
-
-def _weighted_product(weights, x, y):
-    """``w ∘ x y``, w of the tokens: on the side of the product that has fewer numbers."""
-    return (weights * x) @ y if x.shape[-1] <= y.shape[-1] else weights * (x @ y)
-
-
-def _weighted_outer(weights, x, y):
-    """``xᵀ (w ∘ y)``, likewise."""
-    x, y = (weights * x, y) if x.shape[-1] <= y.shape[-1] else (x, weights * y)
-    return outer_products(x, y)
 
 
 def chunk_update(
@@ -204,11 +220,11 @@ def chunk_update(
     alpha: Float[Array, "... C"],
     mu: Float[Array, "... C"],
     beta: Float[Array, "... C"],
-    anchor: Float[Array, "... out in"] | None = None,
+    w0: Float[Array, "... out in"] | None = None,
 ) -> tuple[Float[Array, "... out in"], Float[Array, "... out in"]]:
     """State of a memory after a chunk of C tokens, in closed form: matrix products and one triangular inverse.
 
-    Leading axes broadcast. Equal to ``sequential_update`` up to rounding.
+    Leading axes broadcast. The result equals that of ``sequential_update`` up to rounding.
 
     Args:
       W: weights at the chunk's start.
@@ -219,7 +235,7 @@ def chunk_update(
       alpha: retention of each token, in [0, 1].
       mu: momentum of each token, in [0, 1].
       beta: delta strength of each token; β‖x‖² ≤ 1 + α keeps the update non-expansive.
-      anchor: the weights that retention and the delta term pull toward; None for zero, the paper's form.
+      w0: the weights that retention and the delta term pull toward; None for zero, the paper's form.
 
     Returns:
       ``(W, S)`` after the last token, with the leading axes that all arguments broadcast to.
@@ -227,10 +243,10 @@ def chunk_update(
     Raises:
       ValueError: if the shapes do not fit.
     """
-    check_shapes(W, S, x, g, {"eta": eta, "alpha": alpha, "mu": mu, "beta": beta}, anchor)
-    change = jnp.swapaxes(W if anchor is None else W - anchor, -1, -2)
-    chunk = solve_chunk(change, jnp.swapaxes(S, -1, -2), x, -eta[..., None] * g, beta, chunk_decay(alpha, mu))
-    change, momentum = end_of_chunk(chunk)
+    check_shapes(W, S, x, g, {"eta": eta, "alpha": alpha, "mu": mu, "beta": beta}, w0)
+    delta_w = jnp.swapaxes(W if w0 is None else W - w0, -1, -2)
+    chunk = solve_chunk(delta_w, jnp.swapaxes(S, -1, -2), x, -eta[..., None] * g, beta, chunk_decay(alpha, mu))
+    delta_w, momentum = end_of_chunk(chunk)
     assert momentum is not None
-    change, momentum = jnp.swapaxes(change, -1, -2), jnp.swapaxes(momentum, -1, -2)
-    return (change if anchor is None else anchor + change), momentum
+    delta_w, momentum = jnp.swapaxes(delta_w, -1, -2), jnp.swapaxes(momentum, -1, -2)
+    return (delta_w if w0 is None else w0 + delta_w), momentum

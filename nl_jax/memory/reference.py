@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def check_shapes(W, S, x, g, coefficients, anchor):
+def check_shapes(W, S, x, g, coefficients, w0):
     """Raises ``ValueError`` unless the arguments of an update fit each other."""
     chunk, size_in, size_out = x.shape[-2], x.shape[-1], g.shape[-1]
     if g.shape[-2] != chunk:
@@ -13,7 +13,7 @@ def check_shapes(W, S, x, g, coefficients, anchor):
     for name, value in coefficients.items():
         if value.shape[-1:] != (chunk,):
             raise ValueError(f"{name} has shape {value.shape}; its last axis must be the {chunk} tokens of x")
-    for name, value in {"W": W, "S": S, "anchor": anchor}.items():
+    for name, value in {"W": W, "S": S, "w0": w0}.items():
         if value is not None and value.shape[-2:] != (size_out, size_in):
             raise ValueError(f"{name} has shape {value.shape}; its last axes must be out, in = {size_out}, {size_in}")
 
@@ -28,11 +28,11 @@ def sequential_update(
     alpha: Float[Array, "... C"],
     mu: Float[Array, "... C"],
     beta: Float[Array, "... C"],
-    anchor: Float[Array, "... out in"] | None = None,
+    w0: Float[Array, "... out in"] | None = None,
 ) -> tuple[Float[Array, "... out in"], Float[Array, "... out in"]]:
-    """The same as ``chunk_update``, token by token: the definition, and the reference for tests."""
-    check_shapes(W, S, x, g, {"eta": eta, "alpha": alpha, "mu": mu, "beta": beta}, anchor)
-    W = W if anchor is None else W - anchor
+    """Does what ``chunk_update`` does, token by token: the definition, and the reference for tests."""
+    check_shapes(W, S, x, g, {"eta": eta, "alpha": alpha, "mu": mu, "beta": beta}, w0)
+    W = W if w0 is None else W - w0
 
     def token(state, inputs):
         W, S = state
@@ -47,4 +47,4 @@ def sequential_update(
     W, S = (jnp.broadcast_to(v, leading + v.shape[-2:]) for v in (W, S))
     tokens = [jnp.moveaxis(v, -2, 0) for v in (x, g)] + [jnp.moveaxis(v, -1, 0) for v in (eta, alpha, mu, beta)]
     (W, S), _ = jax.lax.scan(token, (W, S), tuple(tokens))
-    return (W if anchor is None else anchor + W), S
+    return (W if w0 is None else w0 + W), S

@@ -12,6 +12,7 @@ from jaxtyping import Array, Int
 from nl_jax.errors import Diverged
 from nl_jax.levels import ScheduleState
 from nl_jax.models.in_context import NestedLearner, learning_schedule
+from nl_jax.modules.mixers import Memories
 
 
 def learn_chunk(
@@ -64,9 +65,9 @@ def replace_level(state: ScheduleState, source: ScheduleState, name: str) -> Sch
     """
     if name == "mixers":
         own, other = state.levels[name], source.levels[name]
-        if not hasattr(own, "change"):
+        if not hasattr(own, "delta_w"):
             raise ValueError("level 'mixers': attention keeps tokens and learns nothing that could be set back")
-        memories = own._replace(change=other.change, momentum=other.momentum, boundary=other.boundary)
+        memories = own._replace(**{part: getattr(other, part) for part in Memories._fields})
         return state._replace(levels=state.levels | {name: memories})
     if isinstance(state.levels[name], NestedLearner):  # the mixers' state belongs to the text of its period
         level = source.levels[name]._replace(mixers=state.levels[name].mixers)

@@ -285,7 +285,7 @@ def read_and_learn(
 
 def learned(mixers: Any) -> Any:
     """The part of the mixers' state that their memories have learned; empty for attention."""
-    return getattr(mixers, "change", ())
+    return getattr(mixers, "delta_w", ())
 
 
 def with_learned(model: Any, state: ScheduleState) -> Any:

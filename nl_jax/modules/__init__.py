@@ -2,10 +2,17 @@
 
 from nl_jax.modules.blocks import Block
 from nl_jax.modules.continuum_memory import ContinuumMemory, FeedForward
-from nl_jax.modules.mixers import MIXERS, mixer
-from nl_jax.modules.mixers.attention import Attention, AttentionState
-from nl_jax.modules.mixers.memory_mixer import MemoryMixer, MemoryState
-from nl_jax.modules.mixers.self_modifying_titans import PAPER_FORM, SelfModifyingTitans
+from nl_jax.modules.mixers import (
+    MIXERS,
+    PAPER_FORM,
+    Attention,
+    AttentionState,
+    MemoryMixer,
+    MemoryState,
+    Oja,
+    SelfModifyingTitans,
+    mixer,
+)
 
 __all__ = [
     "MIXERS",
@@ -17,6 +24,7 @@ __all__ = [
     "FeedForward",
     "MemoryMixer",
     "MemoryState",
+    "Oja",
     "SelfModifyingTitans",
     "mixer",
 ]

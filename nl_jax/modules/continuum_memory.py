@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from nl_jax.modules.layers import keep_products, linear
+from nl_jax.modules.layers import linear, remat_except_dots
 
 VARIANTS = ("sequential", "nested", "nested_first_order", "independent")
 
@@ -26,7 +26,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
         """One residual step."""
-        return x + keep_products(self._residual)(x)
+        return x + remat_except_dots(self._residual)(x)
 
     def _residual(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
         assert self.norm.scale is not None

@@ -35,8 +35,8 @@ def linear(size_in: int, size_out: int, *, rngs: nnx.Rngs, scale: float = 1.0, b
     return Linear(size_in, size_out, kernel_init=initial, bias_init=nnx.initializers.constant(bias), rngs=rngs)
 
 
-# for the backward pass, products only: what is between them is quicker to compute again than to keep
-keep_products = functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
+# Only the results of matrix products are kept for the backward pass: the rest is quicker to compute again than to keep.
+remat_except_dots = functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
 
 
 def unit_length(x: Float[Array, "... width"]) -> Float[Array, "... width"]:

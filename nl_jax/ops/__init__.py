@@ -1,18 +1,34 @@
 """What XLA needs, behind mathematical names: products, decay matrices, triangular systems, attention in blocks."""
 
 from nl_jax.ops.attention import blockwise_attention
-from nl_jax.ops.decay import decay_matrix, pad_first
-from nl_jax.ops.products import inner_products, outer_products, over_leading
+from nl_jax.ops.decay import decay_matrix, shift
+from nl_jax.ops.products import (
+    block_squared_lengths,
+    gram,
+    inner_products,
+    outer_products,
+    over_leading,
+    scale_blocks,
+    squared_lengths,
+    weighted_outer_products,
+    weighted_product,
+)
 from nl_jax.ops.transposable import apply_linear
 from nl_jax.ops.triangular import solve_unit_lower
 
 __all__ = [
     "apply_linear",
+    "block_squared_lengths",
     "blockwise_attention",
     "decay_matrix",
+    "gram",
     "inner_products",
     "outer_products",
     "over_leading",
-    "pad_first",
+    "scale_blocks",
+    "shift",
     "solve_unit_lower",
+    "squared_lengths",
+    "weighted_outer_products",
+    "weighted_product",
 ]

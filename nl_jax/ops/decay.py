@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-DECAY_BLOCK_SIZE = 8  # rows whose decay products are taken one after the other
+DECAY_BLOCK_SIZE = 8  # rows whose decay products are computed one after the other
 
 
 @jax.custom_jvp
@@ -21,22 +21,26 @@ def _decay_matrix(rate):
     rate = jnp.pad(rate, [(0, 0)] * (rate.ndim - 1) + [(0, blocks * DECAY_BLOCK_SIZE - size)])
     rate = rate.reshape(*rate.shape[:-1], blocks, DECAY_BLOCK_SIZE)
     inside = _products(rate)
-    start = rate[..., :1] * inside[..., :, 0]  # from a block's start to t
-    # from a block's end, the one before the last, ..., to another's start
+    start = rate[..., :1] * inside[..., :, 0]  # from the start of a block to its row t
+    # from the end of one block to the start of another one
     between = decay_matrix(start[..., -1])
-    between = pad_first(between[..., :-1, :], -2)
+    between = shift(between, -2)
     # [block of t, block of s, t, s], zero for a later block
     across = start[..., :, None, :, None] * between[..., None, None] * inside[..., None, :, -1:, :]
     same = jnp.eye(blocks, dtype=bool)[:, :, None, None]
     products = jnp.where(same, inside[..., :, None, :, :], across)
     products = jnp.moveaxis(products, -2, -3)
-    # what XLA on CPU can fuse it computes anew for every element of every use, so a product with ones comes last
-    products = jnp.matmul(products, jnp.eye(DECAY_BLOCK_SIZE, dtype=rate.dtype), precision="highest")
+    products = jax.lax.platform_dependent(products, cpu=_materialized, default=lambda x: x)
     return products.reshape(*rate.shape[:-2], blocks * DECAY_BLOCK_SIZE, blocks * DECAY_BLOCK_SIZE)[..., :size, :size]
 
 
+def _materialized(x):
+    """The same array. XLA on CPU would recompute it at each use; multiplying by the identity materialises it once."""
+    return jnp.matmul(x, jnp.eye(x.shape[-1], dtype=x.dtype), precision="highest")
+
+
 def _products(rate):
-    """Row by row, for small sizes."""
+    """The decay matrix row by row, for small sizes."""
     size = rate.shape[-1]
     s = jnp.arange(size)
     rows = [jnp.broadcast_to((s == 0).astype(rate.dtype), rate.shape)]
@@ -50,11 +54,11 @@ def _decay_jvp(primals, tangents):
     # d products[t,s] / d rate_i = products[t,i] products[i-1,s]: no division, so exact at rate 0
     (rate,), (tangent,) = primals, tangents
     products = decay_matrix(rate)
-    return products, products @ (tangent[..., :, None] * pad_first(products[..., :-1, :], -2))
+    return products, products @ (tangent[..., :, None] * shift(products, -2))
 
 
-def pad_first(x: Array, axis: int, value: float = 0.0) -> Array:
-    """One entry more at the front of ``axis``."""
+def shift(x: Array, axis: int, first: float = 0.0) -> Array:
+    """x one entry later along ``axis``: its last entry is dropped, and ``first`` stands in front."""
     pads = [(0, 0)] * x.ndim
     pads[axis] = (1, 0)
-    return jnp.pad(x, pads, constant_values=value)
+    return jnp.pad(jax.lax.slice_in_dim(x, 0, x.shape[axis] - 1, axis=axis), pads, constant_values=first)

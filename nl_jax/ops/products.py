@@ -1,7 +1,8 @@
-"""Products with a transpose, over leading axes.
+"""Matrix products with a transpose, with weights, and with blocks of columns, over leading axes.
 
-Written as ``dot_general``, whose own transpose rule leaves no copies of what is large in memories: ``x @ yᵀ`` by
-``swapaxes`` would, and so would an axis of size 1 beside the transposed ones (XLA on CPU).
+The products with a transpose are ``dot_general`` calls, because its own transpose rule leaves no copies of large
+operands. ``x @ yᵀ`` by ``swapaxes`` would leave one, and so would an axis of size 1 beside the transposed ones (XLA on
+CPU).
 """
 
 from collections.abc import Callable
@@ -12,8 +13,13 @@ from jaxtyping import Array, Float
 
 
 def inner_products(x: Float[Array, "... C in"], y: Float[Array, "... D in"]) -> Float[Array, "... C D"]:
-    """``x yᵀ``: of every row of x with every row of y. Leading axes broadcast."""
+    """``x yᵀ``: the inner product of every row of x with every row of y. Leading axes broadcast."""
     return over_leading(_inner_products, x, y)
+
+
+def gram(x: Float[Array, "... C in"]) -> Float[Array, "... C C"]:
+    """``x xᵀ``: the inner products of the rows of x."""
+    return inner_products(x, x)
 
 
 def outer_products(x: Float[Array, "... C in"], y: Float[Array, "... C out"]) -> Float[Array, "... in out"]:
@@ -21,8 +27,50 @@ def outer_products(x: Float[Array, "... C in"], y: Float[Array, "... C out"]) ->
     return over_leading(_outer_products, x, y)
 
 
+def weighted_product(
+    weights: Float[Array, "... C"], x: Float[Array, "... C in"], y: Float[Array, "... in out"]
+) -> Float[Array, "... C out"]:
+    """``diag(w) x y``. The weights multiply x or the product, whichever has fewer columns."""
+    weights = weights[..., None]
+    return (weights * x) @ y if x.shape[-1] <= y.shape[-1] else weights * (x @ y)
+
+
+def weighted_outer_products(
+    weights: Float[Array, "... C"], x: Float[Array, "... C in"], y: Float[Array, "... C out"]
+) -> Float[Array, "... in out"]:
+    """``xᵀ diag(w) y``. The weights multiply x or y, whichever has fewer columns."""
+    weights = weights[..., None]
+    x, y = (weights * x, y) if x.shape[-1] <= y.shape[-1] else (x, weights * y)
+    return outer_products(x, y)
+
+
+def squared_lengths(x: Float[Array, "... C in"]) -> Float[Array, "... C"]:
+    """The squared length of every row."""
+    return jnp.sum(jnp.square(x), axis=-1)
+
+
+def block_squared_lengths(x: Float[Array, "... C columns"], blocks: int) -> Float[Array, "... blocks C"]:
+    """The squared length of every row of each block, where x = [x_1, ..., x_blocks] has its blocks side by side."""
+    return jnp.swapaxes(squared_lengths(_cut_columns(x, blocks)), -1, -2)
+
+
+def scale_blocks(
+    weights: Float[Array, "... #blocks C"], x: Float[Array, "... C columns"], blocks: int
+) -> Float[Array, "... C columns"]:
+    """``[diag(w_1) x_1, diag(w_2) x_2, ...]``, where x = [x_1, ..., x_blocks] has its blocks side by side.
+
+    Weights whose axis of blocks has size 1 count for every block.
+    """
+    # the weights are transposed and not x, which is larger
+    return (jnp.swapaxes(weights, -1, -2)[..., None] * _cut_columns(x, blocks)).reshape(x.shape)
+
+
+def _cut_columns(x, blocks):
+    return x.reshape(*x.shape[:-1], blocks, x.shape[-1] // blocks)
+
+
 def over_leading(product: Callable[[Array, Array], Array], x: Array, y: Array) -> Array:
-    """``product`` of matrices, over leading axes: it gets operands whose are equal, without those of size 1."""
+    """Broadcasts the leading axes of two matrices, drops those of size 1, then calls ``product``."""
     leading = jnp.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     kept = tuple(size for size in leading if size != 1)
     x, y = (jnp.broadcast_to(u, leading + u.shape[-2:]).reshape(*kept, *u.shape[-2:]) for u in (x, y))

@@ -37,11 +37,14 @@ MESH_AXES: dict[str, tuple[str, ...]] = {
 STATE_AXES: tuple[tuple[str, Names], ...] = (
     (r"keys|values", ("layers", "batch", "context", "heads", "head_dim")),
     (r"conv", ("layers", "batch", "taps", "channels")),
-    (r"(change|momentum|boundary)\.\d+\.0", ("layers", "batch", "heads", "head_dim", "memory_hidden")),
-    (r"(change|momentum|boundary)\.\d+\.\d+", ("layers", "batch", "heads", "memories", "memory_hidden", "head_dim")),
+    (r"(delta_w|momentum|delta_w_at_boundary)\.\d+\.0", ("layers", "batch", "heads", "head_dim", "memory_hidden")),
+    (
+        r"(delta_w|momentum|delta_w_at_boundary)\.\d+\.\d+",
+        ("layers", "batch", "heads", "memories", "memory_hidden", "head_dim"),
+    ),
     (r"past(\.key|\.query)?", ("layers", "batch", "heads", "time", "head_dim")),  # "past" is past.value
     (r"past\.(eta|alpha|mu)", ("layers", "batch", "heads", "time")),
-    (r"past\.valid", ("layers", "time")),
+    (r"past\.valid", ("layers", None, None, "time")),
     (r"position", ("layers",)),
 )
 

@@ -24,7 +24,7 @@ from nl_jax.streaming import saved
 from nl_jax.streaming.generation import checked_tokens, sample
 from nl_jax.trees import named_leaves
 
-FORMAT = 2  # version of saved streams; version 1 stored attention's keys rotated by absolute positions
+FORMAT = 3  # 1 stored attention's keys rotated by absolute positions, 2 had other names for what memories have learned
 
 
 class Fed(NamedTuple):

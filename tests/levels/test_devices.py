@@ -42,7 +42,7 @@ def on_devices(count):
     state = jax.jit(lambda key, x: schedule.init(key, x))(jax.random.key(0), xs[0])
     state = jax.jit(schedule.run)(state, xs)
     state = jax.jit(schedule.step)(state, xs[0])
-    devices = len(state.levels["memory"].change[0].sharding.device_set)
+    devices = len(state.levels["memory"].delta_w[0].sharding.device_set)
     return {"devices": devices, "leaves": [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(state)]}
 
 

@@ -26,7 +26,7 @@ def test_matrix_memory_is_the_recurrence():
             answer = np.einsum("bi,bio->bo", k, change)
             write = -3 * step[:, None] * answer - step[:, None] * 2 * (k @ start - v)
             change = a[:, None, None] * change + k[:, :, None] * write[:, None, :]
-        np.testing.assert_allclose(state.levels["m"].change[0], change, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(state.levels["m"].delta_w[0], change, rtol=1e-10, atol=1e-12)
         queries = normal(5, 6, 3, seed=4)
         np.testing.assert_allclose(schedule.read(state, "m", queries), queries @ (start + change), rtol=1e-10)
 

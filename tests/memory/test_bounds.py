@@ -14,7 +14,10 @@ from nl_jax.memory import (
     OBJECTIVES,
     RULES,
     Architecture,
+    Memory,
     Rule,
+    Tokens,
+    Weights,
     chunk_decay,
     end_of_chunk,
     learn_chunk,
@@ -36,21 +39,22 @@ def learned(rule, objective, keys, eta, alpha, mu=None, start=None):
     one = jnp.ones((1, 1, tokens))
     start = jnp.eye(SIZE) if start is None else start
     chunk = learn_chunk(
-        Architecture(SIZE, SIZE),
-        OBJECTIVES[objective],
-        rule,
-        anchor=None,
-        change=(start[None, None],),
-        momentum=None if mu is None else (jnp.zeros((1, 1, SIZE, SIZE)),),
-        boundary=(start[None, None],),
-        keys=jnp.asarray(keys, jnp.float32)[None, None],
-        values=jnp.zeros((1, 1, tokens, SIZE)),
-        eta=eta * one,
-        alpha=alpha * one,
-        damping=one if mu is None else (1.0 - mu) * one,
-        decay=chunk_decay(alpha * one, None if mu is None else mu * one),
-        chunk_size=tokens,
-        at_boundary=True,
+        Memory(Architecture(SIZE, SIZE), OBJECTIVES[objective], rule, tokens),
+        Weights(
+            w0=None,
+            delta_w=(start[None, None],),
+            momentum=None if mu is None else (jnp.zeros((1, 1, SIZE, SIZE)),),
+            w_at_boundary=(start[None, None],),
+        ),
+        Tokens(
+            keys=jnp.asarray(keys, jnp.float32)[None, None],
+            values=jnp.zeros((1, 1, tokens, SIZE)),
+            eta=eta * one,
+            alpha=alpha * one,
+            one_minus_mu=None if mu is None else (1.0 - mu) * one,
+            decay=chunk_decay(alpha * one, None if mu is None else mu * one),
+        ),
+        starts_at_boundary=True,
     )[0]
     return np.asarray(end_of_chunk(chunk)[0][0, 0])
 
@@ -94,15 +98,15 @@ def test_a_level_has_the_limits_of_a_mixer():
     """The paper's rule at an absurd rate on one pair again and again; a matrix's sum of outer products is exact."""
     pair = {"m": Pair(jnp.tile(jnp.eye(SIZE)[0], (400, 1)), jnp.tile(jnp.eye(SIZE)[1], (400, 1)))}
 
-    def change(architecture, objective, eta):
+    def delta_w(architecture, objective, eta):
         rule = Rule("paper", delta=False)
         schedule = Schedule([from_memory("m", architecture, objective=objective, rule=rule, period=4, eta=eta)])
         state = schedule.init(jax.random.key(0), jax.tree.map(lambda x: x[0], pair))
-        return [np.linalg.norm(w) for w in schedule.run(state, pair).levels["m"].change]
+        return [np.linalg.norm(w) for w in schedule.run(state, pair).levels["m"].delta_w]
 
-    assert max(change(Architecture(SIZE, SIZE, hidden=8, depth=2, gated=True), "l2", 1e4)) <= 1000.1
-    assert max(change(Architecture(SIZE, SIZE), "lp", 1e30)) <= 1000.1
-    assert change(Architecture(SIZE, SIZE), "dot_product", 10.0) == pytest.approx([4000.0])
+    assert max(delta_w(Architecture(SIZE, SIZE, hidden=8, depth=2, gated=True), "l2", 1e4)) <= 1000.1
+    assert max(delta_w(Architecture(SIZE, SIZE), "lp", 1e30)) <= 1000.1
+    assert delta_w(Architecture(SIZE, SIZE), "dot_product", 10.0) == pytest.approx([4000.0])
 
 
 @pytest.mark.parametrize("read", ["token", "boundary"])
@@ -111,7 +115,7 @@ def test_a_sum_that_needs_no_limit_has_none(read):
     module = mixer("linear_attention", width=WIDTH, num_heads=HEADS, rngs=nnx.Rngs(0), chunk_size=16, read=read)
     x = jnp.repeat(jax.random.normal(jax.random.key(0), (1, 1, WIDTH)), 2000, axis=1)
     _, state = jax.jit(lambda module, x: module(x))(module, x)
-    np.testing.assert_allclose(np.linalg.norm(state.change[0][0][0], axis=(-2, -1)), 2000, rtol=1e-2)
+    np.testing.assert_allclose(np.linalg.norm(state.delta_w[0][0][0], axis=(-2, -1)), 2000, rtol=1e-2)
 
 
 def test_limits():
@@ -224,7 +228,6 @@ def compositions(draw):
             "memory_gates": (True, False, None),
             "adaptive": ((), ("key", "value"), ("query", "eta"), ("key", "value", "query", "eta", "alpha")),
             "projection_chunk_size": (1, 4, 16),
-            "weight_decay": (True, False),
             "frozen": (True, False),
             "eta_bias": (-4.0, 5.0, 50.0, 1e4),
             "alpha_bias": (-5.0, 0.0, 4.0),

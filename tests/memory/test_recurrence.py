@@ -25,10 +25,10 @@ def _float64():
         yield
 
 
-def numpy_update(W, S, x, g, eta, alpha, mu, beta, anchor=None):
+def numpy_update(W, S, x, g, eta, alpha, mu, beta, w0=None):
     """The recurrence, written out for one memory without leading axes."""
     W, S = W.copy(), S.copy()
-    rest = np.zeros_like(W) if anchor is None else anchor
+    rest = np.zeros_like(W) if w0 is None else w0
     for t in range(len(x)):
         answer = (W - rest) @ x[t]
         S = mu[t] * S - eta[t] * np.outer(g[t], x[t])
@@ -36,7 +36,7 @@ def numpy_update(W, S, x, g, eta, alpha, mu, beta, anchor=None):
     return W, S
 
 
-def problem(seed, chunk, size_in, size_out, leading=(), low_alpha=0.9, low_mu=0.5, anchored=False):
+def problem(seed, chunk, size_in, size_out, leading=(), low_alpha=0.9, low_mu=0.5, pulled=False):
     rng = np.random.default_rng(seed)
 
     def normal(*shape):
@@ -53,7 +53,7 @@ def problem(seed, chunk, size_in, size_out, leading=(), low_alpha=0.9, low_mu=0.
         "alpha": rng.uniform(low_alpha, 1, (*leading, chunk)),
         "mu": rng.uniform(low_mu, 1, (*leading, chunk)),
         "beta": rng.uniform(0, 1, (*leading, chunk)),
-    } | ({"anchor": normal(size_out, size_in)} if anchored else {})
+    } | ({"w0": normal(size_out, size_in)} if pulled else {})
 
 
 def assert_close(actual, expected, tolerance=1e-10):
@@ -62,11 +62,11 @@ def assert_close(actual, expected, tolerance=1e-10):
         assert np.max(np.abs(np.asarray(a) - np.asarray(e))) <= tolerance * scale
 
 
-@pytest.mark.parametrize("anchored", [False, True])
+@pytest.mark.parametrize("pulled", [False, True])
 @pytest.mark.parametrize(("low_alpha", "low_mu"), [(0.9, 0.5), (0.01, 0.01), (0.0, 0.0)])
 @pytest.mark.parametrize("chunk", [1, 2, 7, 64, 256])
-def test_chunk_equals_tokens(chunk, low_alpha, low_mu, anchored):
-    case = problem(chunk, chunk, 5, 3, low_alpha=low_alpha, low_mu=low_mu, anchored=anchored)
+def test_chunk_equals_tokens(chunk, low_alpha, low_mu, pulled):
+    case = problem(chunk, chunk, 5, 3, low_alpha=low_alpha, low_mu=low_mu, pulled=pulled)
     if low_alpha == 0.0:
         case["alpha"][::3] = 0.0
         case["mu"][1::2] = 0.0
@@ -78,7 +78,7 @@ def test_chunk_equals_tokens(chunk, low_alpha, low_mu, anchored):
 @pytest.mark.parametrize("chunk", [1, 2, 7, 64, 256])
 @pytest.mark.parametrize("mu", [0.0, 0.9])
 def test_gradients_agree(chunk, mu):
-    case = problem(chunk, chunk, 4, 3, low_alpha=0.01, anchored=True)
+    case = problem(chunk, chunk, 4, 3, low_alpha=0.01, pulled=True)
     case["mu"] = np.full(chunk, mu)
     case["alpha"][chunk // 2] = 0.0
 
@@ -125,25 +125,25 @@ def test_chunks_follow_each_other():
 
 
 def test_read_sees_the_state_up_to_its_own_token():
-    case = problem(3, 9, 4, 3, anchored=True)
+    case = problem(3, 9, 4, 3, pulled=True)
     queries = np.random.default_rng(4).standard_normal((9, 4))
     decay = chunk_decay(jnp.asarray(case["alpha"]), jnp.asarray(case["mu"]))
-    anchor = case["anchor"]
+    w0 = case["w0"]
     chunk = solve_chunk(
-        (case["W"] - anchor).T,
+        (case["W"] - w0).T,
         jnp.asarray(case["S"].T),
         jnp.asarray(case["x"]),
         -case["eta"][:, None] * case["g"],
         jnp.asarray(case["beta"]),
         decay,
     )
-    answers = read_chunk(chunk, jnp.asarray(queries), queries @ anchor.T)
+    answers = read_chunk(chunk, jnp.asarray(queries), queries @ w0.T)
     for t in range(9):
         part = {k: v[: t + 1] if k in ("x", "g", "eta", "alpha", "mu", "beta") else v for k, v in case.items()}
         before = {k: v[:t] if k in ("x", "g", "eta", "alpha", "mu", "beta") else v for k, v in case.items()}
         assert_close(answers[t], numpy_update(**part)[0] @ queries[t])
-        change = numpy_update(**before)[0] - anchor
-        assert_close(chunk.taken[t], case["beta"][t] * (change @ case["x"][t]))
+        delta_w = numpy_update(**before)[0] - w0
+        assert_close(chunk.removed[t], case["beta"][t] * (delta_w @ case["x"][t]))
 
 
 def test_padding_changes_nothing():
@@ -173,9 +173,9 @@ def test_without_momentum_equals_momentum_zero():
     chunk = solve_chunk(
         jnp.asarray(case["W"].T), None, case["x"], -case["eta"][:, None] * case["g"], jnp.asarray(case["beta"]), decay
     )
-    change, momentum = end_of_chunk(chunk)
+    delta_w, momentum = end_of_chunk(chunk)
     assert momentum is None
-    assert_close(change.T, numpy_update(**case)[0])
+    assert_close(delta_w.T, numpy_update(**case)[0])
 
 
 @pytest.mark.parametrize("size", [1, 5, 16, 17, 64, 100])
@@ -224,7 +224,7 @@ def test_decay_matrix_and_their_gradient_at_zero():
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("g", (5, 3)), ("eta", (5,)), ("beta", (1,)), ("W", (4, 3)), ("S", (3, 5)), ("anchor", (2, 4))],
+    [("g", (5, 3)), ("eta", (5,)), ("beta", (1,)), ("W", (4, 3)), ("S", (3, 5)), ("w0", (2, 4))],
 )
 @pytest.mark.parametrize("update", [chunk_update, sequential_update])
 def test_shapes_that_do_not_fit(update, name, shape):

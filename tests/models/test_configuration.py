@@ -10,6 +10,7 @@ from flax import nnx
 
 from experiments.common import restoring
 from nl_jax import InputError
+from nl_jax.memory import memory_of
 from nl_jax.models import LanguageModel, LanguageModelConfig
 from nl_jax.modules import MIXERS
 from nl_jax.modules.mixers.attention import Attention
@@ -34,7 +35,7 @@ OWN = {
     "self",
     "architecture",
     "parts",
-    "options",
+    "learning",
 }
 # Values of each option; of others, by their default's type.
 VALUES = {
@@ -51,9 +52,13 @@ VALUES = {
 
 def options_of(mixer):
     """Names and defaults of a mixer's options: its own and those it passes on to its module."""
-    module = Attention if mixer in ("attention", "sliding_window_attention") else MemoryMixer
-    found, function = {}, MIXERS[mixer]
-    for source in (module.__init__, function.__init__ if inspect.isclass(function) else function):
+    function, sources = MIXERS[mixer], []
+    if not inspect.isclass(function):
+        sources.append(Attention if mixer in ("attention", "sliding_window_attention") else MemoryMixer)
+    if mixer not in ("attention", "sliding_window_attention", "oja"):
+        sources.append(memory_of)
+    found = {}
+    for source in (s.__init__ if inspect.isclass(s) else s for s in (*sources, function)):
         found |= {p.name: p.default for p in inspect.signature(source).parameters.values() if p.name not in OWN}
     return found
 

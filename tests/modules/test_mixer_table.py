@@ -80,7 +80,7 @@ def test_no_call_changes_the_types_of_a_state(case, parameters, inputs, x64):
         assert y == (x.shape, jnp.promote_types(parameters, inputs), False)
         assert ys[:2] == ((3, *x.shape), y[1])
         kept = {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.shape}
-        assert kept == {jnp.dtype(jnp.float32 if hasattr(state, "change") else parameters)}
+        assert kept == {jnp.dtype(jnp.float32 if hasattr(state, "delta_w") else parameters)}
 
 
 @every_mixer

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nl_jax.modules import MIXERS, mixer
-from nl_jax.modules.mixers.memory_mixer import Fixed
+from nl_jax.modules.mixers import Memories
+from nl_jax.modules.mixers.subchunk import ChunkInputs, ReadOnly, learn_subchunk
 
 WIDTH, HEADS, D = 8, 2, 4
 apply = jax.jit(lambda module, x, state=None: module(x, state))
@@ -63,7 +64,7 @@ def test_causal_and_the_same_one_by_one_and_in_parts(name, options):
 def test_the_count_of_tokens_does_not_overflow(name, options):
     """Chunks keep their places when the count starts again."""
     module, x = make(name, **options), tokens(14)
-    size = module.chunk_sizes[0]
+    size = module.chunking.subchunk
     _, state = apply(module, x[:, :9])
     late = state._replace(position=jnp.asarray(2**30 - 2**30 % size - size + 9 % size, jnp.int32))
     for part in (x[:, 9:11], x[:, 11:]):
@@ -76,7 +77,7 @@ def test_the_count_of_tokens_does_not_overflow(name, options):
 
 def projected(module, x):
     """Keys, values, queries and coefficients of one sequence in NumPy: [time, heads, ...]."""
-    inputs, _ = module.slow_inputs(x, module.conv.init_state(1))
+    inputs, _ = module.project(x, module.conv.init_state(1))
     return {name: np.moveaxis(np.asarray(u[0]), 0, 1) for name, u in inputs._asdict().items() if np.ndim(u) > 1}
 
 
@@ -88,7 +89,7 @@ def outer(a, b):
 PUBLISHED = {
     "linear_attention": lambda W, k, v, eta, alpha: W + outer(v, k),
     "linear_attention_pp": lambda W, k, v, eta, alpha: W + outer(v, k),
-    "retention": lambda W, k, v, eta, alpha: np.array([1 - 2**-5, 1 - 2**-6])[:, None, None] * W + outer(v, k),
+    "retnet": lambda W, k, v, eta, alpha: np.array([1 - 2**-5, 1 - 2**-6])[:, None, None] * W + outer(v, k),
     "delta_net": lambda W, k, v, eta, alpha: (
         W @ (np.eye(D) - eta[:, None, None] * outer(k, k)) + eta[:, None, None] * outer(v, k)
     ),
@@ -108,7 +109,7 @@ def test_published_recurrences(name, chunk):
         module = jax.tree.map(lambda p: p.astype(jnp.float64), make(name, chunk_size=chunk))
         x = tokens(13, batch=1).astype(jnp.float64)
         p = projected(module, x)
-        W = np.swapaxes(module.init_state(1).change[0][0][0], -1, -2)
+        W = np.swapaxes(module.init_state(1).delta_w[0][0][0], -1, -2)
         expected = []
         for t in range(13):
             W = PUBLISHED[name](W, p["key"][t], p["value"][t], p["eta"][t], p["alpha"][t])
@@ -126,7 +127,7 @@ def test_a_mixer_starts_as_an_induction_head():
     text = jax.random.normal(jax.random.key(1), (1, 20, 64))
     _, state = module(text)
     p = {name: u[:, 0] for name, u in projected(module, jnp.concatenate([text, text[:, 5:8]], axis=1)).items()}
-    answer = p["query"][22] @ np.asarray(state.change[0][0][0, 0])
+    answer = p["query"][22] @ np.asarray(state.delta_w[0][0][0, 0])
     likeness = p["value"][:20] @ answer
     assert np.argmax(likeness) == 8
     assert likeness[8] > 2 * np.sort(likeness)[-2]
@@ -138,10 +139,21 @@ def test_allow_neg_eigval_reach_minus_one():
     module = make("delta_net", allow_neg_eigval=True, eta=1.0)
     key = jnp.zeros((1, HEADS, 1, D)).at[..., 0].set(1.0)
     W = jnp.broadcast_to(jnp.eye(D), (1, HEADS, D, D))
-    inputs = module.slow_inputs(tokens(1, batch=1), module.conv.init_state(1))[0]._replace(key=key, value=0.0 * key)
-    start = jnp.zeros((), int)
-    _, change, _ = module._learn(inputs, start, start, Fixed(None, ()), (((W,),), (), ()), True)
-    np.testing.assert_allclose(change[0][0][0, 0], np.diag([-1.0, 1.0, 1.0, 1.0]), atol=1e-6)
+    projected = module.project(tokens(1, batch=1), module.conv.init_state(1))[0]._replace(key=key, value=0.0 * key)
+    memories = Memories(((W,),), (), ())
+    inputs = ChunkInputs(key, (0.0 * key,), projected.eta, projected.alpha, (None,))
+    _, memories = learn_subchunk(
+        module.groups,
+        ReadOnly(None),
+        memories,
+        memories.delta_w,
+        projected,
+        projected.valid,
+        inputs,
+        window=1,
+        starts_at_boundary=True,
+    )
+    np.testing.assert_allclose(memories.delta_w[0][0][0, 0], np.diag([-1.0, 1.0, 1.0, 1.0]), atol=1e-6)
 
 
 @pytest.mark.slow
@@ -198,13 +210,11 @@ def test_default_rule_is_bounded(stream, eta, alpha, chunk, dtype, momentum, del
         return np.linalg.norm(np.asarray(w, np.float64), ord=2, axis=(-2, -1))
 
     root = (2 * eta) ** 0.5
-    for start, (first, last), architecture in zip(
-        module.initial_weights(), state.change, module.architectures, strict=True
-    ):
+    for start, (first, last), memory in zip(module.initial_weights(), state.delta_w, module.groups, strict=True):
         initial = norm(start[1].astype(jnp.float32))
         bound = 1.01 * time * (initial + root)
         assert np.all(norm(last[0]) <= bound)
-        memories = np.swapaxes(first[0].reshape(HEADS, D, architecture.stack, -1), 1, 2)
+        memories = np.swapaxes(first[0].reshape(HEADS, D, memory.architecture.stack, -1), 1, 2)
         assert np.all(norm(memories) <= 1.01 * time * max(1, root) * (1 + 0.5 * (initial + bound)))
 
 
@@ -238,8 +248,8 @@ def test_default_rule_is_bounded_over_65536_tokens(chunk, alpha):
         ("titans", {"depth": 3, "gated": True}, "depth=3: a gated memory has depth 2"),
         ("delta_net", {"window": 2}, "window=2 must be at least 1, and 1 with a delta term"),
         ("delta_net", {"unknown": 1}, "unknown"),
-        ("oja", {"mu": 0.5}, "transposed=True needs a matrix memory"),
-        ("oja", {"read": "boundary"}, "transposed=True needs a matrix memory"),
+        ("oja", {"mu": 0.5}, "unexpected keyword argument 'mu'"),
+        ("oja", {"chunk_size": 0}, "chunk_size=0 must be at least 1"),
         ("attention", {"num_heads": 0}, "num_heads=0"),
         ("self_modifying_titans", {"adaptive": ("memory",)}, "adaptive=('memory',)"),
     ],

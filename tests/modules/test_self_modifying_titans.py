@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from nl_jax.modules import PAPER_FORM, SelfModifyingTitans
-from nl_jax.modules.mixers.memory_mixer import Fixed
+from nl_jax.modules.mixers.generation import generate
 from nl_jax.modules.mixers.self_modifying_titans import UP_BIAS_SCALE
 
 WIDTH, HEADS = 8, 2
@@ -39,7 +39,7 @@ def unit(x):
 def reference(mixer, x):
     """One sequence [time, width], one token at a time: the docstrings of the mixer and of memory/rules.py."""
     p = jax.tree.map(np.asarray, mixer)
-    time, d, stack = len(x), p.head_dim, (*p.projections, "memory")
+    time, d, stack = len(x), p.head_dim, (*p.projecting.names, "memory")
     slow = np.concatenate([x @ p.query.kernel[...], x @ p.key.kernel[...], x @ p.value.kernel[...]], axis=-1)
     slow = np.concatenate([np.zeros((3, slow.shape[1])), slow])
     slow = sum(p.conv.kernel[...][i] * slow[i : i + time] for i in range(4))
@@ -53,25 +53,27 @@ def reference(mixer, x):
     def softplus(u):
         return np.log1p(np.exp(u))
 
-    paper, delta = p.rule.form == "paper", float(p.rule.delta)
-    c = p.objective.linear  # 2 for L2, 0 for the dot product
+    rule, objective = p.groups[-1].rule, p.groups[-1].objective
+    paper, delta = rule.form == "paper", float(rule.delta)
+    c = objective.linear  # 2 for L2, 0 for the dot product
     y = np.zeros((time, HEADS, d))
     for h in range(HEADS):
         initial = {}
-        for architecture, group in zip(p.architectures, p.memories, strict=True):
-            outputs, first = architecture.first_outputs, 0 if group is not p.memories[-1] else len(p.projections)
+        for memory, group in zip(p.groups, p.memories, strict=True):
+            architecture = memory.architecture
+            outputs, first = architecture.first_outputs, 0 if group is not p.memories[-1] else len(p.projecting.names)
             for i in range(architecture.stack):
                 inner = group.layers[0][...][h, :, i * outputs : (i + 1) * outputs].T
                 initial[stack[first + i]] = (inner, group.layers[1][...][h, i].T)
         weights = dict(initial)
         momentum = {name: (0.0, 0.0) for name in stack}
         boundary = dict(initial)
-        chunk = dict.fromkeys(stack, p.chunk_sizes[0]) | {"memory": p.chunk_sizes[-1]}
-        keep = 1.0 if p.retention == "initial" else 0.0
+        chunk = dict.fromkeys(stack, p.chunking.sizes[0]) | {"memory": p.chunking.sizes[-1]}
+        keep = 1.0 if p.pulls_to_initial else 0.0
 
         def features(pre, c):
             """Of the last layer, and their derivative by the first layer's outputs, [hidden, outputs]."""
-            gated = p.architectures[0].gated
+            gated = p.groups[0].architecture.gated
             hidden = len(pre) // 2 if gated else len(pre)
             gate, up = pre[:hidden], pre[hidden:] + c if gated else np.ones(hidden)
             silu, slope = gate * sigmoid(gate), sigmoid(gate) * (1 + gate * (1 - sigmoid(gate)))
@@ -105,7 +107,7 @@ def reference(mixer, x):
             damp = 1.0 if paper else 1.0 - mu
             new = {}
             for i, name in enumerate(stack):
-                reflect = 2.0 if p.rule.allow_neg_eigval and name == "memory" else 1.0
+                reflect = 2.0 if rule.allow_neg_eigval and name == "memory" else 1.0
                 gate = 1.0 if p.memory_gates is None else sigmoid(p.memory_gates[...][h, i])
                 inner, outer = boundary[name]
                 z, derivative = features(inner @ k, up_bias[name])
@@ -164,7 +166,7 @@ SWITCHES = [
     {"momentum": True},
     {"self_targets": True},
     {**PAPER_FORM, "rule": "implicit"},
-    {"weight_decay": False},
+    {"alpha": 1.0},
     {"adaptive": ("value", "eta", "alpha")},
     {"adaptive": ("key", "eta", "alpha")},
     {"adaptive": ("key", "value")},
@@ -192,7 +194,7 @@ def test_frozen_has_the_same_parameters_and_never_learns():
     mixer, x = make(frozen=True, momentum=True), tokens(12)
     assert jax.tree.map(jnp.shape, nnx.state(mixer)) == jax.tree.map(jnp.shape, nnx.state(make(momentum=True)))
     _, state = apply(mixer, x, None)
-    for learned in (state.momentum, state.change):
+    for learned in (state.momentum, state.delta_w):
         assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(learned)) == 0.0
 
 
@@ -277,16 +279,15 @@ def test_gradients_stay_small_where_eigenvalues_reach_minus_one():
 def test_memory_learns_in_context():
     mixer = make()
     _, state = apply(mixer, tokens(12), None)
-    assert all(float(jnp.max(jnp.abs(leaf))) > 1e-3 for leaf in jax.tree.leaves(state.change))
+    assert all(float(jnp.max(jnp.abs(leaf))) > 1e-3 for leaf in jax.tree.leaves(state.delta_w))
 
 
 def test_a_memory_that_makes_its_own_rate_cannot_run_away():
     """Once it could: a large answer made η large, which made the next answer larger (parity, NaN after 222 steps)."""
     mixer, x = make(), tokens(12)
-    inputs, _ = mixer.slow_inputs(x, mixer.conv.init_state(2))
+    inputs, _ = mixer.project(x, mixer.conv.init_state(2))
     grown = jax.tree.map(lambda w: jnp.broadcast_to(1e6 * w, (2, *w.shape)), mixer.initial_weights())
-    parameters = jax.tree.map(lambda p: jnp.broadcast_to(p, (2, *p.shape)), mixer.coefficient_parameters())
-    eta = mixer.generate(inputs, grown, Fixed(None, parameters)).eta
+    eta = generate(mixer.projecting, mixer.groups, mixer.read_only(2), grown, inputs, self_targets=False).eta
     top = jax.nn.softplus(jnp.linalg.norm(mixer.eta_read[...], axis=-1) + mixer.eta_bias[...])
     assert bool(jnp.all(eta <= top[:, None]))
 

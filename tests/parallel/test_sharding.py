@@ -76,7 +76,7 @@ def test_optimizer_state_is_split_as_its_parameters(optimizer):
 def test_memory_state_is_split_over_batch_and_heads():
     mesh = jax.sharding.AbstractMesh((1, 2, 2), ("data", "fsdp", "tensor"))
     for name, path, spec in [
-        ("hope", "change.0.0", P(None, ("data", "fsdp"), ("tensor",), None, None)),
+        ("hope", "delta_w.0.0", P(None, ("data", "fsdp"), ("tensor",), None, None)),
         ("transformer", "keys", P(None, ("data", "fsdp"), None, ("tensor",), None)),
     ]:
         state = jax.eval_shape(lambda name=name: make_model(name).init_state(8))

@@ -10,7 +10,10 @@ from flax import nnx
 
 from nl_jax.memory import Architecture
 from nl_jax.modules.mixers.attention import Attention
-from nl_jax.modules.mixers.memory_mixer import MOMENTUM_BIAS, RETENTION_BIAS, MemoryMixer, head_size
+from nl_jax.modules.mixers.coefficients import MOMENTUM_BIAS, RETENTION_BIAS
+from nl_jax.modules.mixers.memory_mixer import MemoryMixer
+from nl_jax.modules.mixers.oja import Oja
+from nl_jax.modules.mixers.parameters import head_size
 from nl_jax.modules.mixers.self_modifying_titans import SelfModifyingTitans
 
 HEBBIAN: dict[str, Any] = {"rule": "paper", "delta": False, "eta": 1.0}  # W ← α W + v kᵀ
@@ -45,8 +48,8 @@ def linear_attention(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
     return _matrix(width, num_heads, **HEBBIAN | parts)
 
 
-def retention(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
-    """Hebbian matrix, a constant decay for each head, 1 - 2^(-5-h) (RetNet; Sun et al., 2023).
+def retnet(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
+    """RetNet: a Hebbian matrix with a constant decay for each head, 1 - 2^(-5-h) (Sun et al., 2023).
 
     Departures: keys and queries have no xPos rotation, so that a token's position shows in the decay only, and the
     output has no swish gate.
@@ -78,11 +81,6 @@ def gated_delta_net(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
     return _matrix(
         width, num_heads, **DELTA | {"delta_after_retention": True, "alpha": ("sigmoid", RETENTION_BIAS)} | parts
     )
-
-
-def oja(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
-    """``W ← (α I - η v vᵀ) W + η v kᵀ``: the delta term acts on the side of the values (Oja, Eq. 66-67)."""
-    return _matrix(width, num_heads, **DELTA | {"transposed": True, "alpha": ("sigmoid", RETENTION_BIAS)} | parts)
 
 
 def ttt_linear(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
@@ -127,10 +125,10 @@ def sliding_window_attention(
 
 MIXERS: dict[str, Callable[..., Any]] = {
     "linear_attention": linear_attention,
-    "retention": retention,
+    "retnet": retnet,
     "delta_net": delta_net,
     "gated_delta_net": gated_delta_net,
-    "oja": oja,
+    "oja": Oja,
     "ttt_linear": ttt_linear,
     "ttt_mlp": ttt_mlp,
     "titans": titans,

@@ -1,0 +1,172 @@
+"""How a memory learns a chunk and is read: keys, values and coefficients become a solved recurrence of each layer."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from nl_jax.memory.description import Memory
+from nl_jax.memory.guards import LARGEST_FORCING, LARGEST_RATE, LARGEST_STATE, limit_norm
+from nl_jax.memory.recurrence import Chunk, Decay, end_of_chunk, read_chunk, solve_chunk
+from nl_jax.memory.rules import WRITES, LayerInputs, non_expansive
+from nl_jax.ops import squared_lengths
+
+Layers = tuple[Array, ...]  # weights [..., in, out] of each layer
+
+
+class Weights(NamedTuple):
+    """The weights of a memory when a chunk starts, a layer each."""
+
+    w0: Layers | None  # W₀, which retention and the delta term pull toward; None for zero
+    delta_w: Layers  # ΔW = W - W₀
+    momentum: Layers | None  # S; None without momentum
+    w_at_boundary: Layers  # W at the last chunk boundary, where gradients are taken
+
+
+class Tokens(NamedTuple):
+    """The tokens of a chunk."""
+
+    keys: Float[Array, "... C in"]  # of unit length, for the state's bound to hold
+    values: Float[Array, "... C out"]  # [..., stack, C, out] for MLPs
+    eta: Float[Array, "... C"]  # learning rate; 0 for padding. A rate above 1e6 counts as 1e6
+    alpha: Float[Array, "... C"]  # retention; 1 for padding
+    one_minus_mu: Float[Array, "... C"] | None  # 1 - momentum; None without momentum
+    decay: Decay  # of alpha and mu
+
+
+def learn_chunk(
+    memory: Memory,
+    weights: Weights,
+    tokens: Tokens,
+    *,
+    starts_at_boundary: bool = False,
+    gates: Float[Array, "... stack"] | None = None,
+    up_bias: Float[Array, "..."] | None = None,
+) -> tuple[Chunk, ...]:
+    """Solves one chunk for every layer.
+
+    Args:
+      memory: its description.
+      weights: when the chunk starts.
+      tokens: of the chunk.
+      starts_at_boundary: the caller's promise that ``w_at_boundary`` equals ``w0 + delta_w``, which saves a product.
+      gates: in [0, 1], of each memory of an MLP stack: they multiply its forcing; None for 1.
+      up_bias: of gated memories, as ``Architecture`` takes it.
+    """
+    one_minus_mu = jnp.ones_like(tokens.eta) if tokens.one_minus_mu is None else tokens.one_minus_mu
+    eta = jnp.minimum(tokens.eta, LARGEST_RATE)
+    found = _gradients(memory, weights.w_at_boundary, tokens, up_bias) if memory.takes_gradients else None
+    chunks = []
+    for layer in range(memory.architecture.depth):
+        x = tokens.keys if found is None else found.inputs[layer]
+        # what the solution needs of the answers of ΔW is known where a forward pass took them from the same weights
+        knows_answers = found is not None and starts_at_boundary and memory.has_delta_term(layer)
+        needs_w0 = weights.w0 is not None and (memory.folds_at(layer) or knows_answers)
+        w0_answers = x @ weights.w0[layer] if weights.w0 is not None and needs_w0 else None
+        answers = None
+        if found is not None and knows_answers:
+            answers = found.outputs[layer] if w0_answers is None else found.outputs[layer] - w0_answers
+        inputs = LayerInputs(
+            layer,
+            x,
+            _gradient(memory, layer, found, w0_answers, tokens),
+            eta=eta if layer == 0 else eta[..., None, :],
+            alpha=tokens.alpha if layer == 0 else tokens.alpha[..., None, :],
+            one_minus_mu=one_minus_mu if layer == 0 else one_minus_mu[..., None, :],
+            gates=None if gates is None else gates[..., None],
+            slope=None if found is None else found.slope,
+        )
+        beta, forcing = WRITES[memory.rule.form](memory, inputs)
+        beta = None if beta is None else non_expansive(memory, inputs, beta)
+        forcing = forcing if memory.is_bounded else limit_norm(forcing, LARGEST_FORCING, -1)
+        momentum = None if weights.momentum is None else weights.momentum[layer]
+        decay = tokens.decay if layer == 0 else tokens.decay.over_stack()
+        chunks.append(solve_chunk(weights.delta_w[layer], momentum, x, forcing, beta, decay, answers))
+    return tuple(chunks)
+
+
+class _Gradients(NamedTuple):
+    """What a forward and a backward pass at the boundary leave for learning; a list has an entry for each layer."""
+
+    inputs: list[Array]
+    outputs: list[Array]
+    gradients: list[Array]  # of the loss, at the outputs
+    slope: Float[Array, "*stack C"] | None  # Λ of each memory; None for the paper's rule, which does not use it
+
+
+def _gradients(memory: Memory, weights: Layers, tokens: Tokens, up_bias: Array | None) -> _Gradients:
+    apply = apply_layer(weights)
+
+    def forward(probes):
+        inputs, outputs = [], []
+
+        def linear(layer, x):
+            inputs.append(x)
+            outputs.append(apply(layer, x))
+            return outputs[-1] if probes is None else outputs[-1] + probes[layer]
+
+        return memory.architecture(linear, tokens.keys, up_bias), (inputs, outputs)
+
+    shapes = jax.eval_shape(lambda: forward(None)[1][1])
+    answer, pull, (inputs, outputs) = jax.vjp(forward, [jnp.zeros(o.shape, o.dtype) for o in shapes], has_aux=True)
+    at_answer = memory.objective.gradient(answer, tokens.values)
+    gradients = pull(at_answer)[0]
+    slope = None if memory.rule.form == "paper" else _slope(memory, inputs, gradients, at_answer)
+    return _Gradients(inputs, outputs, gradients, slope)
+
+
+def _slope(
+    memory: Memory, inputs: list[Array], gradients: list[Array], at_answer: Float[Array, "... C out"]
+) -> Float[Array, "*stack C"]:
+    """Λ of each memory, the slope of the loss along the gradient of all weights."""
+    architecture = memory.architecture
+    total = jnp.zeros((), at_answer.dtype)
+    for layer, (x, gradient) in enumerate(zip(inputs, gradients, strict=True)):
+        square = architecture.per_memory(layer, squared_lengths(x))
+        total = total + architecture.output_squares(layer, gradient) * square
+    return memory.objective.curvature * total / (squared_lengths(at_answer) + 1e-6)
+
+
+def _gradient(
+    memory: Memory, layer: int, found: _Gradients | None, w0_answers: Array | None, tokens: Tokens
+) -> Float[Array, "... C out"]:
+    """The gradient at a layer's output: at the boundary, or where it folds at the answer that it gives with ΔW = 0."""
+    if memory.folds_at(layer):
+        answer = jnp.zeros_like(tokens.values) if w0_answers is None else w0_answers
+        return memory.objective.gradient(memory.architecture.add_residual(answer, tokens.keys), tokens.values)
+    if found is None:  # it does not depend on the answer
+        return memory.objective.gradient(jnp.zeros_like(tokens.values), tokens.values)
+    return found.gradients[layer]
+
+
+def end_of_memory(memory: Memory, chunks: tuple[Chunk, ...]) -> tuple[Layers, tuple[Array | None, ...]]:
+    """``(ΔW, S)`` of every layer after the last token of ``learn_chunk``'s chunks; S is None without momentum.
+
+    Where the rule has no bound of its own, each matrix is scaled down to the Frobenius norm 1,000 (``guards.py``).
+    """
+    ends: Any = [end_of_chunk(chunk) for chunk in chunks]
+    if not memory.is_bounded:
+        ends = jax.tree.map(lambda w: limit_norm(w, LARGEST_STATE, (-2, -1)), ends)
+    return tuple(delta_w for delta_w, _ in ends), tuple(momentum for _, momentum in ends)
+
+
+def apply_layer(weights: Layers) -> Callable[[int, Array], Array]:
+    """The function ``linear`` that an architecture takes, from the weights of its layers."""
+    return lambda layer, x: x @ weights[layer]
+
+
+def read_memory(
+    memory: Memory,
+    chunks: tuple[Chunk, ...],
+    w0: Layers | None,
+    queries: Float[Array, "... C in"],
+    up_bias: Float[Array, "..."] | None = None,
+) -> Float[Array, "... C out"]:
+    """Answers every query by the weights updated up to its own token."""
+
+    def linear(layer, x):
+        return read_chunk(chunks[layer], x, None if w0 is None else x @ w0[layer])
+
+    return memory.architecture(linear, queries, up_bias)

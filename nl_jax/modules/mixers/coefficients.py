@@ -1,0 +1,69 @@
+"""Learning rate, retention and momentum of each token and head: constants, or gates of the input."""
+
+import math
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from nl_jax.modules.layers import linear
+
+RETENTION_BIAS = 8.0  # sigmoid: 0.9997, so that a memory keeps its state for some 3,000 tokens
+# sigmoid: 0.27. With larger momentum a write arrives after the delta term has already compensated for it.
+MOMENTUM_BIAS = -1.0
+
+
+class Gate(nnx.Module):
+    """A coefficient per token and head from the input: ``activation(x W + b)``, where b starts as a constant."""
+
+    def __init__(self, width: int, num_heads: int, activation: str, bias: float, *, rngs: nnx.Rngs):
+        self.activation = activation
+        self.linear = linear(width, num_heads, bias=bias, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch time width"], dtype: Any) -> Float[Array, "batch heads time"]:
+        """The coefficient, in ``dtype``."""
+        return jnp.moveaxis(getattr(jax.nn, self.activation)(self.linear(x).astype(dtype)), 1, 2)
+
+
+Coefficient = Gate | tuple[float, ...] | None  # a gate, a constant for each head, or nothing
+
+
+def coefficient(name: str, given: Any, width: int, num_heads: int, rngs: nnx.Rngs) -> Coefficient:
+    """A coefficient from a mixer's option.
+
+    Args:
+      name: "eta", "alpha" or "mu". The first may be any number from 0, the others end at 1.
+      given: a number for a constant, a tuple of numbers for a constant of each head, (activation, bias) for a gate of
+        the input with the activation "softplus" or "sigmoid", or None for no coefficient.
+      width, num_heads: sizes of the mixer.
+      rngs: source of a gate's initial weights.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    if given is None:
+        return None
+    if isinstance(given, tuple) and given and isinstance(given[0], str):
+        activation, *bias = given
+        if activation not in ("softplus", "sigmoid"):
+            raise ValueError(f"{name}={given!r}: the activation must be 'softplus' or 'sigmoid'")
+        if len(bias) != 1 or not isinstance(bias[0], numbers.Real) or not math.isfinite(bias[0]):
+            raise ValueError(f"{name}={given!r}: the activation must be followed by one bias, a finite number")
+        return Gate(width, num_heads, *given, rngs=rngs)
+    constants = given if isinstance(given, tuple) else (given,) * num_heads
+    top = math.inf if name == "eta" else 1.0
+    if len(constants) != num_heads or not all(0.0 <= c <= top and math.isfinite(c) for c in constants):
+        raise ValueError(f"{name}={given!r} must be one number, or one per head, from 0 to {top}")
+    return tuple(float(c) for c in constants)
+
+
+def per_token(
+    given: Coefficient, x: Float[Array, "batch time width"], dtype: Any
+) -> Float[Array, "batch heads time"] | None:
+    """The coefficient of every token, in ``dtype``; None where there is none."""
+    if isinstance(given, tuple):
+        return jnp.broadcast_to(jnp.asarray(given, dtype)[:, None], (len(x), len(given), x.shape[1]))
+    return None if given is None else given(x, dtype)

@@ -1,0 +1,232 @@
+"""How a mixer with memories steps through a text: state, subchunks, padding, windows and chunk boundaries.
+
+A subchunk is what is learned at once in closed form. It has as many tokens as the smallest chunk, so that chunks of
+every group end where subchunks end.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from nl_jax.memory import limit_cotangent
+from nl_jax.modules.layers import remat_except_dots
+from nl_jax.modules.mixers.parameters import Groups, MixerParameters, Projected
+
+
+class MemoryState(NamedTuple):
+    """What the memories have learned since the text began.
+
+    All fields but ``position`` are in float32 (float64 with parameters in float64), whatever the parameters' type is.
+    Sizes do not depend on the text's length.
+    """
+
+    conv: Float[Array, "batch 3 channels"]  # last inputs of the convolution
+    delta_w: Groups  # ΔW = W - W₀ after the last token, where W₀ is what retention pulls toward
+    momentum: Groups  # S; empty without momentum
+    delta_w_at_boundary: Groups  # ΔW at each group's last chunk boundary; empty where nothing depends on it
+    past: Projected | None  # the last window - 1 tokens; None without a window
+    position: Int[Array, ""]  # tokens since the text began, modulo a large multiple of the chunk sizes
+
+
+class Memories(NamedTuple):
+    """The part of a ``MemoryState`` that goes from subchunk to subchunk."""
+
+    delta_w: Groups
+    momentum: Groups
+    delta_w_at_boundary: Groups
+
+
+# (memories, tokens of a subchunk, 1 for those that advance the memories) -> answers to all of the tokens, memories.
+# The tokens include the ``window - 1`` before the subchunk: they were learned before, and only their gradients count.
+Learn = Callable[[Memories, Projected, Float[Array, "1 1 C"]], tuple[Float[Array, "batch heads C head_dim"], Memories]]
+
+
+@dataclass(frozen=True)
+class Chunking:
+    """When memories take gradients.
+
+    Attributes:
+      sizes: tokens from one boundary to the next, for each group of memories; the smallest must divide the others.
+      window: number of tokens whose gradients make one update, the last one and those before it (Omega rule, Eq. 68).
+      keeps_boundary: whether learning or reading depends on the weights at the last boundary.
+
+    Raises:
+      ValueError: for sizes that are not integers from 1, or of which the smallest does not divide the others, or a
+        window below 1.
+    """
+
+    sizes: tuple[int, ...]
+    window: int
+    keeps_boundary: bool
+
+    def __post_init__(self):
+        """Checks the sizes."""
+        shown = self.sizes[0] if len(set(self.sizes)) == 1 else self.sizes
+        whole = all(isinstance(size, int) and not isinstance(size, bool) for size in self.sizes)
+        if not whole or min(self.sizes) < 1 or any(size % min(self.sizes) for size in self.sizes):
+            raise ValueError(f"chunk_size={shown} must be at least 1, and the smallest must divide the others")
+        if self.window < 1:
+            raise ValueError(f"window={self.window} must be at least 1")
+
+    @property
+    def subchunk(self) -> int:
+        """Tokens of a subchunk."""
+        return min(self.sizes)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every subchunk is a chunk of all groups."""
+        return len(set(self.sizes)) == 1
+
+    def at_boundary(self, position: Array, memories: Memories, *, due: Array | bool = True) -> Memories:
+        """Takes ΔW for the boundary's in those groups whose chunk ends at ``position``, if ``due``."""
+        if not self.keeps_boundary:
+            return memories
+
+        def of_group(size, delta_w, before):
+            ends = due & (position % size == 0)
+            return jax.tree.map(lambda d, b: jnp.where(ends, d, b), delta_w, before)
+
+        delta_w_at_boundary = tuple(map(of_group, self.sizes, memories.delta_w, memories.delta_w_at_boundary))
+        return memories._replace(delta_w_at_boundary=delta_w_at_boundary)
+
+    def wrap(self, position: Array) -> Array:
+        """The position modulo a large multiple of the sizes; without that it would overflow in a text without end."""
+        period = math.lcm(*self.sizes)
+        return position % (period * max(1, 2**30 // period))
+
+
+def start_of_text(parameters: MixerParameters, chunking: Chunking, batch_size: int) -> MemoryState:
+    """The state before the first token: every memory at its initial weights. No two arrays share a buffer."""
+    weights, dtype, past = parameters.initial_weights(), parameters.state_dtype, chunking.window - 1
+
+    def zeros():
+        return jax.tree.map(lambda w: jnp.zeros((batch_size, *w.shape), dtype), weights)
+
+    def delta_w():
+        if parameters.pulls_to_initial or parameters.memories is None:
+            return zeros()
+        return jax.tree.map(lambda w: jnp.broadcast_to(w.astype(dtype), (batch_size, *w.shape)), weights)
+
+    def no_past():
+        heads = (batch_size, parameters.num_heads, past)
+        key, value, query = (jnp.zeros((*heads, parameters.head_dim), dtype) for _ in range(3))
+        eta, alpha, mu = (jnp.zeros(heads, dtype) for _ in range(3))
+        return Projected(
+            key, value, query, eta, alpha, None if parameters.mu is None else mu, jnp.zeros((1, 1, past), dtype)
+        )
+
+    return MemoryState(
+        parameters.conv.init_state(batch_size).astype(dtype),
+        delta_w(),
+        () if parameters.mu is None else zeros(),
+        delta_w() if chunking.keeps_boundary else (),
+        no_past() if past else None,
+        jnp.zeros((), jnp.int32),
+    )
+
+
+def read_text(
+    parameters: MixerParameters,
+    chunking: Chunking,
+    learn: Learn,
+    x: Float[Array, "batch time width"],
+    state: MemoryState,
+    *,
+    at_boundary: bool,
+) -> tuple[Float[Array, "batch time width"], MemoryState]:
+    """Output of a mixer, and its state after the last token: projects, learns subchunk by subchunk, projects back.
+
+    Any number of tokens in any number of calls gives the same outputs and state as one call, up to rounding. The state
+    keeps its types; no tokens give no outputs, and the state as it was.
+
+    Args:
+      parameters: of the mixer.
+      chunking: when its memories take gradients.
+      learn: learns and answers one subchunk.
+      x: the tokens.
+      state: before them.
+      at_boundary: the caller's promise that the state is at a boundary of all chunk sizes.
+    """
+    if x.shape[1] == 0:
+        return parameters.output(x), state
+    projected, conv = remat_except_dots(parameters.project)(x, state.conv)
+    y, new = step_through(chunking, learn, projected, state, at_boundary=at_boundary)
+    new = jax.tree.map(lambda u, before: u.astype(before.dtype), new._replace(conv=conv), state)
+    return parameters.project_back(y, x.dtype), new
+
+
+def step_through(
+    chunking: Chunking, learn: Learn, projected: Projected, state: MemoryState, *, at_boundary: bool
+) -> tuple[Float[Array, "batch heads time head_dim"], MemoryState]:
+    """Answers to the tokens, and the state after them but for its convolution. Arguments as for ``read_text``."""
+    batch, heads, time, head_dim = projected.key.shape
+    past, origin, dtype = chunking.window - 1, state.position, projected.key.dtype
+    if past:
+        before = _astype(state.past, dtype)
+        projected = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=2), before, projected)
+    if at_boundary or time == 1:
+        size, offset = min(chunking.subchunk, time), jnp.zeros((), jnp.int32)
+        count = -(-time // size)
+        padded = jax.tree.map(lambda u: _pad(u, count * size - time), projected)
+    else:  # a first token inside a subchunk is put at its place there, so that subchunks end where chunks end
+        size, offset = chunking.subchunk, origin % chunking.subchunk
+        count = -(-(time + size - 1) // size)
+        padded = jax.tree.map(lambda u: _place(u, past + count * size, offset), projected)
+    starts = origin - offset + size * jnp.arange(count)
+
+    def body(memories, subchunk):
+        tokens, start = subchunk
+        if chunking.keeps_boundary:
+            memories = limit_cotangent(memories)  # others are linear in their state and do not expand it
+            if at_boundary and chunking.is_uniform:
+                memories = memories._replace(delta_w_at_boundary=memories.delta_w)
+            else:
+                memories = chunking.at_boundary(start, memories, due=(start > origin) & (start <= origin + time))
+        position = start + jnp.arange(size + past) - past
+        advances = jnp.where(position >= jnp.maximum(start, origin), tokens.valid, 0.0) if past else tokens.valid
+        y, memories = learn(memories, tokens, advances)
+        return memories, y[:, :, past:]
+
+    memories = _astype(Memories(state.delta_w, state.momentum, state.delta_w_at_boundary), dtype)
+    cut = jax.tree.map(lambda u: _cut(u, count, size, past), padded)
+    if count == 1:
+        memories, y = body(memories, (jax.tree.map(lambda u: u[0], cut), starts[0]))
+    else:
+        memories, y = jax.lax.scan(jax.checkpoint(body), memories, (cut, starts))
+        y = jnp.moveaxis(y, 0, 2).reshape(batch, heads, count * size, head_dim)
+    y = jax.lax.dynamic_slice_in_dim(y, offset, time, axis=2)
+    memories = chunking.at_boundary(origin + time, memories)
+    last = jax.tree.map(lambda u: u[:, :, time:], projected) if past else None
+    return y, MemoryState(state.conv, *memories, last, chunking.wrap(origin + time))
+
+
+def _astype(tree: Any, dtype: Any) -> Any:
+    return jax.tree.map(lambda u: u.astype(dtype), tree)
+
+
+def _pad(u: Float[Array, "batch heads time ..."], count: int) -> Float[Array, "batch heads padded ..."]:
+    """``count`` zeros after the last token."""
+    return jnp.pad(u, [(0, 0), (0, 0), (0, count)] + [(0, 0)] * (u.ndim - 3))
+
+
+def _place(
+    u: Float[Array, "batch heads time ..."], length: int, offset: Int[Array, ""]
+) -> Float[Array, "batch heads length ..."]:
+    """u at ``offset`` in ``length`` zeros."""
+    room = jnp.zeros((*u.shape[:2], length, *u.shape[3:]), u.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(room, u, offset, axis=2)
+
+
+def _cut(
+    u: Float[Array, "batch heads time ..."], count: int, size: int, past: int
+) -> Float[Array, "count batch heads size ..."]:
+    """Subchunks of ``size`` tokens, each with the ``past`` tokens before it."""
+    if past:
+        return jnp.stack([u[:, :, i * size : (i + 1) * size + past] for i in range(count)])
+    return jnp.moveaxis(u.reshape(*u.shape[:2], count, size, *u.shape[3:]), 2, 0)
