@@ -6,7 +6,7 @@ References:
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +36,12 @@ def _read(layers: Layers, keys: Float[Array, "... rows size"]) -> Float[Array, "
     for w in layers[:-1]:
         keys = jax.nn.silu(keys @ w)
     return keys @ layers[-1]
+
+
+def _objective_of_all(objective: Callable[[Array, Array], Array], answers: Iterable[Array], keys: Iterable[Array]):
+    """The objective of the memories of all parameters, summed."""
+    terms = (_objective_of(objective, answer, key) for answer, key in zip(answers, keys, strict=True))
+    return sum(terms, start=jnp.zeros(()))
 
 
 def _objective_of(objective: Callable[[Array, Array], Array], answers: Array, keys: Array) -> Float[Array, ""]:
@@ -84,8 +90,7 @@ def scale_by_deep_momentum(
         return (*layers, jnp.zeros(last, leaf.dtype))
 
     def loss(memories, keys):
-        terms = (_objective_of(objective, _read(layers, k), k) for layers, k in zip(memories, keys, strict=True))
-        return sum(terms, start=jnp.zeros(()))
+        return _objective_of_all(objective, map(_read, memories, keys), keys)
 
     def init(params):
         change = jax.tree.map(lambda p: tuple(jnp.zeros(s, p.dtype) for s in shapes(p)), params)

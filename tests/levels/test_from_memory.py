@@ -40,7 +40,7 @@ def test_mlp_memory_descends_by_chunks():
         schedule = Schedule([level])
         data = {"m": Pair(normal(n, 2, 3, 3), normal(n, 2, 3, 2, seed=1))}
         state = schedule.init(jax.random.key(0), jax.tree.map(lambda x: x[0], data))
-        initial = tuple(w.astype(float) for w in state.levels["m"].initial)
+        initial = tuple(w.astype(float) for w in state.levels["m"].w0)
         state = schedule.run(state, data)
 
         def loss(weights, keys, values):
