@@ -36,6 +36,7 @@ from jaxtyping import Array, Float, Int
 
 from nl_jax.levels import Level, Schedule, ScheduleState, from_optax
 from nl_jax.modules import FeedForward
+from nl_jax.modules.continuum_memory import OfEachSequence
 from nl_jax.optim import clip_by_norm, smooth_norm
 from nl_jax.trees import own_buffers
 
@@ -304,7 +305,7 @@ def with_levels(model: Any, levels: Sequence[FeedForward]) -> Any:
     leaves, structure = jax.tree.flatten(model)
     copy = jax.tree.unflatten(structure, leaves)
     own = model.blocks.cms.levels
-    copy.blocks.cms.levels = nnx.List(list(map(_like, levels, own)))
+    copy.blocks.cms.levels = nnx.List([OfEachSequence(_like(new, old)) for new, old in zip(levels, own, strict=True)])
     return copy
 
 

@@ -13,10 +13,7 @@ VARIANTS = ("sequential", "nested", "nested_first_order", "independent")
 
 
 class FeedForward(nnx.Module):
-    """One level: a pre-norm residual SwiGLU MLP, ``x + down(silu(gate(n)) * up(n))`` with ``n = RMSNorm(x)``.
-
-    Where its levels learn in context, every sequence has weights of its own, with a leading axis [batch, ...].
-    """
+    """One level: a pre-norm residual SwiGLU MLP, ``x + down(silu(gate(n)) * up(n))`` with ``n = RMSNorm(x)``."""
 
     def __init__(self, width: int, hidden: int, *, output_scale: float = 1.0, rngs: nnx.Rngs):
         self.norm = nnx.RMSNorm(width, rngs=rngs)
@@ -30,12 +27,20 @@ class FeedForward(nnx.Module):
 
     def _residual(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
         assert self.norm.scale is not None
-        scale = self.norm.scale[...]
-        if scale.ndim == 2:  # of each sequence
-            scale = scale[:, None]
         mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        n = x * jax.lax.rsqrt(mean_square + self.norm.epsilon) * scale
+        n = x * jax.lax.rsqrt(mean_square + self.norm.epsilon) * self.norm.scale[...]
         return self.down(jax.nn.silu(self.gate(n)) * self.up(n))
+
+
+class OfEachSequence(nnx.Module):
+    """A level that learns in context: every leaf of its block is [batch, ...], weights for each sequence."""
+
+    def __init__(self, block: FeedForward):
+        self.block = block
+
+    def __call__(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
+        """One residual step of each sequence by its own weights."""
+        return jax.vmap(lambda block, x: block(x[None])[0])(self.block, x)
 
 
 class ContinuumMemory(nnx.Module):

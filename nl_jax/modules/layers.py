@@ -11,18 +11,14 @@ from jaxtyping import Array, Float
 
 
 class Linear(nnx.Linear):
-    """``nnx.Linear`` as one product of two matrices, whatever the leading axes.
+    """``nnx.Linear`` as one product of two matrices, whatever the number of leading axes.
 
-    With several of them XLA on CPU copies its operands into transposed order in the backward pass, which took a tenth
-    of a training step (BUILD_NOTES.md, D56).
-
-    Weights [batch, in, out] are each of one row of the batch.
+    With several of them XLA on CPU would copy its operands into transposed order in the backward pass, which took a
+    tenth of a training step (BUILD_NOTES.md, D56).
     """
 
     def __call__(self, inputs: Float[Array, "... in"], out_sharding: Any = None) -> Float[Array, "... out"]:
-        """The map of every vector."""
-        if self.kernel[...].ndim == 3:
-            return inputs @ self.kernel[...]
+        """Maps every vector."""
         outputs = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
         return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
 
