@@ -1,6 +1,6 @@
 """Levels and schedules: learners, each with its own state, context and update frequency, composed into one system."""
 
-from nl_jax.levels.from_memory import MemoryState, Pair, from_memory
+from nl_jax.levels.from_memory import MemoryLevelState, Pair, from_memory
 from nl_jax.levels.from_parts import Learner, from_loss, from_optax
 from nl_jax.levels.level import Context, Level
 from nl_jax.levels.schedule import Flow, Schedule, ScheduleState
@@ -19,7 +19,7 @@ __all__ = [
     "Flow",
     "Learner",
     "Level",
-    "MemoryState",
+    "MemoryLevelState",
     "Pair",
     "Schedule",
     "ScheduleState",

@@ -33,7 +33,7 @@ class Pair(NamedTuple):
     alpha: Float[Array, "*batch"] | None = None  # retention
 
 
-class MemoryState(NamedTuple):
+class MemoryLevelState(NamedTuple):
     """Weights of a memory, a layer each: those it started with, and what it has learned since."""
 
     w0: Layers  # W₀, the weights at the start, which it also forgets toward
@@ -54,7 +54,7 @@ def from_memory(
 ) -> Level:
     """An associative memory that learns keys and values by chunks of a period, in closed form (Eq. 83-93).
 
-    A step is a token, its context a ``Pair``; gradients are taken at the chunk's start. The state is a ``MemoryState``;
+    A step is a token, its context a ``Pair``; gradients are taken at the chunk's start. The state is a ``MemoryLevelState``;
     ``read(state, queries)`` answers [*batch, n, in] by [*batch, n, out], ``read(state, None)`` gives the weights.
 
     Args:
@@ -94,7 +94,7 @@ def from_memory(
 
     def start(initial):
         w0 = own_buffers(tuple(initial))
-        return MemoryState(w0, tuple(jnp.zeros((*batch, *w.shape), w.dtype) for w in w0))
+        return MemoryLevelState(w0, tuple(jnp.zeros((*batch, *w.shape), w.dtype) for w in w0))
 
     def init(key, data):
         return start(_initial_weights(key, shapes) if initial is None else initial)
@@ -130,7 +130,7 @@ def _initial_weights(key: Array, shapes: tuple[tuple[int, ...], ...]) -> Layers:
 
 
 def _learned(
-    memory: Memory, state: MemoryState, pairs: Pair, batch: tuple[int, ...], eta: float, alpha: float
+    memory: Memory, state: MemoryLevelState, pairs: Pair, batch: tuple[int, ...], eta: float, alpha: float
 ) -> Layers:
     """ΔW after the pairs of a period, [period, *batch, ...], as one chunk.
 
