@@ -54,9 +54,9 @@ def from_memory(
 ) -> Level:
     """An associative memory that learns keys and values by chunks of a period, in closed form (Eq. 83-93).
 
-    A step is a token, its context a ``Pair``; gradients are taken at the chunk's start. The state is a
-    ``MemoryLevelState``;
-    ``read(state, queries)`` answers [*batch, n, in] by [*batch, n, out], ``read(state, None)`` gives the weights.
+    A step is a token, its context is a ``Pair``, and its gradient is taken at the chunk's start. The state is a
+    ``MemoryLevelState``; ``read(state, queries)`` maps [*batch, n, in] to [*batch, n, out], and ``read(state, None)``
+    gives the weights.
 
     Args:
       name, period: of the level; the period is the chunk size.
