@@ -28,7 +28,7 @@ def test_an_unknown_name_is_one_line(capsys):
     assert main(["nl-jax", "langauge_model"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("error: launcher 'langauge_model': expected one of language_model, context")
+    assert captured.err.startswith("error: launcher 'langauge_model': expected one of language_model, compare, context")
     assert captured.err.count("\n") == 1
 
 
