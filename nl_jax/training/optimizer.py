@@ -107,7 +107,7 @@ def make_optimizer(
     warmup_steps: int | None = None,
     schedule: str = "cosine",
     weight_decay: float = 0.1,
-    cms_periods: Sequence[int] = (1,),
+    cms_periods: Sequence[int] | None = None,
 ) -> LevelOptimizers:
     r"""One of ``OPTIMIZERS`` for hidden matrices, AdamW (β₁ 0.9, β₂ 0.95) for the rest, gradients clipped to norm 1.
 
@@ -123,7 +123,8 @@ def make_optimizer(
         warmup_steps: steps of linear warm-up; default as for `learning_rate_schedule`.
         schedule: one of ``SCHEDULES``.
         weight_decay: times the learning rate is what matrices lose per update; vectors and scales are not decayed.
-        cms_periods: optimizer steps between two updates of each CMS level, fastest first.
+        cms_periods: optimizer steps between two updates of each CMS level, fastest first. Default: all parameters are
+            one level, which every step updates.
 
     Raises:
         ValueError: for an unknown optimizer or schedule.
@@ -145,7 +146,7 @@ def make_optimizer(
             matrices = optax.adamw(matrix_rate, **ADAM, weight_decay=weight_decay)
         return optax.partition({"matrix": matrices, "other": others}, _matrix_labels)
 
-    return LevelOptimizers(of_period, tuple(cms_periods), max_norm=1.0)
+    return LevelOptimizers(of_period, None if cms_periods is None else tuple(cms_periods), max_norm=1.0)
 
 
 def peak_rates(

@@ -35,6 +35,9 @@ def training_schedule(model: PyTree, optimizer: optax.GradientTransformation | L
         model: the tree of parameters, as arrays or as their shapes and dtypes.
         optimizer: the result of `make_optimizer`, or any optax transformation; then all parameters are one level.
 
+    Raises:
+        ValueError: the model has more CMS levels than there are periods.
+
     Examples:
         >>> import jax, optax
         >>> from flax import nnx
@@ -98,7 +101,10 @@ def _paths(model: PyTree, cms_periods: tuple[int, ...] | None) -> dict[str, tupl
     owned[PARAMETERS] = []
     for path in named_leaves(model):
         found = _CMS_LEVEL.search(path) if cms_periods is not None else None
-        owned[f"cms_{found[1]}" if found else PARAMETERS].append(path)
+        name = f"cms_{found[1]}" if found else PARAMETERS
+        if name not in owned:
+            raise ValueError(f"level {name!r} has no period; expected one for each CMS level, got {cms_periods}")
+        owned[name].append(path)
     return {name: tuple(paths) for name, paths in owned.items() if paths}
 
 

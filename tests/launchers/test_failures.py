@@ -98,7 +98,7 @@ def test_text_that_the_terminal_cannot_show(monkeypatch):
 SCRIPT = """
 import sys
 from absl import flags
-from experiments import generate, launcher, stream
+from experiments.common import launcher
 sys.exit(launcher.run(lambda values: print("x" * 100_000), flags.FlagValues(), "", ["x"]))
 """
 

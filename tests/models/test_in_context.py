@@ -34,6 +34,7 @@ def sequence_loop(model, tokens, targets, optimizers):
 
     def reading(own, start, mixers):
         part = jax.lax.dynamic_slice_in_dim(tokens, start, chunk)
+        own = jax.tree.map(lambda w: w[:, None], own)  # the axis of sequences
         return with_levels(model, own)(part[None], mixers, at_boundary=True)
 
     def nats(own, t, start, mixers):

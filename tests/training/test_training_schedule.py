@@ -107,6 +107,12 @@ def test_a_model_that_learns_in_context_shows_the_schedule_that_its_loss_runs(of
     assert "mixers: period 1" in text
 
 
+def test_a_level_without_a_period_is_named():
+    with pytest.raises(ValueError, match=r"level 'cms_1' has no period; expected one for each CMS level, got \(1,\)"):
+        training_schedule(make(), make_optimizer(steps=1, cms_periods=(1,)))
+    assert [level.name for level in training_schedule(make(), make_optimizer(steps=1)).levels] == ["parameters"]
+
+
 def test_unknown_optimizers_are_named():
     with pytest.raises(ValueError, match="optimizer 'adam': expected one of adamw, muon"):
         make_optimizer(optimizer="adam", steps=1)
