@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from nl_jax.models.config import LanguageModelConfig
 from nl_jax.modules import Block, ContinuumMemory, mixer
+from nl_jax.parallel.activations import constrain
 
 UNROLLED_LAYERS = 4  # compile in 20 s, a scan in 15 s; a step is a tenth faster (BUILD_NOTES.md, D57)
 
@@ -65,11 +66,12 @@ class LanguageModel(nnx.Module):
         ``at_boundary`` means the same as for ``MemoryMixer``.
         """
         embedding = self.embed.embedding[...]  # used directly, since nnx.Embed keeps the dtype it was built with
-        x = embedding[tokens] * self.config.width**0.5
+        x = constrain(embedding[tokens] * self.config.width**0.5, "batch", None, None)
 
         def body(x, inputs):
             block, state = inputs
-            return block(x, state, at_boundary=at_boundary)
+            x, state = block(x, state, at_boundary=at_boundary)
+            return constrain(x, "batch", None, None), state
 
         body = jax.checkpoint(body) if self.config.remat else body
         unroll = self.config.unroll

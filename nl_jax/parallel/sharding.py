@@ -4,6 +4,7 @@ The names are stored by path (`nl_jax.parameter_axes`), not on the parameters. S
 a parameter also applies to its optimizer state, whose paths end in the path of the parameter.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -73,18 +74,19 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(MESH_AXES["batch"]))
 
 
+def mesh_axes(mesh: Any, name: str | None, size: int) -> tuple[str, ...] | None:
+    """The mesh axes that split an axis with this logical name and size; None where they do not divide it."""
+    axes = MESH_AXES.get(name or "")
+    split = math.prod(mesh.shape[axis] for axis in axes or ())
+    return axes if split > 1 and size % split == 0 else None
+
+
 def _shardings(mesh: Mesh, tree: PyTree, table: tuple[tuple[str, Names], ...]) -> PyTree:
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         names = logical_axes(path_name(path), table) or ()
-        if len(names) != len(leaf.shape):  # a reduced moment of an optimizer, or an unknown leaf
+        if len(names) != len(leaf.shape):  # a reduced moment, or an unknown leaf
             names = ()
-        return NamedSharding(mesh, PartitionSpec(*map(mesh_axes, names, leaf.shape)))
-
-    def mesh_axes(name: str | None, size: int) -> tuple[str, ...] | None:
-        axes = MESH_AXES.get(name or "")
-        split = 1
-        for axis in axes or ():
-            split *= mesh.shape[axis]
-        return axes if split > 1 and size % split == 0 else None
+        axes = (mesh_axes(mesh, name, size) for name, size in zip(names, leaf.shape, strict=False))
+        return NamedSharding(mesh, PartitionSpec(*axes))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)

@@ -87,7 +87,8 @@ def compile_step(optimizer: Optimizer, mesh: Mesh, state: PyTree, batch: PyTree)
         out_shardings=(state_sharding, None),
         donate_argnums=0,
     )
-    return step.lower(state, batch).compile()
+    with jax.set_mesh(mesh):  # which constraints inside the model look for
+        return step.lower(state, batch).compile()
 
 
 def peak_memory_bytes(compiled: jax.stages.Compiled) -> int:
