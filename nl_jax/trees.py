@@ -20,14 +20,18 @@ def tree_of(given: PyTree | Callable[[PyTree], PyTree], params: PyTree) -> PyTre
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """The name of a leaf of a pytree: its keys joined by dots, such as ``blocks.mixer.query.kernel``."""
-    name = jax.tree_util.keystr(path, simple=True, separator=".")
-    return name.removesuffix(".value")  # the array inside an nnx.Variable
+    """The name of a parameter: its keys joined by dots, such as ``blocks.mixer.query.kernel``."""
+    return _full_path(path).removesuffix(".value")  # the array inside an nnx.Variable
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
     """All leaves of a pytree, by `path_name`."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _full_path(path: tuple[Any, ...]) -> str:
+    """All keys of a leaf, joined by dots. Levels use it: two leaves of a tree may differ in a last key "value" only."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def is_under(path: str, roots: tuple[str, ...]) -> bool:
@@ -45,7 +49,7 @@ def select_leaves(tree: PyTree, paths: tuple[str, ...], level: str = "") -> dict
       >>> select_leaves({"a": {"w": 1, "b": 2}, "c": 3}, ("a.w", "c"))
       {'a.w': 1, 'c': 3}
     """
-    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    leaves = {_full_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     for root in paths:
         if not any(is_under(name, (root,)) for name in leaves):
             raise ValueError(f"level {level!r}: no parameter at {root!r}; there are {', '.join(leaves)}")
@@ -59,7 +63,7 @@ def replace_leaves(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
       >>> replace_leaves({"a": {"w": 1, "b": 2}, "c": 3}, {"a.w": 10})
       {'a': {'b': 2, 'w': 10}, 'c': 3}
     """
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaves.get(path_name(path), leaf), tree)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaves.get(_full_path(path), leaf), tree)
 
 
 def own_buffers(tree: PyTree) -> PyTree:

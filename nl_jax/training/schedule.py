@@ -52,20 +52,17 @@ def training_schedule(model: PyTree, optimizer: optax.GradientTransformation | L
         cms_1       ···█···█···█
     """
     given = optimizer if isinstance(optimizer, LevelOptimizers) else LevelOptimizers(lambda period: optimizer)
-    owned = _paths(model, given.cms_periods)
-    periods = {name: given.cms_periods[int(name[4:])] if name != PARAMETERS else 1 for name in owned}  # type: ignore[index]
-    levels = [_level(name, given, model, periods[name], paths) for name, paths in owned.items()]
+    paths = _paths(model, given.cms_periods)
+    periods = {PARAMETERS: 1, **{f"cms_{i}": period for i, period in enumerate(given.cms_periods or ())}}
+    levels = [_level(name, given, model, periods[name], own) for name, own in paths.items()]
     clip = optax.identity() if given.max_norm is None else optax.clip_by_global_norm(given.max_norm)
 
     def flow(read: Any, batch: Batch) -> tuple[dict[str, PyTree], dict[str, Any]]:
-        parameters = model
-        for level in levels:
-            parameters = replace_leaves(parameters, read(level.name))
+        parameters = replace_leaves(model, {path: leaf for name in paths for path, leaf in read(name).items()})
         (loss, learned), gradients = jax.value_and_grad(loss_and_state, has_aux=True)(parameters, batch)
         outputs = {"loss": loss, "grad_norm": optax.tree.norm(gradients), **where_diverged(parameters, learned)}
         clipped, _ = clip.update(gradients, clip.init(parameters))
-        leaves = named_leaves(clipped)
-        return {name: {path: leaves[path] for path in paths} for name, paths in owned.items()}, outputs
+        return {name: select_leaves(clipped, own) for name, own in paths.items()}, outputs
 
     return Schedule(levels, flow, has_aux=True)
 

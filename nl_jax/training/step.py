@@ -22,12 +22,12 @@ Optimizer: TypeAlias = optax.GradientTransformation | LevelOptimizers
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a step changes: the state of `training_schedule`, with the parameters of all levels put together.
+    """The state of training: that of `training_schedule`, with the parameters of all levels in one model.
 
     Attributes:
         model: the model, a pytree of parameters.
-        opt_state: the rest: number of steps, the optimizer's state of each level, and the gradients that slow levels
-            have gathered since their last update.
+        opt_state: the rest of the schedule's state: the number of steps, the state of each level's optimizer, and the
+            sums of the gradients since the last update of each slow level.
     """
 
     model: PyTree
@@ -46,10 +46,10 @@ def train_step(optimizer: Optimizer, state: TrainState, batch: Batch) -> tuple[T
     """One step of `training_schedule`, on the `mean_loss` of a batch.
 
     Returns:
-        The new state, and ``loss`` (nats per target before the step), ``grad_norm`` (before clipping) and
-        ``diverged_layer``, of `first_diverged_layer`; where the CMS learns in context also ``diverged_levels``,
-        the sum of 2^i over its levels i that are not finite. Where one of the first two is not finite the new
-        state is not to be used.
+        The new state, and a dictionary with ``loss`` (nats per target before the step), ``grad_norm`` (before
+        clipping) and ``diverged_layer`` (see `first_diverged_layer`). If the CMS learns in context the dictionary also
+        has ``diverged_levels``, the sum of 2^i over its levels i that are not finite. Do not use the new state if
+        ``loss`` or ``grad_norm`` is not finite.
     """
     schedule = training_schedule(state.model, optimizer)
     new, outputs = schedule.step(_taken_apart(schedule, state), batch)
@@ -57,13 +57,14 @@ def train_step(optimizer: Optimizer, state: TrainState, batch: Batch) -> tuple[T
 
 
 def _put_together(model: PyTree, state: ScheduleState) -> TrainState:
-    for learner in state.levels.values():
-        model = replace_leaves(model, learner.params)
+    """The model, with the parameters of all levels, and the rest of the schedule's state."""
+    leaves = {path: leaf for learner in state.levels.values() for path, leaf in learner.params.items()}
     rest = {name: learner.optimizer for name, learner in state.levels.items()}
-    return TrainState(model, ScheduleState(state.step, rest, state.pending))
+    return TrainState(replace_leaves(model, leaves), ScheduleState(state.step, rest, state.pending))
 
 
 def _taken_apart(schedule: Schedule, state: TrainState) -> ScheduleState:
+    """The state of the schedule, in which every level has its own parameters."""
     own = state.opt_state
     levels = {
         level.name: Learner(select_leaves(state.model, level.paths), own.levels[level.name])
@@ -78,7 +79,7 @@ def compile_step(optimizer: Optimizer, mesh: Mesh, state: PyTree, batch: PyTree)
     Args:
         optimizer: as for `train_step`.
         mesh: where state and batch lie, split as `parameter_shardings` and `batch_sharding` say.
-        state, batch: arrays, or their shapes and types.
+        state, batch: arrays, or their shapes and dtypes.
     """
     state_sharding = parameter_shardings(mesh, state)
     step = jax.jit(
@@ -87,7 +88,7 @@ def compile_step(optimizer: Optimizer, mesh: Mesh, state: PyTree, batch: PyTree)
         out_shardings=(state_sharding, None),
         donate_argnums=0,
     )
-    with jax.set_mesh(mesh):  # which constraints inside the model look for
+    with jax.set_mesh(mesh):  # the sharding constraints inside the model look for it
         return step.lower(state, batch).compile()
 
 

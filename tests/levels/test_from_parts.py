@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from level_cases import assert_close, loss_level, normal
 
 from nl_jax import Schedule
@@ -66,6 +67,18 @@ def test_loss_levels_own_parts_of_one_tree():
 def test_paths_with_one_beginning_do_not_overlap():
     Schedule([loss_level("x", "a"), loss_level("y", "ab")])
     assert list(select_leaves({"a": {"w": 1}, "ab": 2}, ("a",))) == ["a.w"]
+
+
+def test_leaves_are_told_apart_by_all_of_their_keys():
+    """Names of parameters leave out a last key "value", which is how Flax holds an array; levels do not."""
+    tree = {"a": {"value": 1, "b": 2}}
+    assert select_leaves(tree, ("a.value",)) == {"a.value": 1}
+    assert replace_leaves(tree, {"a.value": 3}) == {"a": {"value": 3, "b": 2}}
+    assert replace_leaves(tree, {"a": 3}) == tree
+    module = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    for path in ("kernel", "kernel.value"):
+        (leaf,) = select_leaves(module, (path,)).values()
+        assert leaf.shape == (2, 3)
 
 
 def test_a_path_that_is_missing_names_the_level():
