@@ -1,7 +1,7 @@
-"""Where activations lie: constraints by the names of their axes, from the table that parameters are split by.
+"""Sharding constraints for activations, by the names of their axes and the table that shards parameters.
 
-Without them XLA's partitioner chooses, and holds on each device what should be split over the batch: the larger the
-mesh, the more of it.
+Without a constraint XLA's partitioner chooses. It then keeps whole on every device what should be split over the batch,
+so that the memory of a device grows with the mesh.
 """
 
 from typing import Any
@@ -10,18 +10,22 @@ import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from nl_jax.parallel.mesh import AXES
 from nl_jax.parallel.sharding import mesh_axes
 
 
 def constrain(x: Array, *names: str | None) -> Array:
-    """x, split over the mesh by the names of its axes; unchanged where no mesh is set (``jax.set_mesh``).
+    """Splits x over the mesh that is set (``jax.set_mesh``) by the names of its axes.
+
+    Returns x unchanged if no mesh is set, or one that `parse_mesh` did not make: other meshes have other axes, and the
+    partitioner then decides.
 
     Args:
         x: an array of any rank.
-        names: a logical name for each axis, such as "batch" or "heads"; None for one that is not split.
+        names: the logical name of each axis, such as "batch" or "heads", or None for an axis that is not split.
     """
     mesh: Any = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.axis_names != AXES or set(mesh.axis_types) != {jax.sharding.AxisType.Auto}:
         return x
     spec = PartitionSpec(*(mesh_axes(mesh, name, size) for name, size in zip(names, x.shape, strict=True)))
     return jax.lax.with_sharding_constraint(x, spec)

@@ -5,7 +5,14 @@ import os
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
+
+from nl_jax.models import LanguageModel, named_config
+from nl_jax.parallel import parse_mesh
 
 COMPILE = """
 import json, re, sys
@@ -31,19 +38,18 @@ for count in (2, 8):
     found[count] = compiled.memory_analysis().temp_size_in_bytes, exchanges
 print(json.dumps(found))
 """
-MODELS = {
-    "delta_net": "outer",
-    "transformer": "outer",
-    **{f"slow {name}": "outer" for name in ("hope", "titans", "hope_attention")},
-    "slow delta_net": "meta",
-}
+slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
     ("model", "regime"),
     [
-        pytest.param(name.split()[-1], regime, marks=pytest.mark.slow if name.startswith("slow") else ())
-        for name, regime in MODELS.items()
+        ("delta_net", "outer"),
+        ("transformer", "outer"),
+        pytest.param("hope", "outer", marks=slow),
+        pytest.param("titans", "outer", marks=slow),
+        pytest.param("hope_attention", "outer", marks=slow),
+        pytest.param("delta_net", "meta", marks=slow),
     ],
 )
 def test_temporaries_of_a_device_do_not_grow_with_the_mesh(model, regime):
@@ -55,3 +61,18 @@ def test_temporaries_of_a_device_do_not_grow_with_the_mesh(model, regime):
     assert eight <= 1.05 * two
     if regime == "outer":
         assert exchanges == 0
+
+
+@pytest.mark.parametrize("axis", ["x", "data"])
+def test_a_mesh_of_the_users_own_is_left_to_the_partitioner(axis):
+    """A model runs under any mesh that is set; it is constrained under those of `parse_mesh` only."""
+    model = LanguageModel(named_config("delta_net", "tiny", width=16, num_heads=1, mlp_hidden=8), rngs=nnx.Rngs(0))
+    tokens = jnp.arange(16).reshape(2, 8)
+    expected, _ = model(tokens)
+    auto = (jax.sharding.AxisType.Auto,)
+    for mesh in (
+        jax.make_mesh((1,), (axis,), axis_types=auto, devices=jax.devices()[:1]),
+        parse_mesh(devices=jax.devices()[:1]),
+    ):
+        with jax.set_mesh(mesh):
+            np.testing.assert_allclose(jax.jit(lambda model, x: model(x)[0])(model, tokens), expected, atol=1e-5)
