@@ -16,6 +16,7 @@ from nl_jax.memory.recurrence import (
     solve_chunk,
 )
 from nl_jax.memory.reference import sequential_update
+from nl_jax.memory.rules import limit_strength
 from nl_jax.ops.attention import blockwise_attention
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "learn_chunk",
     "limit_cotangent",
     "limit_norm",
+    "limit_strength",
     "lp",
     "memory_of",
     "read_chunk",

@@ -26,6 +26,7 @@ weights as Flax's kernels lie, [..., in, out], since products with many outputs 
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -59,21 +60,8 @@ class Decay(NamedTuple):
 
     def over_stack(self) -> "Decay":
         """The same decay with an axis of size 1 for the memories of a stack, [..., 1, C, C] and [..., 1, C]."""
-
-        def matrix(x):
-            return None if x is None else x[..., None, :, :]
-
-        def vector(x):
-            return None if x is None else x[..., None, :]
-
-        return Decay(
-            self.state[..., None, :, :],
-            matrix(self.own_forcing),
-            matrix(self.momentum),
-            self.state_start[..., None, :],
-            vector(self.momentum_start),
-            vector(self.forcing_start),
-        )
+        leading = self.state_start.ndim - 1
+        return jax.tree.map(lambda u: jnp.expand_dims(u, leading), self)
 
 
 def chunk_decay(

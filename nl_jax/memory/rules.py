@@ -99,13 +99,20 @@ WRITES = {"implicit": implicit, "normalized": normalized, "paper": paper}  # by 
 
 
 def non_expansive(memory: Memory, inputs: LayerInputs, beta: Float[Array, "*#stack C"]) -> Float[Array, "*#stack C"]:
-    """β, cut where necessary so that no eigenvalue of ``α I - β x xᵀ`` is below -1: β‖x‖² ≤ 1 + α."""
+    """β with the retention that the rule asks for, by `limit_strength` where the rule does not bound it itself."""
     rule = memory.rule
     if rule.delta_after_retention:
         beta = inputs.alpha * beta
     if rule.form != "paper" and not rule.allow_neg_eigval:
         return beta  # at most 1 / ‖x‖² by construction
-    return beta * jnp.minimum(1.0, (1.0 + inputs.alpha) / jnp.maximum(beta * squared_lengths(inputs.x), 1.0))
+    return limit_strength(beta, inputs.alpha, inputs.x)
+
+
+def limit_strength(
+    beta: Float[Array, "*#stack C"], alpha: Float[Array, "*#stack C"], x: Float[Array, "... C in"]
+) -> Float[Array, "*#stack C"]:
+    """β, cut so that β‖x‖² ≤ 1 + α: no eigenvalue of ``α I - β x xᵀ`` is then below -1."""
+    return beta * jnp.minimum(1.0, (1.0 + alpha) / jnp.maximum(beta * squared_lengths(x), 1.0))
 
 
 def _reach(memory: Memory, inputs: LayerInputs) -> float:

@@ -97,12 +97,12 @@ class MemoryMixer(MixerParameters):
         ``at_boundary`` is the caller's promise that the state is at a boundary of all chunk sizes, which saves padding.
         The state keeps its types; no tokens give no outputs, and the state as it was.
         """
-        at_boundary = at_boundary or state is None
-        state = self.init_state(len(x)) if state is None else state
         (memory,) = self.groups
         read_only = over_batch(ReadOnly(self.w0()), len(x))
 
-        def learn(memories: Memories, tokens: Projected, advances: Array) -> tuple[Array, Memories]:
+        def learn(
+            memories: Memories, tokens: Projected, advances: Array, starts_at_boundary: bool
+        ) -> tuple[Array, Memories]:
             assert tokens.eta is not None
             assert tokens.alpha is not None
             weights = weights_at_boundary(read_only.w0, memories)
@@ -117,7 +117,7 @@ class MemoryMixer(MixerParameters):
                 advances,
                 inputs,
                 window=self.chunking.window,
-                starts_at_boundary=at_boundary,
+                starts_at_boundary=starts_at_boundary,
             )
             if self.read == "boundary":
                 return answer_at_boundary(memory, read_only, weights, tokens.query), memories

@@ -13,13 +13,13 @@ from nl_jax.memory import (
     chunk_decay,
     dot_product,
     end_of_chunk,
+    limit_strength,
     read_chunk_transposed,
     solve_chunk,
 )
 from nl_jax.modules.mixers.coefficients import RETENTION_BIAS
 from nl_jax.modules.mixers.parameters import MixerParameters, Projected, head_size
 from nl_jax.modules.mixers.stepping import Chunking, Memories, MemoryState, read_text, start_of_text
-from nl_jax.ops import squared_lengths
 
 
 class Oja(MixerParameters):
@@ -77,22 +77,21 @@ class Oja(MixerParameters):
         self, x: Float[Array, "batch time width"], state: MemoryState | None = None, *, at_boundary: bool = False
     ) -> tuple[Float[Array, "batch time width"], MemoryState]:
         """Reads and learns the tokens of x, as ``MemoryMixer`` does; ``state=None`` starts a text."""
-        at_boundary = at_boundary or state is None
-        state = self.init_state(len(x)) if state is None else state
         reach = 2.0 if self.groups[0].rule.allow_neg_eigval else 1.0
 
-        def learn(memories: Memories, tokens: Projected, advances: Array) -> tuple[Array, Memories]:
+        def learn(
+            memories: Memories, tokens: Projected, advances: Array, starts_at_boundary: bool
+        ) -> tuple[Array, Memories]:
             assert tokens.eta is not None
             assert tokens.alpha is not None
             alpha = jnp.where(advances > 0, tokens.alpha, 1.0)
             eta = reach * tokens.eta * tokens.valid
-            beta = eta * jnp.minimum(1.0, (1.0 + alpha) / jnp.maximum(eta * squared_lengths(tokens.value), 1.0))
             chunk = solve_chunk(
                 memories.delta_w[0][0],
                 None,
                 keys=tokens.value,
                 forcings=eta[..., None] * tokens.key,
-                beta=beta,
+                beta=limit_strength(eta, alpha, tokens.value),
                 decay=chunk_decay(alpha, None, advances),
             )
             delta_w, _ = end_of_chunk(chunk)

@@ -175,11 +175,11 @@ class SelfModifyingTitans(MixerParameters):
         self, x: Float[Array, "batch time width"], state: MemoryState | None = None, *, at_boundary: bool = False
     ) -> tuple[Float[Array, "batch time width"], MemoryState]:
         """Reads and learns the tokens of x, as ``MemoryMixer`` does; ``state=None`` starts a text."""
-        at_boundary = at_boundary or state is None
-        state = self.init_state(len(x)) if state is None else state
         read_only, answering = self.read_only(len(x)), self.groups[-1]
 
-        def learn(memories: Memories, tokens: Projected, advances: Array) -> tuple[Array, Memories]:
+        def learn(
+            memories: Memories, tokens: Projected, advances: Array, starts_at_boundary: bool
+        ) -> tuple[Array, Memories]:
             if self.frozen and read_only.w0 is not None:  # it never learns and has nothing to forget
                 queries = generate_queries(self.projecting, read_only.w0, tokens)
                 return answer_at_boundary(answering, read_only, read_only.w0, queries), memories
@@ -196,7 +196,7 @@ class SelfModifyingTitans(MixerParameters):
                 advances,
                 inputs,
                 window=1,
-                starts_at_boundary=at_boundary and self.chunking.is_uniform,
+                starts_at_boundary=starts_at_boundary,
             )
             queries = generate_queries(self.projecting, weights, tokens)
             if self.read == "boundary":

@@ -41,9 +41,12 @@ class Memories(NamedTuple):
     delta_w_at_boundary: Groups
 
 
-# (memories, tokens of a subchunk, 1 for those that advance the memories) -> answers to all of the tokens, memories.
-# The tokens include the ``window - 1`` before the subchunk: they were learned before, and only their gradients count.
-Learn = Callable[[Memories, Projected, Float[Array, "1 1 C"]], tuple[Float[Array, "batch heads C head_dim"], Memories]]
+# (memories, tokens of a subchunk, 1 for those that advance the memories, whether every group's chunk starts with it)
+# -> answers to all of the tokens, memories. The tokens include the ``window - 1`` before the subchunk, which were
+# learned before: only their gradients count.
+Learn = Callable[
+    [Memories, Projected, Float[Array, "1 1 C"], bool], tuple[Float[Array, "batch heads C head_dim"], Memories]
+]
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def read_text(
     chunking: Chunking,
     learn: Learn,
     x: Float[Array, "batch time width"],
-    state: MemoryState,
+    state: MemoryState | None,
     *,
     at_boundary: bool,
 ) -> tuple[Float[Array, "batch time width"], MemoryState]:
@@ -150,9 +153,11 @@ def read_text(
       chunking: when its memories take gradients.
       learn: learns and answers one subchunk.
       x: the tokens.
-      state: before them.
+      state: before them; None starts a text.
       at_boundary: the caller's promise that the state is at a boundary of all chunk sizes.
     """
+    at_boundary = at_boundary or state is None
+    state = start_of_text(parameters, chunking, len(x)) if state is None else state
     if x.shape[1] == 0:
         return parameters.output(x), state
     projected, conv = remat_except_dots(parameters.project)(x, state.conv)
@@ -179,18 +184,19 @@ def step_through(
         count = -(-(time + size - 1) // size)
         padded = jax.tree.map(lambda u: _place(u, past + count * size, offset), projected)
     starts = origin - offset + size * jnp.arange(count)
+    starts_at_boundary = at_boundary and chunking.is_uniform
 
     def body(memories, subchunk):
         tokens, start = subchunk
         if chunking.keeps_boundary:
             memories = limit_cotangent(memories)  # others are linear in their state and do not expand it
-            if at_boundary and chunking.is_uniform:
+            if starts_at_boundary:
                 memories = memories._replace(delta_w_at_boundary=memories.delta_w)
             else:
                 memories = chunking.at_boundary(start, memories, due=(start > origin) & (start <= origin + time))
         position = start + jnp.arange(size + past) - past
         advances = jnp.where(position >= jnp.maximum(start, origin), tokens.valid, 0.0) if past else tokens.valid
-        y, memories = learn(memories, tokens, advances)
+        y, memories = learn(memories, tokens, advances, starts_at_boundary)
         return memories, y[:, :, past:]
 
     memories = _astype(Memories(state.delta_w, state.momentum, state.delta_w_at_boundary), dtype)
