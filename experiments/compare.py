@@ -28,20 +28,21 @@ from experiments.common import launcher
 from experiments.common.grid import Grid, best_rate, rate_name
 from experiments.common.launcher import RESULTS
 from experiments.common.text_runs import (
-    FREE_FLAGS,
+    baselines_of,
     batches_of,
     check,
     configurations,
-    define_flags,
     fit_model,
-    inputs_of,
+    flags_with_seeds,
+    run_config,
     summary_of,
     text_of,
 )
-from nl_jax.evaluation import bigram_bits_per_byte, evaluate, gzip_bits_per_byte
-from nl_jax.plotting import plot_band, save_figure
-from nl_jax.training import TrainingDiverged, read_metrics
+from nl_jax.evaluation import evaluate
+from nl_jax.plotting import save_figure
+from nl_jax.training import TrainingDiverged
 from nl_jax.training.metrics import METRICS, VALIDATION
+from nl_jax.training.plots import plot_seeds
 
 NAME = "compare"
 PLOT = "compare.png"
@@ -50,11 +51,8 @@ TUNING_SEED = 2**31 - 1  # never the seed of a final run
 
 def compare_flags() -> flags.FlagValues:
     """The flags of the language model's launcher, with --seeds in place of --seed, and the size of the grid."""
-    values = define_flags()
-    del values.seed
-    flags.DEFINE_integer("seeds", 3, "Final runs of each model, with seeds 0, 1, ...", flag_values=values)
+    values = flags_with_seeds("Final runs of each model", {"models": "hope,transformer,transformer_conv"})
     flags.DEFINE_integer("points", 3, "Factors that each model tries before its grid is extended.", flag_values=values)
-    values.set_default("models", "hope,transformer,transformer_conv")
     return values
 
 
@@ -70,30 +68,19 @@ def compare(values: flags.FlagValues) -> None:
     mesh = check(values)
     data = text_of(values, workdir)
     configs = configurations(values, data)
-    config: dict[str, Any] = {
-        "launcher": NAME,
-        "flags": {name: value for name, value in values.flag_values_dict().items() if name not in FREE_FLAGS},
-        "data": data.fingerprint,
-        "models": {name: config.to_json() for name, config in configs.items()},
-        "inputs": inputs_of(values, data),
-    }
-    batches = {seed: batches_of(values, data, seed) for seed in (*range(values.seeds), TUNING_SEED)}
-    more: dict[str, Any] = {
+    config = run_config(NAME, values, data, configs)
+    batches = batches_of(values, data)
+    metadata: dict[str, Any] = {
         "models": {name: {"tuning": {}, "seeds": []} for name in values.models},
         "inputs": config["inputs"],
     }
-    results = launcher.claim_workdir(workdir, config, more, written=(PLOT, *values.models))
+    results = launcher.claim_workdir(workdir, config, metadata, written=(PLOT, *values.models))
     print(summary_of(values, data), file=sys.stderr)
-    results.setdefault(
-        "baselines",
-        {
-            "gzip -9": gzip_bits_per_byte(data.test_text),
-            "bigram": bigram_bits_per_byte(data.train_text, data.test_text),
-        },
-    )
+    if "baselines" not in results:
+        results["baselines"] = baselines_of(data)
 
     def fit(name: str, seed: int, run: str, factor: float) -> Any:
-        return fit_model(f"{name}/{run}", configs[name], batches[seed], values, workdir, mesh, seed, rate_factor=factor)
+        return fit_model(f"{name}/{run}", configs[name], batches, values, workdir, mesh, seed, rate_factor=factor)
 
     for name in values.models:
         losses = results["models"][name]["tuning"]
@@ -112,7 +99,7 @@ def compare(values: flags.FlagValues) -> None:
             figures["seeds"].append(
                 {
                     "validation_bits_per_byte": progress.validation_bits_per_byte,
-                    "test_bits_per_byte": evaluate(state.model, batches[seed].test, mesh),
+                    "test_bits_per_byte": evaluate(state.model, batches.test, mesh),
                     "tokens_per_second": progress.tokens_per_second,
                 }
             )
@@ -133,17 +120,9 @@ def _validation(fit: Any, factor: float) -> float | None:
 
 def plot(workdir: Path, results: dict[str, Any]) -> None:
     """Draws validation bits per byte against tokens."""
-    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for row in read_metrics(workdir):
-        name, _, run = row["model"].partition("/")
-        if VALIDATION in row and run.startswith("seed_"):
-            curves.setdefault(name, {}).setdefault(run, []).append((row["tokens"], row[VALIDATION]))
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name, runs in curves.items():
-        length = min(map(len, runs.values()))
-        tokens = [point[0] for point in next(iter(runs.values()))[:length]]
-        plot_band(axes, tokens, np.array([[bits for _, bits in run[:length]] for run in runs.values()]), label=name)
+    plot_seeds(axes, workdir, VALIDATION, against="tokens")
     gzip = results["baselines"]["gzip -9"]
     axes.axhline(gzip, linestyle="--", color="gray", label="gzip -9 (test)")
     axes.set(xlabel="training tokens", ylabel="validation bits per byte")

@@ -35,13 +35,12 @@ from experiments.common.launcher import RESULTS
 from experiments.common.path_flags import define_path
 from experiments.common.restoring import restore, shapes_of
 from experiments.common.text_runs import (
-    FREE_FLAGS,
     batches_of,
     check,
     configurations,
-    define_flags,
     fit_model,
-    inputs_of,
+    flags_with_seeds,
+    run_config,
     summary_of,
     text_of,
 )
@@ -69,12 +68,8 @@ DEFAULTS = {
 
 def context_flags() -> flags.FlagValues:
     """The flags of the language model's launcher with other defaults, and --seeds in place of --seed."""
-    values = define_flags()
-    del values.seed
-    flags.DEFINE_integer("seeds", 3, "Runs of each model, with seeds 0, 1, ...", flag_values=values)
+    values = flags_with_seeds("Runs of each model", DEFAULTS)
     define_path("start_from", None, "Workdir of a finished run whose parameters to start from.", flag_values=values)
-    for name, default in DEFAULTS.items():
-        values.set_default(name, default)
     return values
 
 
@@ -89,17 +84,11 @@ def train(values: flags.FlagValues) -> None:
     mesh = check(values)
     data = text_of(values, workdir)
     configs = configurations(values, data)
-    config: dict[str, Any] = {
-        "launcher": NAME,
-        "flags": {name: value for name, value in values.flag_values_dict().items() if name not in FREE_FLAGS},
-        "data": data.fingerprint,
-        "models": {name: config.to_json() for name, config in configs.items()},
-    }
-    batches = [batches_of(values, data, seed) for seed in range(values.seeds)]  # raises if the text is too short
+    config = run_config(NAME, values, data, configs)
+    batches = batches_of(values, data)
     starts = starts_of(values, configs, data.tokenizer.digest)
     if values.start_from is not None:
         config["data"] = {**data.fingerprint, "start_from": digest_of(starts, values)}
-    config["inputs"] = inputs_of(values, data)
     metadata: dict[str, Any] = {"models": {name: {} for name in values.models}, "inputs": config["inputs"]}
     results = launcher.claim_workdir(workdir, config, metadata, written=(PLOT, *values.models))
     print(summary_of(values, data), file=sys.stderr)
@@ -110,9 +99,9 @@ def train(values: flags.FlagValues) -> None:
             if len(seeds) > seed:
                 continue
             state, progress = fit_model(
-                f"{name}/seed_{seed}", configs[name], batches[seed], values, workdir, mesh, seed, starts(name, seed)
+                f"{name}/seed_{seed}", configs[name], batches, values, workdir, mesh, seed, starts(name, seed)
             )
-            bits = bits_by_position(state.model, batches[seed].validation, mesh)
+            bits = bits_by_position(state.model, batches.validation, mesh)
             results["models"][name] |= {
                 "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.model)),
                 "tokens": progress.tokens,

@@ -3,10 +3,10 @@
     python -m experiments.language_model --workdir=runs/first
     python -m experiments.language_model --workdir=runs/mine --data=~/texts --models=hope,transformer --steps=2000
 
-The same command goes on where a stopped run was, and prints the table again when all is done. A run with
---schedule=constant can be given more --steps: it goes on from its last one, and its figures so far are kept in
-results_STEPS.json. Into the workdir go config.json (what the run is), metrics.jsonl (every step), validation.png (bits
-per byte against tokens), results.json (final figures), and for each model MODEL/checkpoints and MODEL/tensorboard.
+The same command resumes a stopped run, and prints the table of a finished run again. A run with --schedule=constant
+can be given more --steps: it continues from its last step, and its figures so far are kept in results_STEPS.json. The
+workdir gets config.json (the configuration), metrics.jsonl (every step), validation.png (bits per byte against tokens),
+results.json (final figures), and for each model MODEL/checkpoints and MODEL/tensorboard.
 """
 
 import sys
@@ -19,19 +19,20 @@ from absl import flags
 from experiments.common import launcher
 from experiments.common.launcher import RESULTS
 from experiments.common.text_runs import (
-    FREE_FLAGS,
     Batches,
+    baselines_of,
     batches_of,
     check,
     configurations,
     define_flags,
     fit_model,
-    inputs_of,
+    fixed_flags,
+    run_config,
     schedule_of,
     summary_of,
     text_of,
 )
-from nl_jax.evaluation import bigram_bits_per_byte, evaluate, gzip_bits_per_byte
+from nl_jax.evaluation import evaluate
 from nl_jax.models import LanguageModelConfig
 from nl_jax.training import plot_validation
 from nl_jax.training.metrics import METRICS, PLOT
@@ -44,37 +45,32 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(values: flags.FlagValues) -> None:
-    """Trains what is not yet trained and prints the table. All checks come first, before anything is compiled."""
+    """Trains the models that are not yet trained and prints the table. All checks come before any compilation."""
     workdir = launcher.own_workdir(values)
     mesh = check(values)
-    given = {name: value for name, value in values.flag_values_dict().items() if name not in FREE_FLAGS}
+    given = fixed_flags(values)
     written = (PLOT, *values.models)
     stored = launcher.read_config(workdir, NAME, written=(RESULTS, METRICS, *written))
     if stored:
         launcher.check_flags(workdir, stored["flags"], given)
     data = text_of(values, workdir)
     configs = configurations(values, data)
-    models = {name: config.to_json() for name, config in configs.items()}
-    inputs = inputs_of(values, data)
-    config = {"launcher": NAME, "flags": given, "data": data.fingerprint, "models": models, "inputs": inputs}
+    config = run_config(NAME, values, data, configs)
     if stored and launcher.same_flags(stored["flags"], given):
         launcher.check_workdir(workdir, config, written)
         results = launcher.read_json(workdir / RESULTS) or {"models": {}}
         if set(results["models"]) == set(values.models):
             return report(workdir, results)
-    batches = batches_of(values, data, values.seed)  # raises where the text is too short
+    batches = batches_of(values, data)
     results = launcher.claim_workdir(workdir, config, {}, written)
     finished = results.setdefault("models", {})
     print(summary_of(values, data), file=sys.stderr)
 
     results |= {
-        "baselines": {
-            "gzip -9": gzip_bits_per_byte(data.test_text),
-            "bigram": bigram_bits_per_byte(data.train_text, data.test_text),
-        },
-        "configuration": {"flags": given, "models": models},
+        "baselines": baselines_of(data),
+        "configuration": {"flags": given, "models": config["models"]},
         "data": data.fingerprint,
-        "inputs": inputs,
+        "inputs": config["inputs"],
         "seed": values.seed,
         "versions": launcher.versions(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

@@ -44,7 +44,7 @@ from experiments.common.cms_options import cms_fields
 from experiments.common.launcher import RESULTS
 from experiments.common.mixer_options import configuration
 from experiments.common.path_flags import define_paths
-from experiments.common.text_runs import FREE_FLAGS, batches_of, check, define_flags, fit_model
+from experiments.common.text_runs import batches_of, check, fit_model, fixed_flags, flags_with_seeds
 from experiments.subject_changes.texts import cut_streams, texts_of
 from nl_jax import InputError
 from nl_jax.data import (
@@ -81,21 +81,18 @@ DEFAULTS = {
 
 def subjects_flags() -> flags.FlagValues:
     """The flags of the language model's launcher with other defaults, and the flags of the streams."""
-    values = define_flags()
-    for name in ("seed", "models", "cms_regime", "tokenizer"):
+    values = flags_with_seeds("Runs of each model", DEFAULTS)
+    for name in ("models", "cms_regime", "tokenizer"):
         delattr(values, name)
 
     def define(kind: Any, name: str, default: Any, text: str) -> None:
         kind(name, default, text, flag_values=values)
 
-    define(flags.DEFINE_integer, "seeds", 3, "Runs of each model, with seeds 0, 1, ...")
     define(flags.DEFINE_string, "model", "hope", "The model, which must have a CMS of several levels.")
     define(flags.DEFINE_list, "regimes", "meta,outer", f"How the CMS learns in training, of {', '.join(REGIMES)}.")
     define(define_paths, "texts", None, "Files or directories, one for each subject. Default: Python's texts.")
     define(flags.DEFINE_integer, "part", 8192, "Bytes of each subject, before it changes.")
     define(flags.DEFINE_integer, "streams", 8, "Streams read side by side, each from other places in the texts.")
-    for name, default in DEFAULTS.items():
-        values.set_default(name, default)
     values["data"].help = "Text to train on: file, directory or .jsonl. Default: reference and code, as above."
     return values
 
@@ -118,7 +115,7 @@ def train(values: flags.FlagValues) -> None:
     bytes_read = cut_streams(texts, order, values.streams, values.part)
     config: dict[str, Any] = {
         "launcher": NAME,
-        "flags": {name: value for name, value in values.flag_values_dict().items() if name not in FREE_FLAGS},
+        "flags": fixed_flags(values),
         "data": {
             "training": fingerprint(data.documents.train),
             "texts": [fingerprint([Document(name, text)]) for name, text in texts.items()],
@@ -129,7 +126,7 @@ def train(values: flags.FlagValues) -> None:
     config["inputs"] = {**launcher.inputs_of(values), "read": read}
     sizes: dict[str, Any] = {name: values[name].value for name in ("batch_size", "seq_len", "document_boundaries")}
     validation = evaluation_batches(data.validation, **sizes, max_tokens=VALIDATION_TOKENS)
-    batches = [batches_of(values, data, seed)._replace(validation=validation) for seed in range(values.seeds)]
+    batches = batches_of(values, data)._replace(validation=validation)
     metadata = {
         "inputs": config["inputs"],
         "parts": order,
@@ -147,7 +144,7 @@ def train(values: flags.FlagValues) -> None:
             if all(len(results["readers"][reader]) > seed for reader in readers):
                 continue
             run = f"{regime}/seed_{seed}"
-            state, progress = fit_model(run, model_config, batches[seed], values, workdir, mesh, seed)
+            state, progress = fit_model(run, model_config, batches, values, workdir, mesh, seed)
             results["models"][regime] |= {
                 "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.model)),
                 "tokens": progress.tokens,

@@ -1,4 +1,4 @@
-"""The flags that say how a model is trained: optimizer, learning rates and their schedule."""
+"""The flags of the optimizer, its learning rates and their schedule."""
 
 from typing import Any
 
@@ -18,19 +18,19 @@ def define_optimizer_flags(values: flags.FlagValues, default: str = "adamw") -> 
         return f"{name} {vector:g}" if vector == matrix else f"{name} {vector:g} and {matrix:g}"
 
     optimizer = (
-        "What moves hidden matrices; everything else (embeddings, the output head, scales, biases) is moved by AdamW. "
-        "Peak learning rates by default, of everything else and of hidden matrices: "
+        "The optimizer of hidden matrices. AdamW updates all other parameters (embeddings, the output head, scales, "
+        "biases). Default peak learning rates, of all other parameters and of hidden matrices: "
         f"{', '.join(map(rates, OPTIMIZERS))}."
     )
     flags.DEFINE_enum("optimizer", default, OPTIMIZERS, optimizer, flag_values=values)
-    everything = "Peak learning rate of AdamW; without it the optimizer's default."
-    hidden = "Peak learning rate of hidden matrices; without it the optimizer's default, with adamw --learning_rate."
-    flags.DEFINE_float("learning_rate", None, everything, flag_values=values)
+    others = "Peak learning rate of all parameters but hidden matrices. Without it the optimizer's default."
+    hidden = "Peak learning rate of hidden matrices. Without it the optimizer's default; with adamw --learning_rate."
+    flags.DEFINE_float("learning_rate", None, others, flag_values=values)
     flags.DEFINE_float("matrix_learning_rate", None, hidden, flag_values=values)
 
 
 def set_default_rates(values: flags.FlagValues) -> None:
-    """Gives learning rates that are not given their defaults, so that a run's configuration says what they were."""
+    """Sets learning rates that are not given to their defaults, so that the configuration of the run holds them."""
     rates = peak_rates(values.optimizer, values.learning_rate, values.matrix_learning_rate)
     for name, rate in zip(RATES, rates, strict=True):
         values[name].value = rate
@@ -38,7 +38,7 @@ def set_default_rates(values: flags.FlagValues) -> None:
 
 
 def define_schedule_flags(values: flags.FlagValues) -> None:
-    """Adds the flags."""
+    """Adds --schedule and --warmup_steps."""
     schedule = (
         f"Learning rates after the warm-up, one of {', '.join(SCHEDULES)}. Only a run whose rate is constant so far "
         "(constant, or wsd before the decay in its last fifth) can be given more --steps."
@@ -49,7 +49,7 @@ def define_schedule_flags(values: flags.FlagValues) -> None:
 
 
 def optimizer_arguments(values: flags.FlagValues, rate_factor: float = 1.0) -> dict[str, Any]:
-    """What `make_optimizer` takes of the flags, with both learning rates times a factor."""
+    """The arguments of `make_optimizer` that are flags, with both learning rates multiplied by a factor."""
     names = ("optimizer", "steps", "warmup_steps", "schedule")
     given: dict[str, Any] = {name: values[name].value for name in (*RATES, *names) if name in values}
     return given | {name: rate_factor * given[name] for name in RATES}

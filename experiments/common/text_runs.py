@@ -1,7 +1,7 @@
 """What launchers that train language models on text share: flags, text, batches, and training one model."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,13 +30,14 @@ from nl_jax.data import (
     padding_share,
     train_iterator,
 )
+from nl_jax.evaluation import bigram_bits_per_byte, gzip_bits_per_byte
 from nl_jax.models import MODEL_NAMES, PRESETS, LanguageModel, LanguageModelConfig
 from nl_jax.parallel import parse_mesh, use_cpu_cores
 from nl_jax.training import LevelOptimizers, Progress, TrainState, describe_training, fit, make_optimizer
 from nl_jax.trees import named_leaves
 
-VALIDATION_TOKENS = 65_536  # what the evaluations during training look at; the test split is scored whole, once
-# What may change when a run goes on: it does not change the results (another mesh only rounds differently).
+VALIDATION_TOKENS = 65_536  # tokens of an evaluation during training; the whole test split is scored once, at the end
+# Flags that may change when a run is resumed, since they do not change its results (a mesh changes rounding only).
 FREE_FLAGS = ("workdir", "mesh", "checkpoint_every", *launcher.INPUT_FLAGS)
 
 
@@ -70,8 +71,23 @@ def define_flags() -> flags.FlagValues:
     return values
 
 
+def flags_with_seeds(text: str, defaults: Mapping[str, Any]) -> flags.FlagValues:
+    """The flags with --seeds in the place of --seed, not yet parsed.
+
+    Args:
+        text: help for --seeds.
+        defaults: other default values, by flag.
+    """
+    values = define_flags()
+    del values.seed
+    flags.DEFINE_integer("seeds", 3, f"{text}, with seeds 0, 1, ...", flag_values=values)
+    for name, default in defaults.items():
+        values.set_default(name, default)
+    return values
+
+
 def define_data_flags(values: flags.FlagValues) -> None:
-    """Those that say what text is read, and how."""
+    """Adds the flags that say which text is read, and how."""
 
     def define(kind: Any, name: str, default: Any, text: str) -> None:
         kind(name, default, text, flag_values=values)
@@ -92,20 +108,46 @@ def define_data_flags(values: flags.FlagValues) -> None:
     )
 
 
+def fixed_flags(values: flags.FlagValues) -> dict[str, Any]:
+    """The flags that must be the same when a run is resumed, by name."""
+    return {name: value for name, value in values.flag_values_dict().items() if name not in FREE_FLAGS}
+
+
+def run_config(
+    launcher_name: str, values: flags.FlagValues, data: TextData, configs: Mapping[str, LanguageModelConfig]
+) -> dict[str, Any]:
+    """The content of config.json, as `launcher.claim_workdir` takes it, and where the run's inputs are."""
+    return {
+        "launcher": launcher_name,
+        "flags": fixed_flags(values),
+        "data": data.fingerprint,
+        "models": {name: config.to_json() for name, config in configs.items()},
+        "inputs": inputs_of(values, data),
+    }
+
+
+def baselines_of(data: TextData) -> dict[str, float]:
+    """Bits per byte of the test text by compressors that train no model of ours."""
+    return {
+        "gzip -9": gzip_bits_per_byte(data.test_text),
+        "bigram": bigram_bits_per_byte(data.train_text, data.test_text),
+    }
+
+
 def text_of(values: flags.FlagValues, workdir: Path) -> TextData:
-    """The text that the flags name, without the directories of runs."""
+    """Reads the text that the flags name, and leaves out directories that hold runs."""
     exclude = functools.partial(launcher.holds_run, workdir)
     return load_text_data(values.data, values.tokenizer, values.text_key, exclude=exclude, skip_bad=values.skip_bad)
 
 
 def inputs_of(values: flags.FlagValues, data: TextData) -> dict[str, Any]:
-    """Where the text is, what was read of it and what was skipped, for config.json and results.json."""
+    """The path of the text, and how much of it was read and skipped, for config.json and results.json."""
     read = None if data.summary is None else data.summary.as_json()
     return {**launcher.inputs_of(values), "read": read, "lost_share": data.lost_share}
 
 
 def summary_of(values: flags.FlagValues, data: TextData) -> str:
-    """One line on the text: what was read, and what becomes of it."""
+    """One line about the text: how much was read, what the tokenizer loses, and how much padding there is."""
     parts = [f"text: {data.summary}"]
     if data.lost_share:
         parts.append(f"the tokenizer loses {data.lost_share:.2%} of the bytes")
@@ -115,8 +157,8 @@ def summary_of(values: flags.FlagValues, data: TextData) -> str:
 
 
 def configurations(values: flags.FlagValues, data: TextData) -> dict[str, LanguageModelConfig]:
-    """Of all models, by the flags."""
-    # Attention remembers as many tokens in generation as it has seen in training.
+    """The configuration of each model that the flags name."""
+    # in generation attention sees as many tokens as in training
     shape = {"vocab_size": data.tokenizer.vocab_size, "context_length": values.seq_len}
     return {
         name: configuration(values, name, values.preset, **shape, **cms_fields(values, name)) for name in values.models
@@ -124,30 +166,34 @@ def configurations(values: flags.FlagValues, data: TextData) -> dict[str, Langua
 
 
 class Batches(NamedTuple):
-    """What every model of a run gets: the same batches in the same order."""
+    """The batches that all models of a run share."""
 
-    train: Callable[[], grain.DatasetIterator]
+    train: Callable[..., grain.DatasetIterator]  # by ``seed``, which decides their order
     validation: EvaluationSet
     test: EvaluationSet
 
 
-def batches_of(values: flags.FlagValues, data: TextData, seed: int) -> Batches:
-    """Batches by the flags, this process' share of those for training."""
+def batches_of(values: flags.FlagValues, data: TextData) -> Batches:
+    """The batches of the sizes that the flags say; those for training are this process' share.
+
+    Raises:
+        InputError: the text is shorter than a sequence.
+    """
     sizes: dict[str, Any] = {name: values[name].value for name in ("batch_size", "seq_len", "document_boundaries")}
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    train = functools.partial(train_iterator, data.train, **sizes, **process, seed=seed)
-    train()
+    train = functools.partial(train_iterator, data.train, **sizes, **process)
+    train(seed=0)  # raises where the text is too short
     validation = evaluation_batches(data.validation, **sizes, max_tokens=VALIDATION_TOKENS)
     return Batches(train, validation, test=evaluation_batches(data.test, **sizes))
 
 
 def optimizer_of(config: LanguageModelConfig, values: flags.FlagValues, rate_factor: float = 1.0) -> LevelOptimizers:
-    """What the flags say that moves the parameters of each level, with both learning rates times a factor."""
+    """The optimizers of all levels by the flags, with both learning rates multiplied by a factor."""
     return make_optimizer(**optimizer_arguments(values, rate_factor), cms_periods=config.optimizer_periods)
 
 
 def schedule_of(config: LanguageModelConfig, values: flags.FlagValues) -> str:
-    """The levels that train a model, and when each is updated, as text."""
+    """Describes the levels that train a model, and when each is updated, as text."""
     shapes = jax.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
     return describe_training(shapes, optimizer_of(config, values))
 
@@ -163,7 +209,19 @@ def fit_model(
     start: LanguageModel | None = None,
     rate_factor: float = 1.0,
 ) -> tuple[TrainState, Progress]:
-    """Trains one model below ``workdir/run`` from the parameters of ``start``, or goes on where it was stopped."""
+    """Trains one model in ``workdir/run``, or resumes its training there.
+
+    Args:
+        run: name of the run, such as "hope/seed_0".
+        config: configuration of the model.
+        batches: from `batches_of`.
+        values: the flags.
+        workdir: directory of all runs.
+        mesh: the devices.
+        seed: decides the initial parameters and the order of the data.
+        start: a model whose parameters replace the initial ones of the same path.
+        rate_factor: multiplies both learning rates.
+    """
 
     def init_model() -> LanguageModel:
         model = LanguageModel(config, rngs=nnx.Rngs(seed))
@@ -175,7 +233,7 @@ def fit_model(
         run,
         init_model,
         optimizer_of(config, values, rate_factor),
-        batches.train(),
+        batches.train(seed=seed),
         batches.validation,
         workdir=workdir,
         mesh=mesh,
@@ -186,7 +244,7 @@ def fit_model(
 
 
 def check(values: flags.FlagValues) -> jax.sharding.Mesh:
-    """Checks the flags that need no data, and makes the mesh."""
+    """Checks the flags that need no data, sets learning rates that are not given, and makes the mesh."""
     for name in ("steps", "batch_size", "seq_len", "eval_every", "checkpoint_every"):
         launcher.check_range(values, name, 1)
     if "seed" in values:

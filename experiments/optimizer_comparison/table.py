@@ -4,13 +4,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from nl_jax.optim import deep_momentum, delta_momentum, hidden_matrices, m3
+from nl_jax.training.optimizer import ADAM, scale_by_adamuon
 
 MATRIX = optax.contrib.MuonDimensionNumbers((-2,), (-1,))  # [..., in, out]; leading axes are stacks of matrices
-ADAM = {"b1": 0.9, "b2": 0.95}
 
 
 class Optimizer(NamedTuple):
@@ -43,18 +42,9 @@ def muon(rate: Any, decay: float) -> optax.GradientTransformation:
 
 
 def adamuon(rate: Any, decay: float) -> optax.GradientTransformation:
-    """Muon's orthogonal steps divided by the root of their second moment, then scaled to root mean square 0.2.
-
-    This is AdaMuon (Si et al., arXiv 2507.11005) without the sign of the momentum. Other parameters go to AdamW.
-    """
-
-    def align(u):
-        return 0.2 * u * jax.lax.rsqrt(jnp.mean(jnp.square(u), axis=(-2, -1), keepdims=True) + 1e-16)
-
+    """AdaMuon for hidden matrices, as the language models are trained with it, and AdamW for the other parameters."""
     steps = optax.chain(
-        optax.contrib.scale_by_muon(weight_dimension_numbers=lambda params: jax.tree.map(lambda _: MATRIX, params)),
-        optax.scale_by_rms(0.95, bias_correction=True),
-        optax.stateless(lambda updates, _: jax.tree.map(align, updates)),
+        scale_by_adamuon(lambda params: jax.tree.map(lambda _: MATRIX, params)),
         optax.add_decayed_weights(decay),
         optax.scale_by_learning_rate(rate),
     )

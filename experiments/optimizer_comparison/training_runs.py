@@ -13,7 +13,8 @@ import numpy as np
 import optax
 
 from experiments.optimizer_comparison.tasks import ComparisonTask, Scores
-from nl_jax.training import TrainState, learning_rate_schedule
+from nl_jax.levels import Learner
+from nl_jax.training import learning_rate_schedule
 
 Curves = dict[str, list[float | None]]  # a value for each evaluation in order; None if it is not finite
 
@@ -50,7 +51,7 @@ class Trainer:
 
         def start(rate, key):
             model = task.init(jax.random.split(key)[0])
-            return TrainState(model, optimizer(rate).init(model))
+            return Learner(model, optimizer(rate).init(model))
 
         def advance(state, rate, key, number, train):
             """Makes ``interval`` steps from step ``number`` on, and returns also the mean of their losses."""
@@ -58,9 +59,9 @@ class Trainer:
 
             def step(state, number):
                 batch = task.batch(train, jax.random.fold_in(key, number))
-                loss, gradients = jax.value_and_grad(task.loss)(state.model, batch)
-                updates, opt_state = transformation.update(gradients, state.opt_state, state.model)
-                return TrainState(optax.apply_updates(state.model, updates), opt_state), loss
+                loss, gradients = jax.value_and_grad(task.loss)(state.params, batch)
+                updates, opt_state = transformation.update(gradients, state.optimizer, state.params)
+                return Learner(optax.apply_updates(state.params, updates), opt_state), loss
 
             state, losses = jax.lax.scan(step, state, number + jnp.arange(interval))
             return state, losses.mean()
@@ -114,7 +115,7 @@ class Trainer:
             rows = []
             for number in range(0, self._steps, self._interval):
                 state, loss = self._advance(state, *arguments, number, self._task.train)
-                rows.append(jax.device_get({"train_loss": loss, **self._score(state.model, held_out)}))
+                rows.append(jax.device_get({"train_loss": loss, **self._score(state.params, held_out)}))
                 progress(len(group))
             for lane in range(len(group)):
                 yield {name: [_finite(float(np.atleast_1d(row[name])[lane])) for row in rows] for name in rows[0]}

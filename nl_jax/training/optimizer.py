@@ -1,7 +1,7 @@
-"""The optimizer of pre-training: clipping, a schedule of learning rates, and each CMS level at its own cadence.
+"""The optimizers of pre-training: one for hidden matrices and AdamW for the rest, with schedules of learning rates.
 
-Hidden matrices are moved by one of ``OPTIMIZERS``, everything else by AdamW: embeddings, the output head, scales and
-biases have no rows and columns that an orthogonal step would mean anything for.
+One of ``OPTIMIZERS`` updates the hidden matrices. AdamW updates all other parameters (embeddings, the output head,
+scales and biases), since an orthogonal step means nothing for them.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,18 +24,18 @@ from nl_jax.optim import (
 
 PyTree = Any
 SCHEDULES = ("cosine", "constant", "wsd")
-WARMUP_STEPS = 100  # by default, where the rates must not depend on the number of steps
+WARMUP_STEPS = 100  # the default for schedules whose rates must not depend on the number of steps
 ADAM = {"b1": 0.9, "b2": 0.95}
 
 
 class Optimizer(NamedTuple):
-    """A rule for hidden matrices, and the rates that a language model is trained with unless others are given.
+    """How hidden matrices are updated, and the default learning rates of a language model.
 
     Attributes:
-        make: the transformation, from a learning rate or schedule and a decoupled weight decay; its parameters are the
-            hidden matrices only. None for AdamW.
-        learning_rate: the default peak for what is no hidden matrix.
-        matrix_learning_rate: the default peak for hidden matrices; None for ``learning_rate``.
+        make: ``make(rate, weight_decay)`` returns the transformation of the hidden matrices for a learning rate or
+            schedule and a decoupled weight decay. None for AdamW.
+        learning_rate: the default peak learning rate of all other parameters.
+        matrix_learning_rate: the default peak learning rate of the hidden matrices; None for ``learning_rate``.
     """
 
     make: Callable[[optax.ScalarOrSchedule, float], optax.GradientTransformation] | None
@@ -46,36 +46,39 @@ class Optimizer(NamedTuple):
 def _by_rule(
     rule: optax.GradientTransformation, rate: optax.ScalarOrSchedule, weight_decay: float
 ) -> optax.GradientTransformation:
+    """The rule with decoupled weight decay and a learning rate."""
     decay = optax.add_decayed_weights(weight_decay)
     return bounded(optax.chain(rule, decay, optax.scale_by_learning_rate(rate)))
 
 
-def _muon(rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
-    rule = optax.contrib.scale_by_muon(weight_dimension_numbers=matrix_dimensions)
-    return _by_rule(rule, rate, weight_decay)
+def scale_by_adamuon(
+    dimensions: Callable[[PyTree], PyTree] = matrix_dimensions,
+) -> optax.GradientTransformation:
+    """AdaMuon (Si et al., arXiv 2507.11005) without the sign of the momentum, for parameters that are all matrices.
 
+    Muon's orthogonal steps are divided by the root of their second moment. The step of every matrix [..., in, out] is
+    then scaled to root mean square 0.2.
 
-def _adamuon(rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
-    """Muon's orthogonal steps by the root of their second moment, every matrix' step then of root mean square 0.2.
-
-    That is AdaMuon (Si et al., arXiv 2507.11005) but for its sign of the momentum.
+    Args:
+        dimensions: which axes of each parameter form a matrix, as ``optax.contrib.scale_by_muon`` takes them.
     """
 
     def align(u: jax.Array) -> jax.Array:
         return 0.2 * u * jax.lax.rsqrt(jnp.mean(jnp.square(u), axis=(-2, -1), keepdims=True) + 1e-16)
 
-    rule = optax.chain(
-        optax.contrib.scale_by_muon(weight_dimension_numbers=matrix_dimensions),
+    return optax.chain(
+        optax.contrib.scale_by_muon(weight_dimension_numbers=dimensions),
         optax.scale_by_rms(0.95, bias_correction=True),
         optax.stateless(lambda updates, _: jax.tree.map(align, updates)),
     )
-    return _by_rule(rule, rate, weight_decay)
 
+
+_MUON = optax.contrib.scale_by_muon(weight_dimension_numbers=matrix_dimensions)
 
 OPTIMIZERS = {
     "adamw": Optimizer(None, 3e-3),
-    "muon": Optimizer(_muon, 3e-3, 2e-2),
-    "adamuon": Optimizer(_adamuon, 3e-3, 1e-2),
+    "muon": Optimizer(lambda rate, decay: _by_rule(_MUON, rate, decay), 3e-3, 2e-2),
+    "adamuon": Optimizer(lambda rate, decay: _by_rule(scale_by_adamuon(), rate, decay), 3e-3, 1e-2),
     "m3": Optimizer(lambda rate, decay: m3(rate, weight_decay=decay), 3e-3, 5e-2),
     "delta_momentum": Optimizer(lambda rate, decay: _by_rule(scale_by_delta_momentum(), rate, decay), 3e-3, 0.2),
     "deep_momentum": Optimizer(lambda rate, decay: _by_rule(scale_by_deep_momentum(), rate, decay), 3e-3, 3.2),
@@ -84,13 +87,14 @@ OPTIMIZERS = {
 
 
 class LevelOptimizers(NamedTuple):
-    """What moves the parameters of each level of `training_schedule`, which has one level for each block of the CMS.
+    """The optimizers of the levels of `training_schedule`.
 
     Attributes:
-        of_period: the transformation of a level that is updated once in so many steps.
-        cms_periods: optimizer steps between two updates of each CMS level, fastest first; None for a single level that
-            holds all parameters.
-        max_norm: the global norm that the gradients of all levels together are clipped to; None for no clipping.
+        of_period: ``of_period(p)`` returns the transformation of a level that is updated once in p steps.
+        cms_periods: optimizer steps between two updates of each CMS level, fastest first; None for a single level with
+            all parameters.
+        max_norm: the largest global norm of the gradients of all levels together; longer ones are scaled down to it.
+            None for no clipping.
     """
 
     of_period: Callable[[int], optax.GradientTransformation]
@@ -109,22 +113,24 @@ def make_optimizer(
     weight_decay: float = 0.1,
     cms_periods: Sequence[int] | None = None,
 ) -> LevelOptimizers:
-    r"""One of ``OPTIMIZERS`` for hidden matrices, AdamW (β₁ 0.9, β₂ 0.95) for the rest, gradients clipped to norm 1.
+    r"""Makes the optimizers of pre-training, for gradients that are clipped to global norm 1.
 
-    The blocks of CMS level :math:`\ell` are updated every ``cms_periods[l]`` steps with the sum of the clipped
-    gradients of these steps and are unchanged in between (paper Eq. 70-71); all other parameters at every step.
+    One of ``OPTIMIZERS`` updates the hidden matrices, AdamW (β₁ 0.9, β₂ 0.95) all other parameters. The blocks of CMS
+    level :math:`\ell` are updated once every ``cms_periods[l]`` steps, with the sum of the clipped gradients of these
+    steps (Eq. 70-71 of arXiv 2512.24695). All parameters outside of the CMS are updated at every step.
 
     Args:
         optimizer: one of ``OPTIMIZERS``.
-        learning_rate: the peak; reached after the warm-up, and then as ``schedule`` says. Default: the optimizer's.
-        matrix_learning_rate: likewise for hidden matrices. Default: the optimizer's, which for AdamW is
-            ``learning_rate``.
-        steps: optimizer steps of the run.
-        warmup_steps: steps of linear warm-up; default as for `learning_rate_schedule`.
+        learning_rate: peak learning rate of all parameters but the hidden matrices. Default: that of the optimizer.
+        matrix_learning_rate: peak learning rate of the hidden matrices. Default: that of the optimizer; with AdamW it
+            is ``learning_rate``.
+        steps: number of optimizer steps in the run.
+        warmup_steps: number of steps of linear warm-up; default as for `learning_rate_schedule`.
         schedule: one of ``SCHEDULES``.
-        weight_decay: times the learning rate is what matrices lose per update; vectors and scales are not decayed.
-        cms_periods: optimizer steps between two updates of each CMS level, fastest first. Default: all parameters are
-            one level, which every step updates.
+        weight_decay: each update subtracts it, times the learning rate, times the matrix. Vectors and scales do not
+            decay.
+        cms_periods: optimizer steps between two updates of each CMS level, fastest first. Default: all parameters form
+            one level, which is updated at every step.
 
     Raises:
         ValueError: for an unknown optimizer or schedule.
@@ -152,7 +158,7 @@ def make_optimizer(
 def peak_rates(
     optimizer: str, learning_rate: float | None = None, matrix_learning_rate: float | None = None
 ) -> tuple[float, float]:
-    """Peak learning rates of what is no hidden matrix and of hidden matrices, the optimizer's where none is given."""
+    """Peak learning rates of all other parameters and of hidden matrices; None stands for the optimizer's default."""
     known = OPTIMIZERS[optimizer]
     rate = known.learning_rate if learning_rate is None else learning_rate
     own = rate if known.matrix_learning_rate is None else known.matrix_learning_rate
@@ -160,23 +166,24 @@ def peak_rates(
 
 
 def _matrix_labels(params: PyTree) -> PyTree:
+    """The label "matrix" for hidden matrices, "other" for all other parameters."""
     return jax.tree.map(lambda matrix: "matrix" if matrix else "other", hidden_matrices(params))
 
 
 def learning_rate_schedule(
     peak: float, steps: int, warmup_steps: int | None = None, kind: str = "cosine"
 ) -> optax.Schedule:
-    """Learning rates by step: a linear warm-up to ``peak``, then one of ``SCHEDULES``.
+    """Returns the learning rate by step: a linear warm-up to ``peak``, then one of ``SCHEDULES``.
 
-    ``cosine``: a cosine to a tenth of the peak at ``steps``; all rates depend on ``steps``.
-    ``constant``: the peak for ever; no rate depends on ``steps``.
-    ``wsd`` (warm-up, stable, decay): the peak, and in the last fifth of ``steps`` linearly to a tenth of it; rates
-    before the decay do not depend on ``steps``.
+    ``cosine`` falls along a cosine to a tenth of the peak at ``steps``; all rates depend on ``steps``.
+    ``constant`` stays at the peak; no rate depends on ``steps``.
+    ``wsd`` (warm-up, stable, decay) stays at the peak and falls linearly to a tenth of it in the last fifth of
+    ``steps``; rates before the decay do not depend on ``steps``.
 
     Args:
         peak: the highest rate.
-        steps: of the run.
-        warmup_steps: default a tenth of ``steps`` for the cosine, else 100.
+        steps: number of steps in the run.
+        warmup_steps: number of warm-up steps. Default: a tenth of ``steps`` for the cosine, else 100.
         kind: one of ``SCHEDULES``.
 
     Raises:
@@ -199,5 +206,5 @@ def learning_rate_schedule(
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """True for matrices, those of embeddings and heads included: what is no "vector" by `parameter_roles`."""
+    """True for parameters with weight decay: all matrices, also embeddings and heads, by `parameter_roles`."""
     return jax.tree.map(lambda role: role.kind != "vector", parameter_roles(params))

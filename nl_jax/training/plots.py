@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nl_jax.plotting import plot_band, save_figure
@@ -40,24 +41,38 @@ def plot_accuracy(workdir: Path) -> Path:
     """Plots accuracy against steps to ``accuracy.png``: the mean of each model over seeds, and a band from min to max.
 
     Args:
-        workdir: the directory of ``metrics.jsonl``, in which the model of each row is ``MODEL/SEED``. A seed whose rows
-            end before those of other seeds keeps its last accuracy.
+        workdir: the directory of ``metrics.jsonl``, read by `plot_seeds`.
 
     Returns:
         The path of the plot.
     """
-    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for row in read_metrics(workdir):
-        if ACCURACY in row:
-            model, _, seed = row["model"].partition("/")
-            curves.setdefault(model, {}).setdefault(seed, []).append((row["step"], row[ACCURACY]))
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for model, seeds in curves.items():
-        steps = sorted({step for points in seeds.values() for step, _ in points})
-        accuracies = np.stack([np.interp(steps, *np.transpose(points)) for points in seeds.values()])
-        plot_band(axes, steps, accuracies, label=model)
+    plot_seeds(axes, workdir, ACCURACY, against="step")
     axes.set(xlabel="training steps", ylabel="validation accuracy", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend()
     return save_figure(figure, workdir / ACCURACY_PLOT)
+
+
+def plot_seeds(axes: Axes, workdir: Path, key: str, *, against: str) -> None:
+    """Draws a value of ``metrics.jsonl``: the mean of each model over seeds, and a band from min to max.
+
+    The model of a row is ``MODEL/seed_N``; rows of other runs do not count. A seed whose rows end before those of other
+    seeds keeps its last value.
+
+    Args:
+        axes: where to draw.
+        workdir: the directory of ``metrics.jsonl``.
+        key: name of the value; rows without it do not count.
+        against: name of the value on the x axis, "step" or "tokens".
+    """
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for row in read_metrics(workdir):
+        model, _, run = row["model"].partition("/")
+        if key in row and run.startswith("seed_"):
+            curves.setdefault(model, {}).setdefault(run, []).append((row[against], row[key]))
+    for model, seeds in curves.items():
+        x = sorted({at for points in seeds.values() for at, _ in points})
+        values = np.stack([np.interp(x, *np.transpose(points)) for points in seeds.values()])
+        plot_band(axes, x, values, label=model)

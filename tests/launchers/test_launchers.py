@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from launcher_cases import MODEL_FIGURES, call, error_line, results_of
+from launcher_table import files
 
 from experiments import context, generate, language_model, stream
 from experiments.common import launcher, restoring
@@ -24,10 +25,6 @@ def data(tmp_path):
     path = tmp_path / "data.txt"
     path.write_bytes(Path(launcher.__file__).read_bytes())
     return path
-
-
-def files(directory):
-    return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def test_a_workdir_below_a_file_is_refused(data, capsys):

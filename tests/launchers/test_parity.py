@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launcher_cases import results_of
+from launcher_table import files
 
 from experiments import parity
 from experiments.common import task_training
@@ -157,10 +158,6 @@ FLAGS += ["--mixer_option=allow_neg_eigval=True", '--mixer_option=eta=("sigmoid"
 def call(*arguments):
     """Exit code of the launcher run in this process."""
     return parity.main(["parity", *map(str, arguments)])
-
-
-def files(directory):
-    return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def test_given_options_are_added_to_the_models_own():

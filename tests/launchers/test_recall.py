@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launcher_cases import results_of
+from launcher_table import files
 
 from experiments import recall
 from experiments.common import task_training
@@ -126,10 +127,6 @@ FLAGS += ["--other_text=5,5000"]
 def call(*arguments):
     """Exit code of the launcher run in this process."""
     return recall.main(["recall", *map(str, arguments)])
-
-
-def files(directory):
-    return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
