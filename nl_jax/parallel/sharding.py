@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from nl_jax.errors import InputError
 from nl_jax.parameter_axes import PARAMETER_AXES, Names, logical_axes
 from nl_jax.trees import named_leaves, path_name
 
@@ -17,6 +18,7 @@ PyTree = Any
 
 __all__ = [
     "PARAMETER_AXES",
+    "batch_parts",
     "batch_sharding",
     "logical_axes",
     "named_leaves",
@@ -24,6 +26,8 @@ __all__ = [
     "path_name",
     "state_shardings",
 ]
+
+REPLICATED_AT_MOST = 2**20  # bytes of a leaf without a row in its table
 
 # Logical axis -> mesh axes. An axis without an entry is never split.
 MESH_AXES: dict[str, tuple[str, ...]] = {
@@ -59,7 +63,11 @@ def parameter_shardings(mesh: Mesh, tree: PyTree) -> PyTree:
 
     Returns:
         A pytree of `NamedSharding` with the same structure. An axis is not split if the size of its mesh axes does not
-        divide its size. A leaf without a row in the table, such as a step counter, is replicated on every device.
+        divide its size; ``fsdp`` then splits the largest other axis that it divides, if any, but not that of layers. A
+        small leaf without a row in the table, such as a step counter, is replicated on every device.
+
+    Raises:
+        InputError: a leaf of more than 1 MiB has no row, or another number of axes, and the mesh splits parameters.
     """
     return _shardings(mesh, tree, PARAMETER_AXES)
 
@@ -74,6 +82,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(MESH_AXES["batch"]))
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """The number of parts into which `batch_sharding` splits a batch."""
+    return math.prod(mesh.shape[axis] for axis in MESH_AXES["batch"])
+
+
 def mesh_axes(mesh: Any, name: str | None, size: int) -> tuple[str, ...] | None:
     """The mesh axes that split an axis with this logical name and size; None where they do not divide it."""
     axes = MESH_AXES.get(name or "")
@@ -83,10 +96,35 @@ def mesh_axes(mesh: Any, name: str | None, size: int) -> tuple[str, ...] | None:
 
 def _shardings(mesh: Mesh, tree: PyTree, table: tuple[tuple[str, Names], ...]) -> PyTree:
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        names = logical_axes(path_name(path), table) or ()
-        if len(names) != len(leaf.shape):  # a reduced moment, or an unknown leaf
-            names = ()
-        axes = (mesh_axes(mesh, name, size) for name, size in zip(names, leaf.shape, strict=False))
+        names = logical_axes(path_name(path), table)
+        if names is None or len(names) != len(leaf.shape):  # an unknown leaf, or a reduced moment
+            _check_small(mesh, path, leaf, names)
+            return NamedSharding(mesh, PartitionSpec())
+        axes = [mesh_axes(mesh, name, size) for name, size in zip(names, leaf.shape, strict=True)]
+        if table is PARAMETER_AXES:
+            _split_another(mesh, names, leaf.shape, axes)
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def _split_another(mesh: Mesh, names: Names, shape: tuple[int, ...], axes: list[tuple[str, ...] | None]) -> None:
+    """Splits the largest axis that is whole over ``fsdp``, if that did not divide the axis which it should split."""
+    size = mesh.shape["fsdp"]
+    if size == 1 or ("fsdp",) in axes or not any("fsdp" in MESH_AXES.get(name or "", ()) for name in names):
+        return
+    # a scan takes one layer at a time, so that a stack which is split over layers would be gathered whole
+    fit = [i for i, name in enumerate(names) if axes[i] is None and name != "layers" and shape[i] % size == 0]
+    if fit:
+        axes[max(fit, key=lambda i: shape[i])] = ("fsdp",)
+
+
+def _check_small(mesh: Mesh, path: tuple[Any, ...], leaf: Any, names: Names | None) -> None:
+    """Raises `InputError` for a large leaf that every device of the mesh would hold whole."""
+    size = math.prod(leaf.shape) * leaf.dtype.itemsize
+    if size > REPLICATED_AT_MOST and mesh.shape["fsdp"] * mesh.shape["tensor"] > 1:
+        found = "no row" if names is None else f"a row of {len(names)} axes for an array of {len(leaf.shape)}"
+        raise InputError(
+            f"{path_name(path)}: {size / 2**20:,.1f} MiB would be whole on every device; found {found} in the table of "
+            "sharding, expected one that names its axes (nl_jax.parameter_axes)"
+        )

@@ -140,6 +140,16 @@ BENCHMARK = [
     (["mixers", "--num_heads=3"], "cannot be built: num_heads=3"),
 ]
 
+TOPOLOGY = [
+    (["--topology=v9:2x2"], "topology 'v9:2x2': expected a TPU"),
+    (["--topology=v5e"], "topology 'v5e': expected a TPU"),
+    (["--models=hopeless"], "hopeless"),
+    (["--preset=enormous"], "enormous"),
+    (["--seq_len=0"], "--seq_len=0: expected at least 1"),
+    (["--batch_size=-1"], "--batch_size=-1: expected at least 1"),
+    (["--learning_rate=0"], "--learning_rate=0.0: expected"),
+]
+
 BAD_FLAGS = {
     "language_model": LANGUAGE_MODEL,
     "compare": COMPARE,
@@ -151,4 +161,5 @@ BAD_FLAGS = {
     "parity": PARITY,
     "optimizers": OPTIMIZERS,
     "benchmark": BENCHMARK,
+    "topology": TOPOLOGY,
 }

@@ -29,8 +29,10 @@ LAUNCHERS = {
     "parity": ("define_flags", []),
     "optimizers": ("define_flags", ["toy"]),
     "benchmark": ("define_flags", ["mixers"]),
+    "topology": ("define_flags", []),
 }
 READERS = ("generate", "stream")  # of a run of language_model
+COMPILERS = ("topology",)  # for machines that are not here, by compilers that need not be installed
 
 TEXT = "--data={inputs}/data.txt --batch_size=2 --eval_every=2"
 TASK = "--width=8 --num_layers=1 --chunk_size=4 --batch_size=8 --steps=5 --eval_every=2 --seeds=2"

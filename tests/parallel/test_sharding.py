@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from nl_jax.data import ByteTokenizer, Document, evaluation_batches, pack, train_iterator
+from nl_jax.errors import InputError
 from nl_jax.models import MODEL_NAMES, LanguageModel, named_config
 from nl_jax.modules import mixer
 from nl_jax.parallel import parameter_shardings, parse_mesh, state_shardings
@@ -87,6 +88,30 @@ def test_an_axis_that_does_not_divide_is_not_split():
     mesh = jax.sharding.AbstractMesh((1, 3, 2), ("data", "fsdp", "tensor"))
     tree = {"embed": {"embedding": jax.ShapeDtypeStruct((257, 66), np.float32)}}
     assert parameter_shardings(mesh, tree)["embed"]["embedding"].spec == P(None, ("fsdp",))
+
+
+def test_fsdp_splits_another_axis_than_one_that_it_does_not_divide():
+    """But not that of layers, of which a scan takes one at a time."""
+    mesh = jax.sharding.AbstractMesh((1, 12, 1), ("data", "fsdp", "tensor"))
+    memory = {"layers": [jax.ShapeDtypeStruct((24, 3, 128, 96), np.float32)]}
+    norm = {"scale": jax.ShapeDtypeStruct((24, 128), np.float32)}
+    tree = {"blocks": {"mixer": {"memories": [memory]}, "mixer_norm": norm}}
+    blocks = parameter_shardings(mesh, tree)["blocks"]
+    assert blocks["mixer"]["memories"][0]["layers"][0].spec == P(None, None, None, ("fsdp",))
+    assert blocks["mixer_norm"]["scale"].spec == P(None, None)
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "found"), [("unknown", (257, 1024), "no row"), ("embedding", (257, 1, 1024), "a row of 2 axes")]
+)
+def test_a_large_array_without_a_row_is_refused_where_every_device_would_hold_it_whole(path, shape, found):
+    tree = {"embed": {path: jax.ShapeDtypeStruct(shape, np.float32)}}
+    for fsdp, tensor in ((2, 1), (1, 2)):
+        mesh = jax.sharding.AbstractMesh((1, fsdp, tensor), ("data", "fsdp", "tensor"))
+        with pytest.raises(InputError, match=rf"embed.{path}: 1.0 MiB would be whole on every device; found {found}"):
+            parameter_shardings(mesh, tree)
+    data_only = jax.sharding.AbstractMesh((2, 1, 1), ("data", "fsdp", "tensor"))
+    assert parameter_shardings(data_only, tree)["embed"][path].spec == P()
 
 
 EXACT = {"model", "step", "tokens"}
