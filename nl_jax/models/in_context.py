@@ -38,6 +38,7 @@ from nl_jax.levels import Level, Schedule, ScheduleState, from_optax
 from nl_jax.modules import FeedForward
 from nl_jax.modules.continuum_memory import OfEachSequence
 from nl_jax.optim import clip_by_norm, smooth_norm
+from nl_jax.parallel.activations import constrain, gather_parameters
 from nl_jax.trees import own_buffers
 
 # The weights of a level: a FeedForward [layers, batch, ...]; nested levels also hold the next faster level's start.
@@ -272,6 +273,7 @@ def read_and_learn(
     chunk = min(model.config.cms_periods)
     if time % chunk:
         raise ValueError(f"{time} tokens: level cms of period {chunk} needs a multiple of {chunk}")
+    model = gather_parameters(model)  # once, not for every chunk
     schedule = learning_schedule(model, batch, optimizers)
     mask = jnp.ones(tokens.shape) if mask is None else mask
     data = tuple(
@@ -311,7 +313,12 @@ def with_levels(model: Any, levels: Sequence[FeedForward]) -> Any:
 
 def _of_each_sequence(level: FeedForward, batch_size: int) -> FeedForward:
     """Repeats weights, [layers, ...] -> [layers, batch, ...], in float32 or wider: bfloat16 would lose small steps."""
-    return jax.tree.map(lambda w: jnp.broadcast_to(_wide(w)[:, None], (len(w), batch_size, *w.shape[1:])), level)
+
+    def repeat(w: Array) -> Array:
+        repeated = jnp.broadcast_to(_wide(w)[:, None], (len(w), batch_size, *w.shape[1:]))
+        return constrain(repeated, None, "batch", *(None,) * (w.ndim - 1))
+
+    return jax.tree.map(repeat, level)
 
 
 def _wide(x: Array) -> Array:

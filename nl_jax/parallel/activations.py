@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from nl_jax.parallel.mesh import AXES
-from nl_jax.parallel.sharding import mesh_axes
+from nl_jax.parallel.sharding import gathered_shardings, mesh_axes
+from nl_jax.trees import PyTree
 
 
 def constrain(x: Array, *names: str | None) -> Array:
@@ -24,8 +25,25 @@ def constrain(x: Array, *names: str | None) -> Array:
         x: an array of any rank.
         names: the logical name of each axis, such as "batch" or "heads", or None for an axis that is not split.
     """
-    mesh: Any = jax.sharding.get_abstract_mesh()
-    if mesh.axis_names != AXES or set(mesh.axis_types) != {jax.sharding.AxisType.Auto}:
+    mesh = _own_mesh()
+    if mesh is None:
         return x
     spec = PartitionSpec(*(mesh_axes(mesh, name, size) for name, size in zip(names, x.shape, strict=True)))
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def gather_parameters(model: PyTree) -> PyTree:
+    """Parameters that ``fsdp`` no longer splits, under a mesh as for `constrain`; their gradients are split again.
+
+    A program that uses a parameter once gathers it there. One that uses it in every step of a loop, as a text that is
+    read chunk by chunk, would gather it in each.
+    """
+    mesh = _own_mesh()
+    return model if mesh is None else jax.lax.with_sharding_constraint(model, gathered_shardings(mesh, model))
+
+
+def _own_mesh() -> Any:
+    """The mesh that is set, if `parse_mesh` can have made it; else None."""
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    is_own = mesh.axis_names == AXES and set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+    return mesh if is_own else None

@@ -82,6 +82,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(MESH_AXES["batch"]))
 
 
+def gathered_shardings(mesh: Any, tree: PyTree) -> PyTree:
+    """As `parameter_shardings`, but not split over ``fsdp``."""
+
+    def gathered(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
+        names = logical_axes(path_name(path)) or ()
+        axes = (mesh_axes(mesh, name, size) for name, size in zip(names, leaf.shape, strict=False))
+        return PartitionSpec(*(None if split and "fsdp" in split else split for split in axes))
+
+    return jax.tree_util.tree_map_with_path(gathered, tree)
+
+
 def batch_parts(mesh: Mesh) -> int:
     """The number of parts into which `batch_sharding` splits a batch."""
     return math.prod(mesh.shape[axis] for axis in MESH_AXES["batch"])
