@@ -1,9 +1,10 @@
-"""Compiles a training step for a TPU slice that is not here, and says what limits it. No TPU is needed.
+"""Compiles a training step for a TPU slice, or a GPU, that is not here, and says what limits it.
 
     python -m experiments.topology --topology=v5e:16x16 --preset=paper_760m --mesh=data:16,fsdp:16 --workdir=runs/v5e
     python -m experiments.topology --topology=v5p:8x8x16 --preset=paper_1_3b --mesh=data:64,fsdp:16 --workdir=runs/v5p
 
-It needs the TPU compiler (pip install libtpu) and some minutes for each model. The tables say, for one chip:
+It needs the compiler (pip install libtpu; for --topology=h100 it says what) and some minutes for each model, but no
+TPU and no GPU. The tables say, for one chip:
 
 memory      bytes of the state (parameters, optimizer) and of the temporaries, and their share of the chip's memory
 work        operations of matrix products in the program (recomputation included, from the jaxpr), bytes that go through
@@ -51,7 +52,12 @@ def define_flags() -> flags.FlagValues:
     def define(kind: Any, name: str, default: Any, text: str) -> None:
         kind(name, default, text, flag_values=values)
 
-    define(flags.DEFINE_string, "topology", "v5e:4x4", "TPU and sizes of its torus: v5e:16x16, v6e:16x16, v5p:8x8x16.")
+    define(
+        flags.DEFINE_string,
+        "topology",
+        "v5e:4x4",
+        "TPU and sizes of its torus: v5e:16x16, v6e:16x16, v5p:8x8x16; or h100, one GPU.",
+    )
     define(flags.DEFINE_list, "models", "hope,transformer", f"Models to compile, of {', '.join(MODEL_NAMES)}.")
     define(flags.DEFINE_string, "preset", "paper_760m", f"Size of the models: {', '.join(PRESETS)}.")
     define(flags.DEFINE_string, "mesh", None, "Devices, as data:16,fsdp:16; without it all are on fsdp.")
