@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from nl_jax.models.chunk import all_finite
 from nl_jax.models.reading import learns_in_context, read
-from nl_jax.trees import PyTree
+from nl_jax.trees import PyTree, named_leaves
 
 Batch = dict[str, Any]
 
@@ -42,12 +42,17 @@ def loss_and_state(model: PyTree, batch: Batch) -> tuple[Float[Array, ""], PyTre
 
 
 def first_diverged_layer(state: PyTree) -> Int[Array, ""]:
-    """Index of the first layer whose state is not finite, or -1 if all are.
+    """Index of the first layer whose memories are not finite, or -1 if all are, or if the layers are attention.
 
     Args:
         state: the state of a model; its floating-point leaves are ``[layers, ...]``.
     """
-    leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    # keys and values are no memory, and a check would keep those of all layers and all tokens
+    leaves = [
+        leaf
+        for path, leaf in named_leaves(state).items()
+        if path.rsplit(".", 1)[-1] not in ("keys", "values") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
     if not leaves:
         return jnp.asarray(-1)
     bad = jnp.stack([jnp.any(~jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in leaves]).any(axis=0)
