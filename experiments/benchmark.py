@@ -3,23 +3,25 @@
     python -m experiments.benchmark mixers --workdir=runs/mixers
     python -m experiments.benchmark scaling --workdir=runs/scaling --models=hope
     python -m experiments.benchmark compile --workdir=runs/compile
+    python -m experiments.benchmark remat --workdir=runs/remat --num_layers=6 --models=hope,transformer
     python -m experiments.benchmark gradients --workdir=runs/gradients --models=hope,titans
 
 mixers     a training step (forward, backward, AdamW) and the forward pass alone: tokens/s, FLOPs, memory
 scaling    time and memory of a training step, and size of the model's state, against sequence length, with fitted
            exponents
 compile    time to trace and compile a training step, and until the first step is done, by number of layers
+remat      memory and operations of a training step by what its backward pass recomputes; compiled, not run
 gradients  norm of the gradient of the loss at the memories' initial weights against sequence length, on text of the
            default corpus, before training
 
 The speeds of mixers are also given as ratios to two Transformers: that of this project, whose attention works in
 blocks, and jax_attention, the same program with `jax.nn.dot_product_attention`, which holds all scores at once.
 
-All models have the same embedding and, in each layer, one feed-forward block of the same size. They train in float32
-on random tokens on one device. Models are measured in turn, round by round, so that ratios come from the same minutes;
-times are medians over the rounds. FLOPs are those of the matrix products in the program, including recomputation. The
-peak is the speed of the fastest product of two large matrices in the same rounds. Memory is the memory that XLA
-allocates for a step: arguments, outputs and temporaries.
+All models have the same embedding and, in each layer, one feed-forward block of the same size. They train in float32,
+or in --dtype, on random tokens on one device. Models are measured in turn, round by round, so that ratios come from the
+same minutes; times are medians over the rounds. FLOPs are those of the matrix products in the program, including
+recomputation. The peak is the speed of the fastest product of two large float32 matrices in the same rounds. Memory is
+the memory that XLA allocates for a step: arguments, outputs and temporaries.
 
 The workdir gets config.json, results.json and a plot. The same command resumes a stopped run, and prints the tables
 again when everything is measured. To measure again, use another workdir.
@@ -34,6 +36,7 @@ from experiments.benchmarking.competitors import COMPETITORS
 from experiments.benchmarking.run import LENGTHS, Run
 from experiments.benchmarking.subjects import SUBJECTS
 from experiments.common import launcher
+from experiments.common.compute_flags import define_dtype_flag
 from experiments.common.path_flags import define_path
 from nl_jax.models import MODEL_NAMES
 
@@ -54,6 +57,7 @@ def define_flags() -> flags.FlagValues:
     define(flags.DEFINE_integer, "num_heads", 4, "Heads of the mixers.")
     define(flags.DEFINE_integer, "num_layers", 2, "Layers, for mixers and scaling.")
     define(flags.DEFINE_list, "depths", ["2", "12"], "Numbers of layers, for compile.")
+    define_dtype_flag(values)
     define(flags.DEFINE_integer, "chunk_size", 64, "Tokens in a chunk of the memories.")
     define(flags.DEFINE_integer, "repeats", 5, "Number of rounds after one to warm up; compile measures once.")
     define(flags.DEFINE_float, "max_seconds", 60.0, "A step whose warm-up takes longer is timed by its warm-up alone.")

@@ -115,6 +115,18 @@ def compile_time(title: str, config: LanguageModelConfig, batch_size: int, lengt
     return {"compile_seconds": compiled, "first_step_seconds": time.perf_counter() - start}
 
 
+def remat_figures(title: str, config: LanguageModelConfig, batch_size: int, length: int) -> Figures:
+    """Temporaries of a training step, in bytes a device, and its operations; it is compiled and not run."""
+    progress(f"compiling {title}")
+    try:
+        training = Training(config, batch_size, length)
+    except Exception as error:  # any error concerns this model only
+        return {"problem": one_line(error)}
+    flops = training.flops()
+    per_token = flops and flops.matrix / (batch_size * length)
+    return {"temporary_bytes": training.temporary_bytes, "matrix_flops_per_token": per_token}
+
+
 def gradient_norms(run: Run, length: int, batch_size: int, text: Packed) -> Figures:
     """Mean norm, over the texts of the rounds, of the gradient at the memories' initial weights, by model."""
     batches = evaluation_batches(text, batch_size=batch_size, seq_len=length, max_tokens=run.values.repeats * length)

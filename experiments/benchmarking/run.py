@@ -11,6 +11,7 @@ from absl import flags
 
 from experiments.benchmarking.competitors import COMPETITORS
 from experiments.common import launcher
+from experiments.common.compute_flags import compute_fields
 from experiments.common.record import Record
 from nl_jax import InputError
 from nl_jax.models import MODEL_NAMES, LanguageModelConfig, count_parameters, named_config
@@ -22,6 +23,7 @@ LENGTHS = {
     "mixers": ["1024:4", "8192:1"],
     "scaling": [f"{1024 * 2**i}:1" for i in range(6)],
     "compile": ["1024:4"],
+    "remat": ["1024:2"],
     "gradients": [f"{64 * 2**i}:1" for i in range(7)],
 }
 Figures = dict[str, Any]
@@ -86,6 +88,7 @@ class Run:
             cms_periods=(1,),
             chunk_size=values.chunk_size,
             context_length=length,
+            **compute_fields(values),
         )
 
 

@@ -1,16 +1,18 @@
 """The subjects of ``experiments.benchmark``. Each measures missing figures, prints its table and draws its plot."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
 from matplotlib.figure import Figure
 
-from experiments.benchmarking.measurements import compile_time, exponent, gradient_norms, measure
+from experiments.benchmarking.measurements import compile_time, exponent, gradient_norms, measure, remat_figures
 from experiments.benchmarking.run import Figures, Run
 from experiments.common import launcher
 from nl_jax import InputError
 from nl_jax.data import load_text_data
+from nl_jax.models.remat import POLICIES
 from nl_jax.plotting import save_figure
 
 REFERENCES = ("transformer", "jax_attention")  # models to which ratios are given, if they were measured
@@ -136,6 +138,27 @@ def compile_times(run: Run) -> None:
     _print_problems(models)
 
 
+def remat(run: Run) -> None:
+    """Measures the memory that each rematerialisation policy needs, and the operations that it repeats."""
+    length, size = run.lengths[0]
+    rows = [("model", "remat", "MiB of temporaries", "MFLOP/token", "x none")]
+    measured = {}
+    for name in run.values.models:
+        for policy in POLICIES:
+            title = f"{name}, {policy}"
+            config = dataclasses.replace(run.config(name, length, run.values.num_layers), remat=policy)
+            measured[title] = figures = run.figures(
+                title, functools.partial(remat_figures, title, config, size, length)
+            )
+            if "problem" not in figures:
+                flops, base = (measured[f"{name}, {p}"].get("matrix_flops_per_token") for p in (policy, "none"))
+                share = flops / base if flops and base else None
+                memory = _cell(figures["temporary_bytes"], ",.0f", 2**20)
+                rows.append((name, policy, memory, _cell(flops, ",.2f", 1e6), _cell(share, ".2f")))
+    launcher.print_table(rows)
+    _print_problems(measured)
+
+
 def gradients(run: Run) -> None:
     """Measures the norm of the meta-gradient against sequence length."""
     text = load_text_data().validation
@@ -176,5 +199,6 @@ SUBJECTS: dict[str, Callable[[Run], None]] = {
     "mixers": mixers,
     "scaling": scaling,
     "compile": compile_times,
+    "remat": remat,
     "gradients": gradients,
 }

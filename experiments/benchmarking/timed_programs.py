@@ -127,6 +127,12 @@ class Training:
         return need
 
     @property
+    def temporary_bytes(self) -> int:
+        """Bytes on one device of what a step needs besides its arguments and outputs."""
+        analysis: Any = self._compiled.memory_analysis()
+        return int(analysis.temp_size_in_bytes)
+
+    @property
     def parameters(self) -> int:
         """Number of parameters of the model."""
         return sum(leaf.size for leaf in jax.tree.leaves(self._shapes.model))

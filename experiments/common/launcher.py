@@ -23,6 +23,7 @@ from experiments.common.failures import WithoutTracebacks, fail
 from experiments.common.more_steps import continued
 from nl_jax import InputError, StorageError
 from nl_jax.files import local_path, locked, write_atomically
+from nl_jax.models import LanguageModelConfig
 from nl_jax.training.metrics import METRICS
 
 CONFIG = "config.json"
@@ -222,9 +223,18 @@ def check_workdir(workdir: Path, config: Mapping[str, Any], written: Iterable[st
     stored = read_config(workdir, config["launcher"], written)
     if stored is not None:
         check_flags(workdir, stored["flags"], config["flags"])
-        for what in ("data", "models"):
-            check_same(workdir, what, stored[what], config[what])
+        check_same(workdir, "data", stored["data"], config["data"])
+        models = {name: _current_form(fields) for name, fields in stored["models"].items()}
+        check_same(workdir, "models", models, config["models"])
     return stored
+
+
+def _current_form(fields: Any) -> Any:
+    """A model's configuration as this version writes it; earlier versions had fewer fields. Others stay as they are."""
+    try:
+        return LanguageModelConfig.from_json(fields).to_json()
+    except (InputError, TypeError, AttributeError):
+        return fields
 
 
 def inputs_of(values: flags.FlagValues) -> dict[str, Any]:
@@ -257,7 +267,8 @@ def check_flags(workdir: Path, stored: Mapping[str, Any], given: Mapping[str, An
 
 def same_flags(stored: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
     """Whether two sets of flags are equal once written as JSON."""
-    return json.loads(json.dumps(stored)) == json.loads(json.dumps(given))
+    stored, given = json.loads(json.dumps(stored)), json.loads(json.dumps(given))
+    return all(stored.get(name) == given.get(name) for name in {*stored, *given})  # earlier versions had fewer flags
 
 
 def results_of(workdir: Path, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from absl import flags
 
+from experiments.common.compute_flags import compute_fields
 from nl_jax import InputError
 from nl_jax.models import LanguageModelConfig, count_parameters, named_config
 
@@ -18,10 +19,14 @@ def define_mixer_option(values: flags.FlagValues) -> None:
 
 
 def configuration(values: flags.FlagValues, model: str, preset: str, **sizes: Any) -> LanguageModelConfig:
-    """Returns `named_config` with the options of the flag; raises `InputError` for values that a module refuses."""
+    """Returns `named_config` with what this flag, --dtype and --remat say.
+
+    Raises:
+        InputError: for values that a module refuses.
+    """
     options = tuple(mixer_options(values).items())
     try:
-        config = named_config(model, preset, mixer_options=options, **sizes)
+        config = named_config(model, preset, mixer_options=options, **compute_fields(values), **sizes)
         count_parameters(config)
     except InputError:
         raise

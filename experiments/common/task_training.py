@@ -16,6 +16,7 @@ from absl import flags
 from flax import nnx
 
 from experiments.common import launcher
+from experiments.common.compute_flags import define_dtype_flag
 from experiments.common.launcher import RESULTS
 from experiments.common.mixer_options import configuration, define_mixer_option
 from experiments.common.optimizer_flags import define_optimizer_flags, optimizer_arguments, set_default_rates
@@ -101,6 +102,7 @@ def define_flags(
     define(flags.DEFINE_integer, "num_layers", 2, "Blocks.")
     define(flags.DEFINE_integer, "chunk_size", 8, "Tokens between two boundaries of the memories (Hope).")
     define_mixer_option(values)
+    define_dtype_flag(values)
     define(flags.DEFINE_integer, "batch_size", 32, "Sequences in a batch.")
     define_optimizer_flags(values)
     define(flags.DEFINE_integer, "steps", steps, "Largest number of optimizer steps of a run; the cosine ends there.")

@@ -12,6 +12,7 @@ from flax import nnx
 
 from experiments.common import launcher
 from experiments.common.cms_options import cms_fields, define_cms_flags
+from experiments.common.compute_flags import check_batch_size, define_compute_flags
 from experiments.common.mixer_options import configuration, define_mixer_option
 from experiments.common.optimizer_flags import (
     define_optimizer_flags,
@@ -20,7 +21,6 @@ from experiments.common.optimizer_flags import (
     set_default_rates,
 )
 from experiments.common.path_flags import define_path
-from nl_jax import InputError
 from nl_jax.data import (
     BOUNDARIES,
     EvaluationSet,
@@ -37,8 +37,8 @@ from nl_jax.training import LevelOptimizers, Progress, TrainState, describe_trai
 from nl_jax.trees import named_leaves
 
 VALIDATION_TOKENS = 65_536  # tokens of an evaluation during training; the whole test split is scored once, at the end
-# Flags that may change when a run is resumed, since they do not change its results (a mesh changes rounding only).
-FREE_FLAGS = ("workdir", "mesh", "checkpoint_every", *launcher.INPUT_FLAGS)
+# Flags that may change when a run is resumed, since they do not change its results (of mesh and accumulate, rounding).
+FREE_FLAGS = ("workdir", "mesh", "accumulate", "checkpoint_every", *launcher.INPUT_FLAGS)
 
 
 def define_flags() -> flags.FlagValues:
@@ -53,6 +53,7 @@ def define_flags() -> flags.FlagValues:
     define(flags.DEFINE_string, "preset", "tiny", f"Size of the models: {', '.join(PRESETS)}.")
     define_mixer_option(values)
     define_cms_flags(values)
+    define_compute_flags(values)
     define_data_flags(values)
     define(flags.DEFINE_integer, "steps", 400, "Optimizer steps for each model.")
     define(flags.DEFINE_integer, "batch_size", 2, "Sequences in a batch, all devices together.")
@@ -240,12 +241,13 @@ def fit_model(
         steps=values.steps,
         eval_every=values.eval_every,
         checkpoint_every=values.checkpoint_every,
+        accumulate=values.accumulate,
     )
 
 
 def check(values: flags.FlagValues) -> jax.sharding.Mesh:
     """Checks the flags that need no data, sets learning rates that are not given, and makes the mesh."""
-    for name in ("steps", "batch_size", "seq_len", "eval_every", "checkpoint_every"):
+    for name in ("steps", "batch_size", "seq_len", "eval_every", "checkpoint_every", "accumulate"):
         launcher.check_range(values, name, 1)
     if "seed" in values:
         launcher.check_range(values, "seed", 0, 2**31 - 1)
@@ -253,11 +255,7 @@ def check(values: flags.FlagValues) -> jax.sharding.Mesh:
     if "models" in values:
         launcher.check_names("models", values.models, MODEL_NAMES, required=True)
     if values.mesh is None:
-        use_cpu_cores(values.batch_size)
+        use_cpu_cores(max(1, values.batch_size // values.accumulate))
     mesh = parse_mesh(values.mesh)
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if values.batch_size % parts:
-        raise InputError(
-            f"--batch_size={values.batch_size}: expected a multiple of {parts}, among which the mesh splits it"
-        )
+    check_batch_size(values, mesh.shape["data"] * mesh.shape["fsdp"])
     return mesh

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nl_jax.ops import block_squared_lengths, scale_blocks, squared_lengths
+from nl_jax.ops import block_squared_lengths, narrow_like, scale_blocks, squared_lengths
 
 Linear = Callable[[int, Float[Array, "... C in"]], Float[Array, "... C out"]]
 
@@ -115,4 +115,5 @@ class Architecture:
                 h = jax.nn.silu(gate) * (up if up_bias is None else up + up_bias[..., None, None, None])
             else:
                 h = jax.nn.silu(h)
+            h = narrow_like(h, x)
         return self.add_residual(linear(self.depth - 1, h), x)

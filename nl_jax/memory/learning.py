@@ -11,7 +11,7 @@ from nl_jax.memory.description import Memory
 from nl_jax.memory.guards import LARGEST_FORCING, LARGEST_RATE, LARGEST_STATE, limit_norm
 from nl_jax.memory.recurrence import Chunk, Decay, end_of_chunk, read_chunk, solve_chunk
 from nl_jax.memory.rules import WRITES, LayerInputs, non_expansive
-from nl_jax.ops import squared_lengths
+from nl_jax.ops import matmul, squared_lengths
 
 Layers = tuple[Array, ...]  # weights [..., in, out] of each layer
 
@@ -64,7 +64,7 @@ def learn_chunk(
         # what the solution needs of the answers of ΔW is known where a forward pass took them from the same weights
         knows_answers = found is not None and starts_at_boundary and memory.has_delta_term(layer)
         needs_w0 = weights.w0 is not None and (memory.folds_at(layer) or knows_answers)
-        w0_answers = x @ weights.w0[layer] if weights.w0 is not None and needs_w0 else None
+        w0_answers = matmul(x, weights.w0[layer]) if weights.w0 is not None and needs_w0 else None
         answers = None
         if found is not None and knows_answers:
             answers = found.outputs[layer] if w0_answers is None else found.outputs[layer] - w0_answers
@@ -154,7 +154,7 @@ def end_of_memory(memory: Memory, chunks: tuple[Chunk, ...]) -> tuple[Layers, tu
 
 def apply_layer(weights: Layers) -> Callable[[int, Array], Array]:
     """The function ``linear`` that an architecture takes, from the weights of its layers."""
-    return lambda layer, x: x @ weights[layer]
+    return lambda layer, x: matmul(x, weights[layer])
 
 
 def read_memory(
@@ -167,6 +167,6 @@ def read_memory(
     """Answers every query by the weights updated up to its own token."""
 
     def linear(layer, x):
-        return read_chunk(chunks[layer], x, None if w0 is None else x @ w0[layer])
+        return read_chunk(chunks[layer], x, None if w0 is None else matmul(x, w0[layer]))
 
     return memory.architecture(linear, queries, up_bias)

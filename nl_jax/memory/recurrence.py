@@ -19,6 +19,9 @@ Without momentum D is A, and one system gives everything that each token writes,
 
 All ratios are products of numbers in [0, 1], computed without logarithms, so α = 0 and μ = 0 are exact.
 
+With keys in bfloat16 the products run in bfloat16 (``ops/products.py``). State, decays, sums, and the triangular system
+stay float32.
+
 ``chunk_update`` and ``sequential_update`` take W as [..., out, in], as the equations do. All other functions take
 weights as Flax's kernels lie, [..., in, out], since products with many outputs are then twice as fast on CPU
 (BUILD_NOTES.md, D8).
@@ -35,6 +38,8 @@ from nl_jax.ops import (
     decay_matrix,
     gram,
     inner_products,
+    matmul,
+    narrow_like,
     outer_products,
     shift,
     solve_unit_lower,
@@ -129,21 +134,23 @@ def solve_chunk(
       answers: ``keys @ delta_w``, where the caller has it already.
     """
     if beta is None:
-        return Chunk(delta_w, momentum, keys, forcings, None, decay)
+        return Chunk(delta_w, momentum, keys, narrow_like(forcings, keys), None, decay)
     products = gram(keys)
     written = shift(decay.state, -2) * products  # A' ∘ X Xᵀ
     start = shift(decay.state_start, -1, 1.0)  # a'
-    answers = keys @ delta_w if answers is None else answers
+    answers = matmul(keys, delta_w) if answers is None else answers
     if decay.own_forcing is None:  # forcings and removals decay alike: each token makes one update u = f - β p
         right = forcings - (beta * start)[..., None] * answers
-        return Chunk(delta_w, None, keys, solve_unit_lower(beta[..., None] * written, right), None, decay)
+        written_by = solve_unit_lower(beta[..., None] * written, right)
+        return Chunk(delta_w, None, keys, narrow_like(written_by, keys), None, decay)
     right = start[..., None] * answers
     if momentum is not None:
         assert decay.forcing_start is not None
-        right = right + shift(decay.forcing_start, -1)[..., None] * (keys @ momentum)
-    right = right + (shift(decay.own_forcing, -2) * products) @ forcings
+        right = right + shift(decay.forcing_start, -1)[..., None] * matmul(keys, momentum)
+    forcings = narrow_like(forcings, keys)
+    right = right + matmul(shift(decay.own_forcing, -2) * products, forcings)
     removed = beta[..., None] * solve_unit_lower(written * beta[..., None, :], right)
-    return Chunk(delta_w, momentum, keys, forcings, removed, decay)
+    return Chunk(delta_w, momentum, keys, forcings, narrow_like(removed, keys), decay)
 
 
 def end_of_chunk(chunk: Chunk) -> tuple[Float[Array, "... in out"], Any]:
@@ -183,9 +190,9 @@ def read_chunk(
     if chunk.momentum is not None:
         assert decay.forcing_start is not None
         out = out + weighted_product(decay.forcing_start, queries, chunk.momentum)
-    out = out + (decay.forcing * scores) @ chunk.forcings
+    out = out + matmul(decay.forcing * scores, chunk.forcings)
     if chunk.removed is not None:
-        out = out - (decay.state * scores) @ chunk.removed
+        out = out - matmul(decay.state * scores, chunk.removed)
     return out if w0_answers is None else out + w0_answers
 
 
@@ -195,7 +202,7 @@ def read_chunk_transposed(chunk: Chunk, queries: Float[Array, "... C out"]) -> F
     assert chunk.removed is None
     scores = inner_products(queries, chunk.forcings)
     start = chunk.decay.state_start[..., None] * inner_products(queries, chunk.delta_w)
-    return start + (chunk.decay.state * scores) @ chunk.keys
+    return start + matmul(chunk.decay.state * scores, chunk.keys)
 
 
 def chunk_update(

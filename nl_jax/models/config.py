@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from nl_jax.errors import InputError
+from nl_jax.models.precision import DTYPES
+from nl_jax.models.remat import POLICIES
 from nl_jax.modules import MIXERS
 
 REGIMES = ("outer", "online", "meta")
@@ -35,7 +37,11 @@ class LanguageModelConfig:
       unroll: whether the layers are written one after the other into the program, instead of a scan. The program then
         grows with depth; a scan copies the values kept for the backward pass. None unrolls up to 4 layers, and any
         number if blocks learn in context: the gradient of the blocks then skips the first layer's mixer.
-      remat: whether the backward pass recomputes each block instead of keeping its activations.
+      remat: what the backward pass of a block recomputes instead of keeping it, one of
+        ``nl_jax.models.remat.POLICIES``. Earlier versions had False for "none" and True for "block", which are still
+        accepted.
+      dtype: type of activations and of matrix products, "float32" or "bfloat16". Parameters and the states of memories
+        are float32 in either (``precision.py``).
     """
 
     mixer: str
@@ -51,11 +57,17 @@ class LanguageModelConfig:
     chunk_size: int = 64
     context_length: int = 1024
     unroll: bool | None = None
-    remat: bool = False
+    remat: str = "none"
     mixer_options: tuple[tuple[str, Any], ...] = ()
+    dtype: str = "float32"
 
     def __post_init__(self):
         """Checks the values that no module checks."""
+        if isinstance(self.remat, bool):
+            object.__setattr__(self, "remat", "block" if self.remat else "none")
+        for name, known in (("remat", POLICIES), ("dtype", DTYPES)):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(known)}")
         if self.mixer not in MIXERS:
             raise InputError(f"unknown mixer {self.mixer!r}; expected one of {', '.join(MIXERS)}")
         for name in ("vocab_size", "num_layers"):

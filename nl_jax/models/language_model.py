@@ -8,7 +8,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from nl_jax.models.config import LanguageModelConfig
+from nl_jax.models.precision import cast_matrices
+from nl_jax.models.remat import remat
 from nl_jax.modules import Block, ContinuumMemory, mixer
+from nl_jax.ops import matmul
 from nl_jax.parallel.activations import constrain
 
 UNROLLED_LAYERS = 4  # compile in 20 s, a scan in 15 s; a step is a tenth faster (BUILD_NOTES.md, D57)
@@ -54,8 +57,13 @@ class LanguageModel(nnx.Module):
         return self.config.cms_regime != "outer"
 
     def init_state(self, batch_size: int) -> Any:
-        """The state of all blocks before the first token, stacked over layers."""
-        return jax.vmap(lambda block: block.init_state(batch_size))(self.blocks)
+        """The state of all blocks before the first token, stacked over layers.
+
+        Memories are float32 whatever ``config.dtype`` is. Attention keeps keys and values in that type, since nothing
+        is added to them.
+        """
+        dtype = self.config.dtype
+        return jax.vmap(lambda block: cast_matrices(block, dtype).init_state(batch_size))(self.blocks)
 
     def __call__(
         self, tokens: Int[Array, "batch time"], state: Any = None, *, at_boundary: bool = False
@@ -65,25 +73,28 @@ class LanguageModel(nnx.Module):
         The model is causal: logits at t depend on tokens up to t only. A text may be split over any number of calls.
         ``at_boundary`` means the same as for ``MemoryMixer``.
         """
+        config = self.config
         embedding = self.embed.embedding[...]  # used directly, since nnx.Embed keeps the dtype it was built with
-        x = constrain(embedding[tokens] * self.config.width**0.5, "batch", None, None)
+        x = embedding[tokens] * config.width**0.5
+        dtype = x.dtype if config.dtype == "float32" else jnp.dtype(config.dtype)
+        x = constrain(x.astype(dtype), "batch", None, None)
 
         def body(x, inputs):
             block, state = inputs
-            x, state = block(x, state, at_boundary=at_boundary)
+            x, state = cast_matrices(block, config.dtype)(x, state, at_boundary=at_boundary)
             return constrain(x, "batch", None, None), state
 
-        body = jax.checkpoint(body) if self.config.remat else body
-        unroll = self.config.unroll
+        body = remat(body, config.remat)
+        unroll = config.unroll
         if unroll is None:
-            unroll = self.learns_in_context or self.config.num_layers <= UNROLLED_LAYERS
+            unroll = self.learns_in_context or config.num_layers <= UNROLLED_LAYERS
         if unroll:
             states = []
-            for layer in range(self.config.num_layers):
+            for layer in range(config.num_layers):
                 x, last = body(x, jax.tree.map(lambda leaf, layer=layer: leaf[layer], (self.blocks, state)))
                 states.append(last)
             state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         else:
             x, state = jax.lax.scan(body, x, (self.blocks, state))
-        logits = self.final_norm(x) @ embedding.T
+        logits = matmul(self.final_norm(x).astype(dtype), embedding.T)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), state

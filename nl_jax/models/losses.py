@@ -35,10 +35,18 @@ def mean_loss(model: PyTree, batch: Batch) -> Float[Array, ""]:
     return loss_and_state(model, batch)[0]
 
 
-def loss_and_state(model: PyTree, batch: Batch) -> tuple[Float[Array, ""], PyTree]:
-    """Returns `mean_loss` and the state after the batch."""
+def loss_and_state(
+    model: PyTree, batch: Batch, targets: Float[Array, ""] | None = None
+) -> tuple[Float[Array, ""], PyTree]:
+    """Returns `mean_loss` and the state after the batch.
+
+    ``targets``, if given, is the number by which the sum of the losses is divided, in the place of the batch's own: the
+    losses of the parts of a batch then add up to that of the batch, and a part may have no targets.
+    """
     losses, state = _losses_and_state(model, batch)
-    return jnp.average(losses, weights=batch.get("mask")), state
+    if targets is None:
+        return jnp.average(losses, weights=batch.get("mask")), state
+    return jnp.sum(losses * batch.get("mask", 1.0)) / targets, state
 
 
 def first_diverged_layer(state: PyTree) -> Int[Array, ""]:

@@ -34,12 +34,12 @@ class Preset:
     num_layers: int
     num_heads: int
     attention_heads: int
-    remat: bool = True
+    remat: str = "block"
 
 
 PRESETS: dict[str, Preset] = {
-    "tiny": Preset(1_000_000, 257, 128, 2, 1, 4, remat=False),
-    "small": Preset(6_000_000, 257, 256, 6, 2, 4, remat=False),
+    "tiny": Preset(1_000_000, 257, 128, 2, 1, 4, remat="none"),
+    "small": Preset(6_000_000, 257, 256, 6, 2, 4, remat="none"),
     "base": Preset(130_000_000, 32_000, 768, 12, 6, 12),
     "paper_760m": Preset(760_000_000, 32_000, 1536, 24, 12, 16),
     "paper_1_3b": Preset(1_300_000_000, 32_000, 2048, 24, 16, 16),

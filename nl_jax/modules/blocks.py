@@ -42,5 +42,5 @@ class Block(nnx.Module):
         self, x: Float[Array, "batch time width"], state: Any = None, *, at_boundary: bool = False
     ) -> tuple[Float[Array, "batch time width"], Any]:
         """Output and the mixer's state; ``state=None`` starts a text. ``at_boundary`` as for ``MemoryMixer``."""
-        y, state = self.mixer(self.mixer_norm(x), state, at_boundary=at_boundary)
+        y, state = self.mixer(self.mixer_norm(x).astype(x.dtype), state, at_boundary=at_boundary)
         return self.cms(x + y), state

@@ -27,8 +27,9 @@ class FeedForward(nnx.Module):
 
     def _residual(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
         assert self.norm.scale is not None
-        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        n = x * jax.lax.rsqrt(mean_square + self.norm.epsilon) * self.norm.scale[...]
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        n = (wide * jax.lax.rsqrt(mean_square + self.norm.epsilon) * self.norm.scale[...]).astype(x.dtype)
         return self.down(jax.nn.silu(self.gate(n)) * self.up(n))
 
 
@@ -82,7 +83,8 @@ class ContinuumMemory(nnx.Module):
     def __call__(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
         """Residual stream in and out."""
         if self.mixture is not None:
-            return x + sum(w * (level(x) - x) for w, level in zip(self.mixture[...], self.levels, strict=True))
+            weights = self.mixture[...].astype(x.dtype)
+            return x + sum(w * (level(x) - x) for w, level in zip(weights, self.levels, strict=True))
         for level in self.levels:
             x = level(x)
         return x

@@ -3,6 +3,10 @@
 The products with a transpose are ``dot_general`` calls, because its own transpose rule leaves no copies of large
 operands. ``x @ yᵀ`` by ``swapaxes`` would leave one, and so would an axis of size 1 beside the transposed ones (XLA on
 CPU).
+
+A product with an operand in bfloat16 runs in bfloat16: both operands are converted, and the result is float32 (of wider
+operands, their type). Sums of such products, as in the state of a memory, then lose nothing more. All other products
+run in the type to which their operands promote.
 """
 
 from collections.abc import Callable
@@ -10,6 +14,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+
+def matmul(x: Float[Array, "... C in"], y: Float[Array, "... in out"]) -> Float[Array, "... C out"]:
+    """``x y``, where one operand in bfloat16 makes the product bfloat16 and the result float32."""
+    return _in_one_type(jnp.matmul, x, y)
+
+
+def narrow_like(x: Float[Array, "..."], other: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x in bfloat16 if ``other`` is, so that products with x run in that type; else x as it is."""
+    return x.astype(other.dtype) if other.dtype == jnp.bfloat16 else x
 
 
 def inner_products(x: Float[Array, "... C in"], y: Float[Array, "... D in"]) -> Float[Array, "... C D"]:
@@ -32,7 +46,9 @@ def weighted_product(
 ) -> Float[Array, "... C out"]:
     """``diag(w) x y``. The weights multiply x or the product, whichever has fewer columns."""
     weights = weights[..., None]
-    return (weights * x) @ y if x.shape[-1] <= y.shape[-1] else weights * (x @ y)
+    if x.shape[-1] <= y.shape[-1]:
+        return matmul(narrow_like(weights * x, x), y)
+    return weights * matmul(x, y)
 
 
 def weighted_outer_products(
@@ -45,8 +61,8 @@ def weighted_outer_products(
 
 
 def squared_lengths(x: Float[Array, "... C in"]) -> Float[Array, "... C"]:
-    """The squared length of every row."""
-    return jnp.sum(jnp.square(x), axis=-1)
+    """The squared length of every row, in float32 at least."""
+    return jnp.sum(jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32))), axis=-1)
 
 
 def block_squared_lengths(x: Float[Array, "... C columns"], blocks: int) -> Float[Array, "... blocks C"]:
@@ -80,9 +96,18 @@ def over_leading(product: Callable[[Array, Array], Array], x: Array, y: Array) -
 
 def _inner_products(x, y):
     leading = tuple(range(x.ndim - 2))
-    return jax.lax.dot_general(x, y, (((x.ndim - 1,), (x.ndim - 1,)), (leading, leading)))
+    dimensions = ((x.ndim - 1,), (x.ndim - 1,)), (leading, leading)
+    return _in_one_type(lambda x, y: jax.lax.dot_general(x, y, dimensions), x, y)
 
 
 def _outer_products(x, y):
     leading = tuple(range(x.ndim - 2))
-    return jax.lax.dot_general(x, y, (((x.ndim - 2,), (x.ndim - 2,)), (leading, leading)))
+    dimensions = ((x.ndim - 2,), (x.ndim - 2,)), (leading, leading)
+    return _in_one_type(lambda x, y: jax.lax.dot_general(x, y, dimensions), x, y)
+
+
+def _in_one_type(product, x, y):
+    if jnp.bfloat16 not in (x.dtype, y.dtype):
+        return product(x, y)
+    wide = jnp.promote_types(jnp.promote_types(x.dtype, y.dtype), jnp.float32)
+    return product(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)).astype(wide)

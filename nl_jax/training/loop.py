@@ -78,6 +78,7 @@ def fit(
     steps: int,
     eval_every: int,
     checkpoint_every: int,
+    accumulate: int = 1,
 ) -> tuple[TrainState, Progress]:
     """Trains a model, from the newest checkpoint in ``workdir/name`` where there is one.
 
@@ -95,6 +96,7 @@ def fit(
         steps: optimizer steps in all.
         eval_every: steps between evaluations; there is one after the last step too.
         checkpoint_every: steps between checkpoints; likewise.
+        accumulate: number of microbatches of a step, as for `train_step`.
 
     Returns:
         The final state, and the progress of the whole run, not only of this process.
@@ -132,7 +134,7 @@ def fit(
         for step in range(progress.step + 1, steps + 1):
             batch = jax.tree.map(put, next(iterator))
             if compiled is None:
-                compiled = compile_step(optimizer, mesh, state, batch)
+                compiled = compile_step(optimizer, mesh, state, batch, accumulate)
                 progress = dataclasses.replace(progress, peak_memory_bytes=peak_memory_bytes(compiled))
                 started, tokens_before = time.perf_counter(), progress.tokens
                 bar.unpause()

@@ -14,8 +14,9 @@ import optax
 
 from nl_jax.levels import Level, Schedule, from_optax
 from nl_jax.models.in_context import learning_schedule
-from nl_jax.models.losses import Batch, loss_and_state, where_diverged
+from nl_jax.models.losses import Batch
 from nl_jax.models.reading import learns_in_context
+from nl_jax.training.accumulation import loss_and_gradients
 from nl_jax.training.optimizer import LevelOptimizers
 from nl_jax.trees import PyTree, named_leaves, replace_leaves, select_leaves
 
@@ -24,7 +25,9 @@ PARAMETERS = "parameters"  # name of the level of all parameters that no other l
 _CMS_LEVEL = re.compile(r"(?:^|\.)cms\.levels\.(\d+)\.")
 
 
-def training_schedule(model: PyTree, optimizer: optax.GradientTransformation | LevelOptimizers) -> Schedule:
+def training_schedule(
+    model: PyTree, optimizer: optax.GradientTransformation | LevelOptimizers, accumulate: int = 1
+) -> Schedule:
     """The schedule of pre-training, of which a training step is one step.
 
     Its levels are ``cms_0``, ``cms_1``, ..., the blocks of the continuum memory, and ``parameters``, which owns all
@@ -34,6 +37,7 @@ def training_schedule(model: PyTree, optimizer: optax.GradientTransformation | L
     Args:
         model: the tree of parameters, as arrays or as their shapes and dtypes.
         optimizer: the result of `make_optimizer`, or any optax transformation; then all parameters are one level.
+        accumulate: number of microbatches of a step, as for `loss_and_gradients`.
 
     Raises:
         ValueError: the model has more CMS levels than there are periods.
@@ -59,8 +63,8 @@ def training_schedule(model: PyTree, optimizer: optax.GradientTransformation | L
 
     def flow(read: Any, batch: Batch) -> tuple[dict[str, PyTree], dict[str, Any]]:
         parameters = replace_leaves(model, {path: leaf for name in paths for path, leaf in read(name).items()})
-        (loss, learned), gradients = jax.value_and_grad(loss_and_state, has_aux=True)(parameters, batch)
-        outputs = {"loss": loss, "grad_norm": optax.tree.norm(gradients), **where_diverged(parameters, learned)}
+        loss, gradients, diverged = loss_and_gradients(parameters, batch, accumulate)
+        outputs = {"loss": loss, "grad_norm": optax.tree.norm(gradients), **diverged}
         clipped, _ = clip.update(gradients, clip.init(parameters))
         return {name: select_leaves(clipped, own) for name, own in paths.items()}, outputs
 

@@ -42,8 +42,16 @@ def init_state(init_model: Callable[[], PyTree], optimizer: Optimizer) -> TrainS
     return _put_together(model, schedule.init(None, None, start=own, contexts=own))
 
 
-def train_step(optimizer: Optimizer, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+def train_step(
+    optimizer: Optimizer, state: TrainState, batch: Batch, accumulate: int = 1
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One step of `training_schedule`, on the `mean_loss` of a batch.
+
+    Args:
+        optimizer: of each level, or any optax transformation for all parameters.
+        state: before the step.
+        batch: ``inputs`` and ``targets``, int32 ``[B, T]``, and possibly ``mask``.
+        accumulate: number of microbatches that run one after the other, as for `loss_and_gradients`.
 
     Returns:
         The new state, and a dictionary with ``loss`` (nats per target before the step), ``grad_norm`` (before
@@ -51,7 +59,7 @@ def train_step(optimizer: Optimizer, state: TrainState, batch: Batch) -> tuple[T
         has ``diverged_levels``, the sum of 2^i over its levels i that are not finite. Do not use the new state if
         ``loss`` or ``grad_norm`` is not finite.
     """
-    schedule = training_schedule(state.model, optimizer)
+    schedule = training_schedule(state.model, optimizer, accumulate)
     new, outputs = schedule.step(_taken_apart(schedule, state), batch)
     return _put_together(state.model, new), outputs
 
@@ -73,17 +81,19 @@ def _taken_apart(schedule: Schedule, state: TrainState) -> ScheduleState:
     return ScheduleState(own.step, levels, own.pending)
 
 
-def compile_step(optimizer: Optimizer, mesh: Mesh, state: PyTree, batch: PyTree) -> jax.stages.Compiled:
+def compile_step(
+    optimizer: Optimizer, mesh: Mesh, state: PyTree, batch: PyTree, accumulate: int = 1
+) -> jax.stages.Compiled:
     """Compiles `train_step` ahead of time for a mesh; the state passed to it is donated.
 
     Args:
-        optimizer: as for `train_step`.
+        optimizer, accumulate: as for `train_step`.
         mesh: where state and batch lie, split as `parameter_shardings` and `batch_sharding` say.
         state, batch: arrays, or their shapes and dtypes.
     """
     state_sharding = parameter_shardings(mesh, state)
     step = jax.jit(
-        lambda state, batch: train_step(optimizer, state, batch),
+        lambda state, batch: train_step(optimizer, state, batch, accumulate),
         in_shardings=(state_sharding, batch_sharding(mesh)),
         out_shardings=(state_sharding, None),
         donate_argnums=0,

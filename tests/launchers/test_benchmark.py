@@ -169,6 +169,16 @@ def test_compile_by_depth(tmp_path, capsys):
     assert "compile s" in capsys.readouterr().out
 
 
+def test_remat_by_policy(tmp_path, capsys):
+    assert run("remat", tmp_path, "--lengths=64:2", "--dtype=bfloat16") == 0
+    figures = results_of(tmp_path)["figures"]
+    assert list(figures) == [f"transformer, {policy}" for policy in ("none", "block", "dots")]
+    none, block, dots = (row["matrix_flops_per_token"] for row in figures.values())
+    assert none < dots < block
+    assert all(row["temporary_bytes"] > 0 for row in figures.values())
+    assert "MiB of temporaries" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(  # jax_attention trains in the next test, too
     "name", [pytest.param(n, marks=pytest.mark.slow) if n == "jax_attention" else n for n in competitors.COMPETITORS]
 )

@@ -22,7 +22,7 @@ SIZES = {"vocab_size": 11, "width": 8, "num_layers": 1, "num_heads": 2, "mlp_hid
 FIELDS = {
     **{"mixer": "titans", "vocab_size": 12, "width": 16, "num_layers": 3, "num_heads": 4, "mlp_hidden": 7},
     **{"cms_periods": (4, 8), "cms_regime": "meta", "cms_variant": "nested", "cms_rate": 0.25, "chunk_size": 4},
-    **{"context_length": 5, "unroll": False, "remat": True},
+    **{"context_length": 5, "unroll": False, "remat": "dots", "dtype": "bfloat16"},
     "mixer_options": (("eta", ("softplus", 2.0)), ("deep", ((1, (2, "a")), None, True, -0.5))),
 }
 OWN = {
@@ -90,6 +90,15 @@ def test_every_field_survives():
     assert again(LanguageModelConfig("oja", **SIZES)) == LanguageModelConfig("oja", **SIZES)
 
 
+def test_configurations_of_earlier_versions_load():
+    """They have no dtype, and remat is true or false."""
+    fields = LanguageModelConfig("titans", **SIZES).to_json()
+    del fields["dtype"]
+    for before, now in ((True, "block"), (False, "none")):
+        config = LanguageModelConfig.from_json(fields | {"remat": before})
+        assert (config.remat, config.dtype) == (now, "float32")
+
+
 def test_every_option_of_every_mixer_survives():
     for mixer, name, value in CASES:
         config = LanguageModelConfig(mixer, **SIZES, mixer_options=((name, value),))
@@ -121,6 +130,8 @@ def test_what_json_cannot_hold_is_refused_before_it_is_saved(tmp_path):
         ({"depth": 3}, "unknown depth; expected mixer,"),
         ({"mixer": None}, "unknown mixer"),
         ({"vocab_size": "many"}, "another type"),
+        ({"dtype": "float16"}, "dtype='float16': expected one of float32, bfloat16"),
+        ({"remat": "all"}, "remat='all': expected one of none, block, dots"),
     ],
 )
 def test_another_configuration_is_one_line(change, problem):

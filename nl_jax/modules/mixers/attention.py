@@ -32,9 +32,9 @@ def rotary(x: Float[Array, "batch time heads head_dim"], start: int = 0) -> Floa
       start: position of the first; attention depends on differences of positions only.
     """
     half = x.shape[-1] // 2
-    cos, sin = (table[start:, None].astype(x.dtype) for table in _angles(start + x.shape[1], half, x.dtype))
-    first, second = x[..., :half], x[..., half:]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    cos, sin = (table[start:, None] for table in _angles(start + x.shape[1], half, x.dtype))
+    first, second = x[..., :half].astype(cos.dtype), x[..., half:].astype(cos.dtype)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def _angles(length: int, half: int, dtype: Any) -> tuple[Float[Array, "length half"], Float[Array, "length half"]]:

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from nl_jax.modules.layers import linear
+from nl_jax.ops import matmul
 
 RETENTION_BIAS = 8.0  # sigmoid: 0.9997, so that a memory keeps its state for some 3,000 tokens
 # sigmoid: 0.27. With larger momentum a write arrives after the delta term has already compensated for it.
@@ -25,7 +26,11 @@ class Gate(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch time width"], dtype: Any) -> Float[Array, "batch heads time"]:
         """The coefficient, in ``dtype``."""
-        return jnp.moveaxis(getattr(jax.nn, self.activation)(self.linear(x).astype(dtype)), 1, 2)
+        assert self.linear.bias is not None
+        # the bias is added in ``dtype``: next to 8, bfloat16 has multiples of 1/16 only
+        product = matmul(x.reshape(-1, x.shape[-1]), self.linear.kernel[...]).astype(dtype)
+        before = (product + self.linear.bias[...]).reshape(*x.shape[:-1], -1)
+        return jnp.moveaxis(getattr(jax.nn, self.activation)(before), 1, 2)
 
 
 Coefficient = Gate | tuple[float, ...] | None  # a gate, a constant for each head, or nothing

@@ -11,6 +11,7 @@ from nl_jax.memory import Architecture, Layers, Memory, apply_layer
 from nl_jax.modules.layers import unit_length
 from nl_jax.modules.mixers.parameters import Groups, Projected
 from nl_jax.modules.mixers.subchunk import ChunkInputs, ReadOnly
+from nl_jax.ops import narrow_like
 
 # the memories that read u_k, then those that read u_v and u_q: neighbours in the stack share a product
 READ_KEY = ("key", "eta", "alpha")
@@ -70,7 +71,7 @@ def generate(
     answers = projecting.answers(weights[0], tokens.key, READ_KEY)
     answers |= projecting.answers(weights[0], tokens.value, ("value",))
     key, value = (
-        unit_length(answers[name]) if name in answers else slow
+        narrow_like(unit_length(answers[name]), slow) if name in answers else slow
         for name, slow in (("key", tokens.key), ("value", tokens.value))
     )
     eta, alpha = tokens.eta, tokens.alpha
@@ -108,4 +109,4 @@ def generate_queries(
 ) -> Float[Array, "batch heads C head_dim"]:
     """Queries, by a memory where there is one for them."""
     answers = projecting.answers(weights[0], tokens.query, ("query",))
-    return unit_length(answers["query"]) if answers else tokens.query
+    return narrow_like(unit_length(answers["query"]), tokens.query) if answers else tokens.query

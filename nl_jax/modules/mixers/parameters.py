@@ -18,7 +18,7 @@ Groups = tuple[Layers, ...]  # layers of each group of memories; a group is one 
 class Projected(NamedTuple):
     """What slow weights make of the tokens. Time is axis 2 of every array."""
 
-    key: Float[Array, "batch heads time head_dim"]
+    key: Float[Array, "batch heads time head_dim"]  # these three in the dtype of the projections' products
     value: Float[Array, "batch heads time head_dim"]
     query: Float[Array, "batch heads time head_dim"]
     eta: Float[Array, "batch heads time"] | None  # None where a memory makes it
@@ -98,14 +98,16 @@ class MixerParameters(nnx.Module):
     ) -> tuple[Projected, Float[Array, "batch 3 channels"]]:
         """Unit-length keys, values and queries from projections and the convolution, and the coefficients.
 
+        Lengths and coefficients are computed in float32 or wider.
         ``conv`` holds the convolution's last three inputs; those after the last token are returned.
         """
         batch, time, _ = x.shape
-        wide = self.state_dtype  # memories learn in float32, whatever the products run in
+        wide = self.state_dtype
         projected = jnp.concatenate([self.query(x), self.key(x), self.value(x)], axis=-1)
         projected, conv = self.conv(projected, conv)
+        dtype = jnp.bfloat16 if projected.dtype == jnp.bfloat16 else wide
         query, key, value = (
-            unit_length(jnp.moveaxis(u.reshape(batch, time, self.num_heads, self.head_dim), 1, 2))
+            unit_length(jnp.moveaxis(u.reshape(batch, time, self.num_heads, self.head_dim), 1, 2)).astype(dtype)
             for u in jnp.split(projected.astype(wide), 3, axis=-1)
         )
         eta, alpha, mu = (per_token(c, x, wide) for c in (self.eta, self.alpha, self.mu))

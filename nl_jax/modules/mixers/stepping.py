@@ -7,7 +7,7 @@ every group end where subchunks end.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from nl_jax.memory import limit_cotangent
 from nl_jax.modules.layers import remat_except_dots
 from nl_jax.modules.mixers.parameters import Groups, MixerParameters, Projected
+from nl_jax.ops import narrow_like
 
 
 class MemoryState(NamedTuple):
@@ -171,10 +172,9 @@ def step_through(
 ) -> tuple[Float[Array, "batch heads time head_dim"], MemoryState]:
     """Answers to the tokens, and the state after them but for its convolution. Arguments as for ``read_text``."""
     batch, heads, time, head_dim = projected.key.shape
-    past, origin, dtype = chunking.window - 1, state.position, projected.key.dtype
+    past, origin, wide = chunking.window - 1, state.position, projected.valid.dtype
     if past:
-        before = _astype(state.past, dtype)
-        projected = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=2), before, projected)
+        projected = jax.tree.map(lambda a, b: jnp.concatenate([a.astype(b.dtype), b], 2), state.past, projected)
     if at_boundary or time == 1:
         size, offset = min(chunking.subchunk, time), jnp.zeros((), jnp.int32)
         count = -(-time // size)
@@ -197,9 +197,10 @@ def step_through(
         position = start + jnp.arange(size + past) - past
         advances = jnp.where(position >= jnp.maximum(start, origin), tokens.valid, 0.0) if past else tokens.valid
         y, memories = learn(memories, tokens, advances, starts_at_boundary)
-        return memories, y[:, :, past:]
+        return memories, narrow_like(y[:, :, past:], projected.key)
 
-    memories = _astype(Memories(state.delta_w, state.momentum, state.delta_w_at_boundary), dtype)
+    memories = Memories(state.delta_w, state.momentum, state.delta_w_at_boundary)
+    memories = jax.tree.map(lambda w: w.astype(wide), memories)
     cut = jax.tree.map(lambda u: _cut(u, count, size, past), padded)
     if count == 1:
         memories, y = body(memories, (jax.tree.map(lambda u: u[0], cut), starts[0]))
@@ -210,10 +211,6 @@ def step_through(
     memories = chunking.at_boundary(origin + time, memories)
     last = jax.tree.map(lambda u: u[:, :, time:], projected) if past else None
     return y, MemoryState(state.conv, *memories, last, chunking.wrap(origin + time))
-
-
-def _astype(tree: Any, dtype: Any) -> Any:
-    return jax.tree.map(lambda u: u.astype(dtype), tree)
 
 
 def _pad(u: Float[Array, "batch heads time ..."], count: int) -> Float[Array, "batch heads padded ..."]:

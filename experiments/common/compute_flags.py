@@ -1,0 +1,50 @@
+"""The flags --dtype, --remat and --accumulate, which say how a step is computed and in how much memory."""
+
+from typing import Any
+
+from absl import flags
+
+from nl_jax import InputError
+from nl_jax.models.precision import DTYPES
+from nl_jax.models.remat import POLICIES
+
+
+def define_dtype_flag(values: flags.FlagValues) -> None:
+    """Adds the flag --dtype. None, its default, stands for float32: runs of earlier versions have no such flag."""
+    text = "Type of activations and matrix products; parameters and states of memories are float32. Default: float32."
+    flags.DEFINE_enum("dtype", None, DTYPES, text, flag_values=values)
+
+
+def define_compute_flags(values: flags.FlagValues) -> None:
+    """Adds the flags."""
+    define_dtype_flag(values)
+    remat = (
+        "What the backward pass of a block recomputes: none; block (all of it, the least memory); dots (all but the "
+        "products with parameters). Default: the preset's, none up to small, then block."
+    )
+    flags.DEFINE_enum("remat", None, tuple(POLICIES), remat, flag_values=values)
+    accumulate = (
+        "Microbatches of a step, which run one after the other on each device and whose gradients are summed: less "
+        "memory, the same result but for rounding."
+    )
+    flags.DEFINE_integer("accumulate", 1, accumulate, flag_values=values)
+
+
+def compute_fields(values: flags.FlagValues) -> dict[str, Any]:
+    """Fields of a model's configuration that the flags set, where the launcher has them and they are given."""
+    names = [name for name in ("dtype", "remat") if name in values]
+    return {name: values[name].value for name in names if values[name].value is not None}
+
+
+def check_batch_size(values: flags.FlagValues, shares: int) -> None:
+    """Raises `InputError` unless ``shares`` devices split the batch, and --accumulate the share of each."""
+    if values.batch_size % shares:
+        raise InputError(
+            f"--batch_size={values.batch_size}: expected a multiple of {shares}, among which the mesh splits it"
+        )
+    if values.batch_size % (shares * values.accumulate):
+        each = f"on each of {shares} devices" if shares > 1 else "in a batch"
+        raise InputError(
+            f"--batch_size={values.batch_size} --accumulate={values.accumulate}: expected a batch of a multiple of "
+            f"{shares * values.accumulate}, {values.accumulate} microbatches {each}"
+        )
