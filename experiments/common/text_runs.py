@@ -38,7 +38,7 @@ from nl_jax.trees import named_leaves
 
 VALIDATION_TOKENS = 65_536  # tokens of an evaluation during training; the whole test split is scored once, at the end
 # Flags that may change when a run is resumed, since they do not change its results (of mesh and accumulate, rounding).
-FREE_FLAGS = ("workdir", "mesh", "accumulate", "checkpoint_every", *launcher.INPUT_FLAGS)
+FREE_FLAGS = ("workdir", "mesh", "accumulate", "profile", "checkpoint_every", *launcher.INPUT_FLAGS)
 
 
 def define_flags() -> flags.FlagValues:
@@ -63,6 +63,7 @@ def define_flags() -> flags.FlagValues:
     define(flags.DEFINE_integer, "seed", 0, "Decides initial parameters and the order of the data.")
     define(flags.DEFINE_integer, "eval_every", 100, "Steps between evaluations.")
     define(flags.DEFINE_integer, "checkpoint_every", 100, "Steps between checkpoints.")
+    define(flags.DEFINE_integer, "profile", None, "First of three steps to trace, into WORKDIR/MODEL/profile.")
     define(
         flags.DEFINE_string,
         "mesh",
@@ -242,6 +243,7 @@ def fit_model(
         eval_every=values.eval_every,
         checkpoint_every=values.checkpoint_every,
         accumulate=values.accumulate,
+        profile=values.profile,
     )
 
 
@@ -257,5 +259,7 @@ def check(values: flags.FlagValues) -> jax.sharding.Mesh:
     if values.mesh is None:
         use_cpu_cores(max(1, values.batch_size // values.accumulate))
     mesh = parse_mesh(values.mesh)
+    if values.profile is not None:
+        launcher.check_range(values, "profile", 1, values.steps)
     check_batch_size(values, mesh.shape["data"] * mesh.shape["fsdp"])
     return mesh

@@ -23,11 +23,12 @@ from nl_jax.evaluation import evaluate
 from nl_jax.files import local_path
 from nl_jax.parallel.sharding import batch_sharding, parameter_shardings
 from nl_jax.training.checkpoint import CheckpointWriter, restore_newest
+from nl_jax.training.clock import Clock
 from nl_jax.training.metrics import VALIDATION, MetricsWriter
 from nl_jax.training.step import Optimizer, TrainState, compile_step, init_state, peak_memory_bytes
 
 PyTree = Any
-CHECKPOINTS = "checkpoints"  # below the model's directory
+CHECKPOINTS, PROFILE = "checkpoints", "profile"  # below the model's directory
 
 
 class TrainingDiverged(Diverged):
@@ -79,6 +80,7 @@ def fit(
     eval_every: int,
     checkpoint_every: int,
     accumulate: int = 1,
+    profile: int | None = None,
 ) -> tuple[TrainState, Progress]:
     """Trains a model, from the newest checkpoint in ``workdir/name`` where there is one.
 
@@ -97,6 +99,7 @@ def fit(
         eval_every: steps between evaluations; there is one after the last step too.
         checkpoint_every: steps between checkpoints; likewise.
         accumulate: number of microbatches of a step, as for `train_step`.
+        profile: the first of `TRACED_STEPS` steps, of which a trace is written to ``workdir/name/profile``.
 
     Returns:
         The final state, and the progress of the whole run, not only of this process.
@@ -121,6 +124,7 @@ def fit(
         CheckpointWriter(directory, progress.step) as checkpoints,
         progress_bar(name, steps, progress.step) as bar,
         _Signals() as signals,
+        Clock(workdir / name / PROFILE, profile) as clock,
     ):
 
         def report(step: int, tokens: int, outputs: dict[str, jax.Array]) -> None:
@@ -132,13 +136,13 @@ def fit(
 
         unreported: list[tuple[int, int, dict[str, jax.Array]]] = []
         for step in range(progress.step + 1, steps + 1):
-            batch = jax.tree.map(put, next(iterator))
+            batch = jax.tree.map(put, clock.timed("data", next, iterator))
             if compiled is None:
                 compiled = compile_step(optimizer, mesh, state, batch, accumulate)
                 progress = dataclasses.replace(progress, peak_memory_bytes=peak_memory_bytes(compiled))
                 started, tokens_before = time.perf_counter(), progress.tokens
                 bar.unpause()
-            state, outputs = compiled(state, batch)
+            state, outputs = clock.step(step, compiled, state, batch)
             progress = dataclasses.replace(progress, step=step, tokens=progress.tokens + batch["inputs"].size)
             # A step is reported while the next one runs, so that the device never waits for the host.
             unreported.append((step, progress.tokens, outputs))
@@ -150,17 +154,18 @@ def fit(
                 continue
 
             jax.block_until_ready(state)
-            progress = dataclasses.replace(progress, seconds=progress.seconds + time.perf_counter() - started)
+            spent = clock.add("step", time.perf_counter() - started)
+            progress = dataclasses.replace(progress, seconds=progress.seconds + spent)
             if last or step % eval_every == 0:
-                score = evaluate(state.model, validation, mesh)
+                score = clock.timed("evaluation", evaluate, state.model, validation, mesh)
                 check_finite(name, step, {VALIDATION: score})
                 progress = dataclasses.replace(progress, validation_bits_per_byte=score)
                 speed = progress.tokens_per_second
-                metrics.write(step, progress.tokens, {VALIDATION: score, "tokens_per_second": speed})
+                metrics.write(step, progress.tokens, {VALIDATION: score, "tokens_per_second": speed, **clock.take()})
             stop = signals.received
             if last or step % checkpoint_every == 0 or stop is not None:
                 items = {"model": state.model, "optimizer": state.opt_state}
-                checkpoints.save(step, items, iterator, dataclasses.asdict(progress))
+                clock.timed("save", checkpoints.save, step, items, iterator, dataclasses.asdict(progress))
             if stop is not None and not last:
                 raise TrainingInterrupted(f"{name}: stopped after step {step}, which is saved", stop)
             started, tokens_before = time.perf_counter(), progress.tokens
@@ -197,7 +202,8 @@ def finite_outputs(name: str, step: int, outputs: dict[str, Any]) -> dict[str, f
     layer, levels = int(values.pop("diverged_layer")), int(values.pop("diverged_levels", 0))
     names = [f"cms_{i}" for i in range(levels.bit_length()) if levels >> i & 1]
     where = f"level {', '.join(names)}" if names else "its gradient"
-    check_finite(name, step, values, f"the memories of layer {layer} first" if layer >= 0 else where)
+    whole = {key: value for key, value in values.items() if "/" not in key}  # others are norms of single levels
+    check_finite(name, step, whole, f"the memories of layer {layer} first" if layer >= 0 else where)
     return values
 
 

@@ -65,6 +65,7 @@ def training_schedule(
         parameters = replace_leaves(model, {path: leaf for name in paths for path, leaf in read(name).items()})
         loss, gradients, diverged = loss_and_gradients(parameters, batch, accumulate)
         outputs = {"loss": loss, "grad_norm": optax.tree.norm(gradients), **diverged}
+        outputs |= {f"grad_norm/{name}": optax.tree.norm(select_leaves(gradients, own)) for name, own in paths.items()}
         clipped, _ = clip.update(gradients, clip.init(parameters))
         return {name: select_leaves(clipped, own) for name, own in paths.items()}, outputs
 

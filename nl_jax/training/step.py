@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
@@ -57,10 +58,15 @@ def train_step(
         The new state, and a dictionary with ``loss`` (nats per target before the step), ``grad_norm`` (before
         clipping) and ``diverged_layer`` (see `first_diverged_layer`). If the CMS learns in context the dictionary also
         has ``diverged_levels``, the sum of 2^i over its levels i that are not finite. Do not use the new state if
-        ``loss`` or ``grad_norm`` is not finite.
+        ``loss`` or ``grad_norm`` is not finite. ``grad_norm/LEVEL`` and ``update_norm/LEVEL`` are the norms of each
+        level's gradient, before clipping, and of the change of its parameters, 0 where it is not due.
     """
     schedule = training_schedule(state.model, optimizer, accumulate)
-    new, outputs = schedule.step(_taken_apart(schedule, state), batch)
+    old = _taken_apart(schedule, state)
+    new, outputs = schedule.step(old, batch)
+    for name, learner in new.levels.items():
+        update = jax.tree.map(jnp.subtract, learner.params, old.levels[name].params)
+        outputs[f"update_norm/{name}"] = optax.tree.norm(update)
     return _put_together(state.model, new), outputs
 
 

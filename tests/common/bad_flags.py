@@ -9,6 +9,7 @@ LANGUAGE_MODEL = [
     (["--checkpoint_every=0"], "--checkpoint_every=0: expected at least 1"),
     (["--accumulate=0"], "--accumulate=0: expected at least 1"),
     (["--accumulate=3", "--batch_size=4"], "--batch_size=4 --accumulate=3: expected a batch of a multiple of"),
+    (["--profile=0"], "--profile=0: expected 1 to "),
     (["--dtype=float16"], "flag --dtype=float16: value should be one of <float32|bfloat16>"),
     (["--remat=some"], "flag --remat=some: value should be one of <none|block|dots>"),
     (["--seed=-1"], "--seed=-1: expected 0 to"),

@@ -163,8 +163,9 @@ def test_divergence_is_reported_with_the_first_layer():
         state = init_state(lambda: model, optimizer)
         return jax.jit(lambda state: train_step(optimizer, state, batch)[1])(state)
 
-    assert set(finite_outputs("hope", 3, outputs())) == {"loss", "grad_norm"}
-    assert set(finite_outputs("hope", 3, outputs(rule="paper", retention="zero"))) == {"loss", "grad_norm"}
+    names = {"loss", "grad_norm", "grad_norm/parameters", "update_norm/parameters"}
+    assert set(finite_outputs("hope", 3, outputs())) == names
+    assert set(finite_outputs("hope", 3, outputs(rule="paper", retention="zero"))) == names
     for layer in (0, 1):
         with pytest.raises(TrainingDiverged, match=f"hope diverged at step 3, the memories of layer {layer} first"):
             finite_outputs("hope", 3, outputs(layer))
