@@ -77,7 +77,7 @@ def test_memory_falls():
 
 
 def test_a_diverged_microbatch_is_reported():
-    optimizer, state, batch = setup(mixer="attention")
+    optimizer, state, batch = setup(mixer="linear_attention")
     broken = state.model.embed.embedding
     broken[...] = broken[...].at[0].set(jnp.nan)
     batch["inputs"] = jnp.where(batch["inputs"] == 0, 1, batch["inputs"]).at[-1, 3].set(0)
