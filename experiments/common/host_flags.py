@@ -26,11 +26,16 @@ def define_host_flags(values: flags.FlagValues) -> None:
         "coordinator",
         None,
         "HOST:PORT of process 0, if several processes train together. All of them run the same command, read the same "
-        "data and share the directory --workdir. Slurm, Open MPI and TPU pods are found without these three flags; "
+        "data and share --workdir. In Slurm, Open MPI and TPU pods these three flags are not needed; "
         f"elsewhere they can be given as {', '.join(ENVIRONMENT.values())}.",
     )
-    define(flags.DEFINE_integer, "num_processes", None, "Processes that train together.")
-    define(flags.DEFINE_integer, "process_id", None, "Index of this process, from 0; process 0 writes all files.")
+    define(
+        flags.DEFINE_integer,
+        "num_processes",
+        None,
+        "Processes that train together; 1 in a cluster if this process is alone.",
+    )
+    define(flags.DEFINE_integer, "process_id", None, "Index of this process, from 0; process 0 writes the results.")
     define(flags.DEFINE_integer, "start_timeout", 50, "Seconds to wait until all processes have started.")
 
 

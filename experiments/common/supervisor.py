@@ -17,9 +17,7 @@ from typing import Any
 from experiments.common.failures import BAD_INPUT, FAULT, LOST
 from nl_jax.parallel.hosts import HEARTBEAT_SECONDS, Hosts
 
-CHILD = (
-    "NL_JAX_CHILD"  # environment variable of the child, with the numbers of the files that it shares with the parent
-)
+CHILD = "NL_JAX_CHILD"  # environment variable of the child: numbers of the files that it shares with the parent
 MODULE = "experiments.common.supervised"
 POLL_SECONDS = 0.05
 STOPPED_SECONDS = HEARTBEAT_SECONDS + 2  # by then the others have given up a child that is stopped (SIGSTOP)
@@ -110,18 +108,11 @@ def explain(status: int | None, noise: str, hosts: Hosts, start_timeout: int) ->
     if signum in FORWARDED:
         return 128 + signum, f"stopped by {signal.Signals(signum).name}; {again}", True
     if signum == signal.SIGKILL:
-        return (
-            128 + signum,
-            f"this process was killed (SIGKILL), as the system does when memory is short; {again}",
-            True,
-        )
+        return 128 + signum, f"killed by SIGKILL, as the system does when memory is short; {again}", True
     if signum:
-        return (
-            128 + signum,
-            f"ended by {signal.Signals(signum).name} (its output is above); {again}",
-            False,
-        )
-    return FAULT, f"this process ended with status {os.WEXITSTATUS(status)} and no message (its output is above)", False
+        return 128 + signum, f"ended by {signal.Signals(signum).name} (its output is above); {again}", False
+    ended = f"ended with status {os.WEXITSTATUS(status)} and no message"
+    return FAULT, f"{ended} (its output is above)", False
 
 
 def _who(noise: str) -> str:

@@ -141,7 +141,7 @@ def text_of(values: flags.FlagValues, workdir: Path) -> TextData:
     """Reads the text that the flags name, and leaves out directories that hold runs; the same on all processes."""
     exclude = functools.partial(launcher.holds_run, workdir)
     data = load_text_data(values.data, values.tokenizer, values.text_key, exclude=exclude, skip_bad=values.skip_bad)
-    agree({f"data ({name})": str(value) for name, value in data.fingerprint.items()})
+    agree({f"data ({name})": str(value)[:16] for name, value in data.fingerprint.items()})
     return data
 
 

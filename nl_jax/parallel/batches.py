@@ -73,5 +73,5 @@ def _parts(mesh: Mesh) -> int:
 def _local_parts(mesh: Mesh) -> Int[np.ndarray, " k"]:
     """The parts that this process' devices hold, in ascending order."""
     by_row = NamedSharding(mesh, PartitionSpec(batch_sharding(mesh).spec[0]))
-    places = by_row.addressable_devices_indices_map((_parts(mesh),))
+    places: Any = by_row.addressable_devices_indices_map((_parts(mesh),))
     return np.unique([(index[0].start or 0) for index in places.values()])

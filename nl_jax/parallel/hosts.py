@@ -39,11 +39,16 @@ _rounds = itertools.count()  # distinguishes the keys of one exchange from those
 
 
 class Hosts(NamedTuple):
-    """The processes of a run: the address of the coordinator, their number, and the index of this one."""
+    """The processes of a run: the address of the coordinator, their number, and the index of this one.
+
+    Attributes:
+        local_device: the only GPU that this process uses, where the cluster starts one process for each.
+    """
 
     coordinator: str
     num_processes: int
     process_id: int
+    local_device: int | None = None
 
 
 def find_hosts(
@@ -54,12 +59,12 @@ def find_hosts(
 ) -> Hosts | None:
     """Finds out which processes belong to this run, without starting JAX.
 
-    Each value that is None is read from the environment variable in `ENVIRONMENT`, and then from the cluster, if JAX
-    knows it: Slurm, Open MPI, Kubernetes (with the package ``kubernetes``), or a TPU pod.
+    Each value that is None is read from the environment variable in `ENVIRONMENT`, and then from the cluster, if it is
+    Slurm, Open MPI or a TPU pod.
 
     Args:
         coordinator: ``HOST:PORT`` at which process 0 listens.
-        num_processes: number of processes.
+        num_processes: number of processes; 1 if this process is alone, whatever the cluster says.
         process_id: index of this process, from 0.
         timeout_seconds: how long to wait for the name of a TPU pod's coordinator.
 
@@ -69,35 +74,56 @@ def find_hosts(
     Raises:
         InputError: for a value that is missing or invalid.
     """
-    from jax._src import clusters  # JAX has no public name for it
-
-    texts: dict[str, Any] = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
-    for name, variable in ENVIRONMENT.items():
-        texts[name] = texts[name] if texts[name] is not None else os.environ.get(variable) or None
-    if None in texts.values():
-        cluster: Any = clusters.ClusterEnv
-        found = cluster.auto_detect_unset_distributed_params(*texts.values(), None, None, timeout_seconds)
-        texts = dict(zip(texts, found[:3], strict=True))
-    missing = [name for name, text in texts.items() if text is None]
-    if len(missing) == 3:
+    given = (coordinator, num_processes, process_id)
+    pairs = zip(given, ENVIRONMENT.values(), strict=True)
+    values = [os.environ.get(variable) or None if value is None else value for value, variable in pairs]
+    if str(values[1]) == "1":
         return None
-    if missing:
-        raise InputError(
-            f"--{missing[0]}: missing; expected --coordinator=HOST:PORT, --num_processes and --process_id together, as "
-            f"flags or as {', '.join(ENVIRONMENT.values())}"
-        )
-    return _checked(**texts)
+    cluster = _cluster()
+    if cluster is not None:
+        count = cluster.get_process_count() if values[1] is None else values[1]
+        if count == 1:
+            return None
+        if values[0] is None:
+            port = os.environ.get("JAX_COORDINATOR_PORT")
+            values[0] = cluster.get_coordinator_address(timeout_secs=timeout_seconds, override_coordinator_port=port)
+        values = [values[0], count, cluster.get_process_id() if values[2] is None else values[2]]
+    if values == [None, None, None]:
+        return None
+    local = None if cluster is None else cluster.get_local_process_id()
+    return _checked(*values)._replace(local_device=local)
 
 
-def _checked(coordinator: Any, num_processes: Any, process_id: Any) -> Hosts | None:
-    if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:]+):[0-9]{1,5}", str(coordinator)):
+def _cluster() -> Any:
+    """JAX's class for the cluster that this process belongs to, or None. JAX has no public names for them."""
+    from jax._src import clusters
+
+    # Kubernetes is left out: JAX warns in every pod that its package is missing. Its users set the variables.
+    for name in ("SlurmCluster", "OmpiCluster", "GceTpuCluster", "GkeTpuCluster"):
+        cluster = getattr(clusters, name, None)
+        if cluster is not None and cluster.is_env_present():
+            return cluster
+    return None
+
+
+def _checked(coordinator: Any, num_processes: Any, process_id: Any) -> Hosts:
+    """The processes by these values; raises `InputError` for one that is missing (None) or invalid."""
+    if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:]+):[0-9]{1,5}|None", str(coordinator)):
         raise InputError(f"--coordinator={coordinator}: expected HOST:PORT, such as 10.0.0.1:8476")
-    if not re.fullmatch("[1-9][0-9]*", str(num_processes)):
+    if not re.fullmatch("[1-9][0-9]*|None", str(num_processes)):
         raise InputError(f"--num_processes={num_processes}: expected at least 1")
-    if not re.fullmatch("[0-9]+", str(process_id)) or int(process_id) >= int(num_processes):
-        raise InputError(f"--process_id={process_id}: expected 0 to {int(num_processes) - 1}")
+    if not re.fullmatch("[0-9]+|None", str(process_id)):
+        raise InputError(f"--process_id={process_id}: expected at least 0")
+    for name, value in zip(ENVIRONMENT, (coordinator, num_processes, process_id), strict=True):
+        if value is None:
+            raise InputError(
+                f"--{name}: missing; expected --coordinator=HOST:PORT, --num_processes and --process_id together, as "
+                f"flags or as {', '.join(ENVIRONMENT.values())}"
+            )
     hosts = Hosts(coordinator, int(num_processes), int(process_id))
-    return hosts if hosts.num_processes > 1 else None
+    if hosts.process_id >= hosts.num_processes:
+        raise InputError(f"--process_id={process_id}: expected 0 to {hosts.num_processes - 1}")
+    return hosts
 
 
 def join(hosts: Hosts, timeout_seconds: int = 50) -> None:
@@ -125,7 +151,9 @@ def join(hosts: Hosts, timeout_seconds: int = 50) -> None:
     # JAX would take SIGTERM for itself, and a process that compiles could not be stopped by it.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
-        *hosts,
+        *hosts[:3],
+        None if hosts.local_device is None or "JAX_LOCAL_DEVICE_IDS" in os.environ else [hosts.local_device],
+        cluster_detection_method="deactivate",
         initialization_timeout=max(5, int(left)),
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         coordinator_bind_address=bind,
@@ -208,18 +236,17 @@ def _reason(error: BaseException) -> str:
     return f"process {lost[1] or lost[2]} does not answer" if lost else text[:150]
 
 
-def agree(what: Mapping[str, str], timeout_seconds: float = 50) -> None:
+def agree(what: Mapping[str, str]) -> None:
     """Makes sure that all processes have the same values; call it before the first computation that they share.
 
     Nothing else notices a difference: with other flags or data the processes would train on a mixture in silence.
 
     Args:
         what: values by name, as text.
-        timeout_seconds: how long to wait for the other processes.
 
     Raises:
         InputError: on every process, if a value differs; the message names values and processes.
-        ProcessLost: if a process does not come in time.
+        ProcessLost: if another process has ended, or does not come in `PATIENCE_SECONDS`.
     """
     if not several():
         return
@@ -228,7 +255,7 @@ def agree(what: Mapping[str, str], timeout_seconds: float = 50) -> None:
     state.client.key_value_set(f"{name}/values/{state.process_id}", own)
     digest = hashlib.sha256(own.encode()).hexdigest()
     state.client.key_value_set(f"{name}/digests/{state.process_id}", digest)
-    barrier(f"{name}/written", timeout_seconds)
+    barrier(f"{name}/written")
     digests = {int(key.rpartition("/")[2]): text for key, text in state.client.key_value_dir_get(f"{name}/digests/")}
     others = sorted(process for process, text in digests.items() if text != digests[0])
     if not others:
@@ -237,7 +264,7 @@ def agree(what: Mapping[str, str], timeout_seconds: float = 50) -> None:
         json.loads(state.client.blocking_key_value_get(f"{name}/values/{process}", 10_000))
         for process in (0, others[0])
     )
-    barrier(f"{name}/read", timeout_seconds)  # a process that ends takes the others with it
+    _let_read(name)
     differences = [
         f"{key} is {here.get(key)} on process 0, {there.get(key)} on process {others[0]}"
         for key in sorted({*here, *there})
@@ -264,7 +291,7 @@ def from_writer(compute: Callable[[], T]) -> T:
             value = compute()
         except (InputError, OSError) as error:
             client.key_value_set(key, json.dumps({"error": [type(error).__name__, *_parts(error)]}))
-            barrier(key, 10)  # the others read it before this process ends
+            _let_read(key)
             raise
         client.key_value_set(key, json.dumps({"value": value}))
         return value
@@ -273,10 +300,16 @@ def from_writer(compute: Callable[[], T]) -> T:
     except Exception as error:  # JAX raises several classes
         raise ProcessLost(_reason(error)) from error
     if "error" in answer:
-        barrier(key, 10)
+        _let_read(key)
         name, *parts = answer["error"]
         raise _ERRORS[name](*parts) if name in _ERRORS else OSError(*parts)
     return answer["value"]
+
+
+def _let_read(name: str) -> None:
+    """Waits until all processes have read why the run ends: the first one that ends takes the others with it."""
+    with contextlib.suppress(ProcessLost):
+        barrier(f"{name}/read", 60)
 
 
 def _parts(error: Exception) -> list[Any]:
