@@ -1,6 +1,7 @@
 """Checkpoints: what is saved comes back, and damage costs the newest checkpoint only."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -73,6 +74,19 @@ def test_newest_comes_back_with_the_iterator(saved):
     assert_is(restore_newest(directory, state_of(0), iterator), iterator, 30, following)
     assert sorted(path.name for path in directory.iterdir()) == ["20", "30"]
     assert contents(directory) == before
+
+
+def test_positions_of_earlier_versions_can_be_read(saved, tmp_path):
+    """Grain wrote a file for each process, all of them alike."""
+    source, following = saved
+    directory = shutil.copytree(source, tmp_path / "checkpoints")
+    position = json.loads((directory / "30/data/metadata").read_text())
+    shutil.rmtree(directory / "30/data")
+    for process in (0, 1):
+        (directory / "30/data").mkdir(exist_ok=True)
+        (directory / f"30/data/process_{process}-of-2.json").write_text(json.dumps(position, indent=4))
+    iterator = make_iterator()
+    assert_is(restore_newest(directory, state_of(0), iterator), iterator, 30, following)
 
 
 def test_parts_can_be_restored_alone(saved):
