@@ -1,6 +1,5 @@
 """The flags by which several processes train one model, and joining them."""
 
-import contextlib
 import os
 import sys
 from collections.abc import Mapping
@@ -77,11 +76,3 @@ def join_hosts(values: flags.FlagValues, same: Mapping[str, Any]) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     devices = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
     agree({**{name: str(value) for name, value in same.items()}, "devices": devices})
-
-
-def is_first(values: flags.FlagValues) -> bool:
-    """Whether this process is the one that writes; also before it has joined the others."""
-    with contextlib.suppress(InputError):
-        hosts = hosts_of(values)
-        return hosts is None or hosts.process_id == 0
-    return True

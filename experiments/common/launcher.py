@@ -21,9 +21,9 @@ import jax
 from absl import flags
 
 from experiments.common.failures import WithoutTracebacks, fail
-from experiments.common.host_flags import hosts_of, is_first
+from experiments.common.host_flags import hosts_of
 from experiments.common.more_steps import continued
-from experiments.common.supervisor import CHILD, supervise
+from experiments.common.supervisor import CHILD, module_of, supervise
 from nl_jax import InputError, StorageError
 from nl_jax.files import local_path, locked, write_atomically
 from nl_jax.parallel.hosts import all_true, from_writer, is_writer
@@ -68,8 +68,7 @@ def run(
                     raise InputError(f"argument {extra[0]!r}: expected flags only, as --name=value; --help lists them")
                 hosts = hosts_of(values)
                 if hosts is not None and CHILD not in os.environ:
-                    module = sys.modules[body.__module__].__spec__
-                    return supervise(module.name, argv, hosts, values.start_timeout) if module else 1
+                    return supervise(module_of(body), argv, hosts, values.start_timeout)
                 body(values)
             sys.stdout.flush()  # raises errors here, not when the process ends
     except (Exception, KeyboardInterrupt) as error:
@@ -130,10 +129,10 @@ def own_workdir(values: flags.FlagValues) -> Path:
     """As `workdir_of`, for a launcher that writes to the workdir.
 
     An existing workdir is locked, and `InputError` raised if another process has locked it. Nothing is written:
-    `claim_workdir` creates and locks a new workdir after all checks.
+    `claim_workdir` creates and locks a new workdir after all checks, and that of several processes.
     """
     path = workdir_of(values)
-    if is_first(values) and (path / LOCK).exists():
+    if hosts_of(values) is None and (path / LOCK).exists():
         with contextlib.suppress(OSError):  # a finished run can be printed from a read-only workdir
             lock(path / LOCK)
     return path

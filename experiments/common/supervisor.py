@@ -5,6 +5,7 @@ itself only watches: it runs the launcher in a child process, forwards signals t
 and an exit code of the table in ``failures.py``. If the parent is killed, the child ends, too.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 from experiments.common.failures import BAD_INPUT, FAULT, LOST
@@ -22,6 +24,12 @@ MODULE = "experiments.common.supervised"
 POLL_SECONDS = 0.05
 STOPPED_SECONDS = HEARTBEAT_SECONDS + 2  # by then the others have given up a child that is stopped (SIGSTOP)
 FORWARDED = (signal.SIGTERM, signal.SIGINT)
+
+
+def module_of(body: Callable[..., Any]) -> str:
+    """The name of the module of a launcher's function, also if it runs as ``__main__``."""
+    spec = sys.modules[body.__module__].__spec__
+    return body.__module__ if spec is None else spec.name
 
 
 def supervise(module: str, argv: list[str], hosts: Hosts, start_timeout: int) -> int:
@@ -45,7 +53,12 @@ def supervise(module: str, argv: list[str], hosts: Hosts, start_timeout: int) ->
         )
         os.close(lifeline)
         os.close(verdict_end)
-        previous = {s: signal.signal(s, lambda signum, _: child.send_signal(signum)) for s in FORWARDED}
+
+        def forward(signum: int, _: object) -> None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, signum)  # child.send_signal would take the child's end from the wait below
+
+        previous = {s: signal.signal(s, forward) for s in FORWARDED}
         try:
             status = _watch(child)
         finally:

@@ -202,3 +202,39 @@ def test_processes_that_do_not_come_are_one_line(process, data, tmp_path):
     code, line = error_of(ends[0])
     assert code == 2
     assert ("not all of them came within" if process == 0 else "nobody listens there after 3 s") in line
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_the_other(data, tmp_path):
+    ends, _ = ends_of(start_run(tmp_path / "run", data, 2, STEPS, each=[[], ["--data=/absent"]]))
+    assert [error_of(end)[0] for end in ends] == [5, 2]
+    assert "lost" in ends[0][2][-1]
+    assert "/absent" in ends[1][2][-1]
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_skipped_by_all(undisturbed, data, tmp_path):
+    run, checkpoints = tmp_path / "run", tmp_path / "run/transformer/checkpoints"
+    processes = start_run(run, data, 2, STEPS)
+    wait_for_step(run, 5, processes)
+    processes[0].terminate()
+    ends_of(processes)
+    newest = max(checkpoints.iterdir(), key=lambda path: int(path.name))
+    os.truncate(newest / "model/_METADATA", 5)
+    finish(run, data, 2, STEPS)
+    assert (checkpoints / f"{newest.name}.damaged").exists()
+    assert rows_of(run) == rows_of(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "flags"), [("compare", "--seeds=1 --points=2 --learning_rate=0.003"), ("context", "--seeds=2")]
+)
+def test_other_launchers_of_texts(launcher, flags, data, tmp_path):
+    flags = [*flags.split(), "--steps=2", "--mesh=data:2"]
+    ends = finish(tmp_path / "two", data, 2, *flags, launcher=launcher)
+    finish(tmp_path / "one", data, 1, *flags, launcher=launcher, devices=[2])
+    assert f"Everything is in {tmp_path / 'two'}" in ends[0][1]
+    assert ends[1][1:] == ("", [])
+    rows = [[[*row.values()][1:] for row in rows_of(tmp_path / name)] for name in ("two", "one")]
+    np.testing.assert_allclose([sum(row) for row in rows[0]], [sum(row) for row in rows[1]], rtol=2e-3)
