@@ -37,7 +37,7 @@ _BAD_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAM
 def code_and_line(error: BaseException) -> tuple[int, str]:
     """The exit code for an error, and the line that describes it."""
     if several() and not isinstance(error, InputError) and _OF_ANOTHER.search(str(error)):
-        error = ProcessLost(" ".join(str(error).split())[:120])
+        error = ProcessLost(" ".join(re.sub(r"\[external[^]]*\]", "", str(error)).split())[:120])
     match error:
         case ProcessLost():
             return LOST, f"a process of the run was lost ({error}); the same command on all processes resumes"
