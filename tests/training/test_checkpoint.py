@@ -161,15 +161,18 @@ def test_what_is_saved_does_not_change_after_save_returns(tmp_path):
     """The arrays are donated to the next step while the files are still being written."""
     step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
     state = {"model": {"kernel": jnp.ones((1000, 1000))}}
+    iterator = make_iterator()
     with CheckpointWriter(tmp_path / "checkpoints") as writer:
-        writer.save(1, state, make_iterator(), {})
+        writer.save(1, state, iterator, {})
         for _ in range(20):
             state = step(state)
+            next(iterator)
     templates = {
         "model": {"kernel": jax.ShapeDtypeStruct((1000, 1000), jnp.float32, sharding=state["model"]["kernel"].sharding)}
     }
-    restored = restore_newest(tmp_path / "checkpoints", templates)
+    restored = restore_newest(tmp_path / "checkpoints", templates, iterator)
     np.testing.assert_array_equal(restored.items["model"]["kernel"], np.ones((1000, 1000)))
+    np.testing.assert_array_equal(next(iterator), next(make_iterator()))
 
 
 @pytest.mark.parametrize("name", ["40", "photos.orbax-checkpoint-tmp"])
