@@ -24,9 +24,9 @@ def define_host_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_string,
         "coordinator",
         None,
-        "HOST:PORT of process 0, if several processes train together. All of them run the same command, read the same "
-        "data and share --workdir. In Slurm, Open MPI and TPU pods these three flags are not needed; "
-        f"elsewhere they can be given as {', '.join(ENVIRONMENT.values())}.",
+        "HOST:PORT of process 0, if several processes train together. All run the same command with the same text and "
+        "shared storage. In Slurm, Open MPI and TPU pods these three flags are not needed; elsewhere they can be given "
+        f"as {', '.join(ENVIRONMENT.values())}.",
     )
     define(
         flags.DEFINE_integer,
