@@ -54,7 +54,7 @@ def start_run(workdir, data, count, *flags, devices=(), each=(), port=None, laun
     return processes
 
 
-def ends_of(processes, timeout=300):
+def ends_of(processes, timeout=600):
     """Exit code, stdout and lines of stderr of each process, and the seconds until the last has ended."""
     started = time.monotonic()
     try:

@@ -228,7 +228,11 @@ def test_a_damaged_checkpoint_is_skipped_by_all(undisturbed, data, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("launcher", "flags"), [("compare", "--seeds=1 --points=2 --learning_rate=0.003"), ("context", "--seeds=2")]
+    ("launcher", "flags"),
+    [
+        ("compare", "--seeds=1 --points=2 --learning_rate=0.05 --matrix_learning_rate=0.8"),
+        ("context", "--seeds=2"),
+    ],
 )
 def test_other_launchers_of_texts(launcher, flags, data, tmp_path):
     flags = [*flags.split(), "--steps=2", "--mesh=data:2"]
