@@ -1,6 +1,5 @@
 """Which rows of a batch a process holds, and batches in host memory as arrays that are split over the mesh."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from nl_jax.errors import InputError
-from nl_jax.parallel.sharding import batch_sharding
+from nl_jax.parallel.sharding import batch_parts, batch_sharding
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " b"]:
@@ -21,7 +20,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " b"]:
     Raises:
         InputError: if the mesh does not split ``batch_size`` evenly.
     """
-    parts = _parts(mesh)
+    parts = batch_parts(mesh)
     if batch_size % parts:
         raise InputError(f"--batch_size={batch_size}: expected a multiple of {parts}, among which the mesh splits it")
     size = batch_size // parts
@@ -47,7 +46,7 @@ def place_local_rows(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, j
             first = int(np.searchsorted(parts, (index[0].start or 0) // size)) * size
             return local[(slice(first, first + size), *index[1:])]
 
-        return jax.make_array_from_callback((size * _parts(mesh), *local.shape[1:]), sharding, read)
+        return jax.make_array_from_callback((size * batch_parts(mesh), *local.shape[1:]), sharding, read)
 
     return {name: place(array) for name, array in batch.items()}
 
@@ -65,13 +64,8 @@ def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
     return {name: place(np.asarray(array)) for name, array in batch.items()}
 
 
-def _parts(mesh: Mesh) -> int:
-    """Among how many parts the mesh splits the rows of a batch."""
-    return math.prod(mesh.shape[axis] for axis in batch_sharding(mesh).spec[0])
-
-
 def _local_parts(mesh: Mesh) -> Int[np.ndarray, " k"]:
     """The parts that this process' devices hold, in ascending order."""
     by_row = NamedSharding(mesh, PartitionSpec(batch_sharding(mesh).spec[0]))
-    places: Any = by_row.addressable_devices_indices_map((_parts(mesh),))
+    places: Any = by_row.addressable_devices_indices_map((batch_parts(mesh),))
     return np.unique([(index[0].start or 0) for index in places.values()])
