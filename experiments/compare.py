@@ -39,6 +39,7 @@ from experiments.common.text_runs import (
     text_of,
 )
 from nl_jax.evaluation import evaluate
+from nl_jax.parallel.hosts import from_writer, is_writer
 from nl_jax.plotting import save_figure
 from nl_jax.training import TrainingDiverged
 from nl_jax.training.metrics import METRICS, VALIDATION
@@ -69,15 +70,15 @@ def compare(values: flags.FlagValues) -> None:
     data = text_of(values, workdir)
     configs = configurations(values, data)
     config = run_config(NAME, values, data, configs)
-    batches = batches_of(values, data)
+    batches = batches_of(values, data, mesh)
     metadata: dict[str, Any] = {
         "models": {name: {"tuning": {}, "seeds": []} for name in values.models},
         "inputs": config["inputs"],
     }
     results = launcher.claim_workdir(workdir, config, metadata, written=(PLOT, *values.models))
-    print(summary_of(values, data), file=sys.stderr)
+    launcher.say(summary_of(values, data))
     if "baselines" not in results:
-        results["baselines"] = baselines_of(data)
+        results["baselines"] = from_writer(lambda: baselines_of(data))
 
     def fit(name: str, seed: int, run: str, factor: float) -> Any:
         return fit_model(f"{name}/{run}", configs[name], batches, values, workdir, mesh, seed, rate_factor=factor)
@@ -104,7 +105,8 @@ def compare(values: flags.FlagValues) -> None:
                 }
             )
             launcher.write_json(workdir / RESULTS, results)
-            plot(workdir, results)
+            if is_writer():
+                plot(workdir, results)
     report(workdir, values, results)
 
 
@@ -113,7 +115,7 @@ def _validation(fit: Any, factor: float) -> float | None:
     try:
         _, progress = fit(f"factor_{factor:g}", factor)
     except TrainingDiverged as error:
-        print(error, file=sys.stderr)
+        launcher.say(str(error))
         return None
     return progress.validation_bits_per_byte
 

@@ -48,6 +48,7 @@ from nl_jax import InputError
 from nl_jax.evaluation import bits_by_position
 from nl_jax.files import local_path
 from nl_jax.models import LanguageModelConfig
+from nl_jax.parallel.hosts import is_writer
 from nl_jax.plotting import plot_band, save_figure
 from nl_jax.training.loop import CHECKPOINTS
 from nl_jax.training.metrics import METRICS
@@ -85,13 +86,13 @@ def train(values: flags.FlagValues) -> None:
     data = text_of(values, workdir)
     configs = configurations(values, data)
     config = run_config(NAME, values, data, configs)
-    batches = batches_of(values, data)
+    batches = batches_of(values, data, mesh)
     starts = starts_of(values, configs, data.tokenizer.digest)
     if values.start_from is not None:
         config["data"] = {**data.fingerprint, "start_from": digest_of(starts, values)}
     metadata: dict[str, Any] = {"models": {name: {} for name in values.models}, "inputs": config["inputs"]}
     results = launcher.claim_workdir(workdir, config, metadata, written=(PLOT, *values.models))
-    print(summary_of(values, data), file=sys.stderr)
+    launcher.say(summary_of(values, data))
 
     for seed in range(values.seeds):  # seed by seed, so that even a run that is stopped early compares all models
         for name in values.models:
@@ -114,7 +115,8 @@ def train(values: flags.FlagValues) -> None:
                 }
             )
             launcher.write_json(workdir / RESULTS, results)
-            plot(workdir, results)
+            if is_writer():
+                plot(workdir, results)
     report(workdir, results)
 
 

@@ -3,6 +3,8 @@
     python -m experiments.language_model --workdir=runs/first
     python -m experiments.language_model --workdir=runs/mine --data=~/texts --models=hope,transformer --steps=2000
 
+Several processes train together with --coordinator=HOST:PORT --num_processes=N --process_id=0 (to N - 1).
+
 The same command resumes a stopped run, and prints the table of a finished run again. A run with --schedule=constant
 can be given more --steps: it continues from its last step, and its figures so far are kept in results_STEPS.json. The
 workdir gets config.json (the configuration), metrics.jsonl (every step), validation.png (bits per byte against tokens),
@@ -34,6 +36,7 @@ from experiments.common.text_runs import (
 )
 from nl_jax.evaluation import evaluate
 from nl_jax.models import LanguageModelConfig
+from nl_jax.parallel.hosts import from_writer, is_writer
 from nl_jax.training import plot_validation
 from nl_jax.training.metrics import METRICS, PLOT
 
@@ -58,16 +61,16 @@ def train(values: flags.FlagValues) -> None:
     config = run_config(NAME, values, data, configs)
     if stored and launcher.same_flags(stored["flags"], given):
         launcher.check_workdir(workdir, config, written)
-        results = launcher.read_json(workdir / RESULTS) or {"models": {}}
+        results = from_writer(lambda: launcher.read_json(workdir / RESULTS) or {"models": {}})
         if set(results["models"]) == set(values.models):
             return report(workdir, results)
-    batches = batches_of(values, data)
+    batches = batches_of(values, data, mesh)
     results = launcher.claim_workdir(workdir, config, {}, written)
     finished = results.setdefault("models", {})
-    print(summary_of(values, data), file=sys.stderr)
+    launcher.say(summary_of(values, data))
 
     results |= {
-        "baselines": baselines_of(data),
+        "baselines": from_writer(lambda: baselines_of(data)),
         "configuration": {"flags": given, "models": config["models"]},
         "data": data.fingerprint,
         "inputs": config["inputs"],
@@ -79,9 +82,10 @@ def train(values: flags.FlagValues) -> None:
     for name in values.models:
         if name not in finished:
             schedules[name] = schedule_of(configs[name], values)
-            print(f"{name}:\n{schedules[name]}", file=sys.stderr)
+            launcher.say(f"{name}:\n{schedules[name]}")
             finished[name] = train_model(name, configs[name], batches, values, workdir, mesh)
-            plot_validation(workdir, results["baselines"])
+            if is_writer():
+                plot_validation(workdir, results["baselines"])
             launcher.write_json(workdir / RESULTS, results)
     report(workdir, results)
 
@@ -96,7 +100,7 @@ def train_model(
 ) -> dict[str, float]:
     """Trains one model and returns its final figures."""
     state, progress = fit_model(name, config, batches, values, workdir, mesh, values.seed)
-    print(f"{name}: scoring the test split", file=sys.stderr)
+    launcher.say(f"{name}: scoring the test split")
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.model)),
         "tokens": progress.tokens,

@@ -41,6 +41,7 @@ from matplotlib.figure import Figure
 
 from experiments.common import launcher
 from experiments.common.cms_options import cms_fields
+from experiments.common.host_flags import remove_host_flags
 from experiments.common.launcher import RESULTS
 from experiments.common.mixer_options import configuration
 from experiments.common.path_flags import define_paths
@@ -82,6 +83,7 @@ DEFAULTS = {
 def subjects_flags() -> flags.FlagValues:
     """The flags of the language model's launcher with other defaults, and the flags of the streams."""
     values = flags_with_seeds("Runs of each model", DEFAULTS)
+    remove_host_flags(values)
     for name in ("models", "cms_regime", "tokenizer"):
         delattr(values, name)
 
@@ -126,7 +128,7 @@ def train(values: flags.FlagValues) -> None:
     config["inputs"] = {**launcher.inputs_of(values), "read": read}
     sizes: dict[str, Any] = {name: values[name].value for name in ("batch_size", "seq_len", "document_boundaries")}
     validation = evaluation_batches(data.validation, **sizes, max_tokens=VALIDATION_TOKENS)
-    batches = batches_of(values, data)._replace(validation=validation)
+    batches = batches_of(values, data, mesh)._replace(validation=validation)
     metadata = {
         "inputs": config["inputs"],
         "parts": order,

@@ -1,4 +1,4 @@
-"""The errors that callers can tell apart: bad input, storage that cannot be written, and learning that diverged."""
+"""The errors that callers can tell apart: bad input, storage that cannot be written, a lost process, and divergence."""
 
 
 class InputError(ValueError):
@@ -14,6 +14,10 @@ class StorageError(OSError):
 
     Earlier checkpoints and streams are kept. Launchers print the message without a traceback and end with exit code 3.
     """
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the run has ended, or does not answer. Launchers end with exit code 5."""
 
 
 class Diverged(ArithmeticError):

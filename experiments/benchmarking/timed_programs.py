@@ -61,7 +61,7 @@ class Program(NamedTuple):
 
 def whole_device(batch_size: int, num_heads: int) -> jax.sharding.Mesh:
     """A mesh of one accelerator, or of all CPU cores that are JAX devices, which split the batch and then the heads."""
-    devices = jax.devices() if jax.default_backend() == "cpu" else jax.devices()[:1]
+    devices = jax.local_devices() if jax.default_backend() == "cpu" else jax.local_devices()[:1]
     data = math.gcd(len(devices), batch_size)
     tensor = math.gcd(len(devices) // data, num_heads)
     return parse_mesh(f"data:{data},tensor:{tensor}", devices[: data * tensor])

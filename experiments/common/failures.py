@@ -5,6 +5,7 @@
 2   bad input: flags, data, or a workdir that holds something else or is in use
 3   the machine refused: disk full or read-only, no permission, out of memory
 4   any other error: a fault of this program, printed with its traceback
+5   a process of the run was lost; the same command on all processes resumes
 128 + signal, after a signal (130 Ctrl-C, 143 SIGTERM)
 
 Any code but 0 comes with one line on stderr that begins with "error:".
@@ -12,6 +13,7 @@ Any code but 0 comes with one line on stderr that begins with "error:".
 
 import errno
 import logging
+import re
 import signal
 import sys
 import traceback
@@ -20,9 +22,13 @@ import jax
 from absl import flags
 
 from nl_jax import Diverged, InputError
+from nl_jax.errors import ProcessLost
+from nl_jax.parallel.hosts import several
 from nl_jax.training import TrainingInterrupted
 
-DIVERGED, BAD_INPUT, REFUSED, FAULT = 1, 2, 3, 4
+DIVERGED, BAD_INPUT, REFUSED, FAULT, LOST = 1, 2, 3, 4, 5
+# How JAX's errors begin to speak of another process: collectives on CPU and GPU, and the coordination service.
+_OF_ANOTHER = re.compile(r"gloo|nccl|coordination.?service|heartbeat|barrier|UNAVAILABLE", re.IGNORECASE)
 READER_GONE = 128 + 13  # as after SIGPIPE, a signal that not every system has
 # Error codes of the system for a bad path given by the user.
 _BAD_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
@@ -30,7 +36,11 @@ _BAD_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAM
 
 def code_and_line(error: BaseException) -> tuple[int, str]:
     """The exit code for an error, and the line that describes it."""
+    if several() and not isinstance(error, InputError) and _OF_ANOTHER.search(str(error)):
+        error = ProcessLost(" ".join(re.sub(r"\[external[^]]*\]", "", str(error)).split())[:120])
     match error:
+        case ProcessLost():
+            return LOST, f"a process of the run was lost ({error}); the same command on all processes resumes"
         case flags.Error() | InputError():
             return BAD_INPUT, str(error)
         case Diverged():

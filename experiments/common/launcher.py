@@ -12,6 +12,7 @@ import os
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ import jax
 from absl import flags
 
 from experiments.common.failures import WithoutTracebacks, fail
+from experiments.common.host_flags import hosts_of
 from experiments.common.more_steps import continued
+from experiments.common.supervisor import CHILD, module_of, supervise
 from nl_jax import InputError, StorageError
 from nl_jax.files import local_path, locked, write_atomically
 from nl_jax.models import LanguageModelConfig
+from nl_jax.parallel.hosts import all_true, from_writer, is_writer
 from nl_jax.training.metrics import METRICS
 
 CONFIG = "config.json"
@@ -63,6 +67,9 @@ def run(
                 extra = values(argv)[1:]
                 if extra:
                     raise InputError(f"argument {extra[0]!r}: expected flags only, as --name=value; --help lists them")
+                hosts = hosts_of(values)
+                if hosts is not None and CHILD not in os.environ:
+                    return supervise(module_of(body), argv, hosts, values.start_timeout)
                 body(values)
             sys.stdout.flush()  # raises errors here, not when the process ends
     except (Exception, KeyboardInterrupt) as error:
@@ -123,10 +130,10 @@ def own_workdir(values: flags.FlagValues) -> Path:
     """As `workdir_of`, for a launcher that writes to the workdir.
 
     An existing workdir is locked, and `InputError` raised if another process has locked it. Nothing is written:
-    `claim_workdir` creates and locks a new workdir after all checks.
+    `claim_workdir` creates and locks a new workdir after all checks, and that of several processes.
     """
     path = workdir_of(values)
-    if (path / LOCK).exists():
+    if hosts_of(values) is None and (path / LOCK).exists():
         with contextlib.suppress(OSError):  # a finished run can be printed from a read-only workdir
             lock(path / LOCK)
     return path
@@ -151,7 +158,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON atomically, and creates missing directories."""
+    """Writes JSON atomically, and creates missing directories; of several processes only the writer does."""
+    if not is_writer():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 
@@ -167,6 +176,10 @@ def read_config(workdir: Path, name: str, written: Iterable[str] = ()) -> dict[s
     Raises:
         InputError: if the workdir holds a run of another launcher, or files that are not a run.
     """
+    return from_writer(lambda: _read_config(workdir, name, written))
+
+
+def _read_config(workdir: Path, name: str, written: Iterable[str]) -> dict[str, Any] | None:
     config = read_json(workdir / CONFIG)
     if config is None:
         for file in written:
@@ -199,7 +212,15 @@ def claim_workdir(
     Raises:
         InputError: if the workdir holds another run, or another process uses it.
     """
-    written = (RESULTS, METRICS, *written)
+    results = from_writer(lambda: _claim(workdir, config, metadata, (RESULTS, METRICS, *written)))
+    if not all_true(_appears(workdir, CONFIG)):
+        raise InputError(f"--workdir={workdir}: not the same on all processes; expected a directory that they share")
+    return results
+
+
+def _claim(
+    workdir: Path, config: Mapping[str, Any], metadata: Mapping[str, Any], written: tuple[str, ...]
+) -> dict[str, Any]:
     check_workdir(workdir, config, written)  # before anything is written
     workdir.mkdir(parents=True, exist_ok=True)
     lock(workdir / LOCK)
@@ -213,6 +234,16 @@ def claim_workdir(
     return results_of(workdir, config, metadata)
 
 
+def _appears(directory: Path, name: str, seconds: float = 10) -> bool:
+    """Whether a directory has an entry, or gets it soon: network file systems show new files late."""
+    end = time.monotonic() + seconds
+    while not (directory.is_dir() and name in os.listdir(directory)):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
+
+
 def check_workdir(workdir: Path, config: Mapping[str, Any], written: Iterable[str]) -> dict[str, Any] | None:
     """The configuration of the run in the workdir, or None; raises `InputError` if it is not the run of ``config``.
 
@@ -220,7 +251,7 @@ def check_workdir(workdir: Path, config: Mapping[str, Any], written: Iterable[st
         workdir, config: as for `claim_workdir`.
         written: as for `read_config`.
     """
-    stored = read_config(workdir, config["launcher"], written)
+    stored = _read_config(workdir, config["launcher"], written)
     if stored is not None:
         check_flags(workdir, stored["flags"], config["flags"])
         check_same(workdir, "data", stored["data"], config["data"])
@@ -279,6 +310,12 @@ def results_of(workdir: Path, config: Mapping[str, Any], metadata: Mapping[str, 
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         **metadata,
     }
+
+
+def say(text: str) -> None:
+    """Prints a line about a run's progress on stderr; of several processes only the writer does."""
+    if is_writer():
+        print(text, file=sys.stderr)
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

@@ -149,7 +149,7 @@ def train_model(
     """Trains one model for every seed after the first ``done``, and yields their results; it compiles once."""
     if done == values.seeds:
         return
-    mesh = parse_mesh(devices=jax.devices()[:1])  # the models are small
+    mesh = parse_mesh(devices=jax.local_devices()[:1])  # the models are small
     optimizer = make_optimizer(**optimizer_arguments(values), cms_periods=config.optimizer_periods)
 
     def make(key: jax.Array) -> TrainState:

@@ -13,6 +13,7 @@ from flax import nnx
 from experiments.common import launcher
 from experiments.common.cms_options import cms_fields, define_cms_flags
 from experiments.common.compute_flags import check_batch_size, define_compute_flags
+from experiments.common.host_flags import HOST_FLAGS, define_host_flags, hosts_of, join_hosts
 from experiments.common.mixer_options import configuration, define_mixer_option
 from experiments.common.optimizer_flags import (
     define_optimizer_flags,
@@ -21,6 +22,7 @@ from experiments.common.optimizer_flags import (
     set_default_rates,
 )
 from experiments.common.path_flags import define_path
+from nl_jax import InputError
 from nl_jax.data import (
     BOUNDARIES,
     EvaluationSet,
@@ -32,13 +34,14 @@ from nl_jax.data import (
 )
 from nl_jax.evaluation import bigram_bits_per_byte, gzip_bits_per_byte
 from nl_jax.models import MODEL_NAMES, PRESETS, LanguageModel, LanguageModelConfig
-from nl_jax.parallel import parse_mesh, use_cpu_cores
+from nl_jax.parallel import local_rows, parse_mesh, use_cpu_cores
+from nl_jax.parallel.hosts import agree
 from nl_jax.training import LevelOptimizers, Progress, TrainState, describe_training, fit, make_optimizer
 from nl_jax.trees import named_leaves
 
 VALIDATION_TOKENS = 65_536  # tokens of an evaluation during training; the whole test split is scored once, at the end
 # Flags that may change when a run is resumed, since they do not change its results (of mesh and accumulate, rounding).
-FREE_FLAGS = ("workdir", "mesh", "accumulate", "profile", "checkpoint_every", *launcher.INPUT_FLAGS)
+FREE_FLAGS = ("workdir", "mesh", "accumulate", "profile", "checkpoint_every", *HOST_FLAGS, *launcher.INPUT_FLAGS)
 
 
 def define_flags() -> flags.FlagValues:
@@ -70,6 +73,7 @@ def define_flags() -> flags.FlagValues:
         None,
         "Devices, as data:2,fsdp:4,tensor:1; without it all split the batch, on CPU as many cores as divide it.",
     )
+    define_host_flags(values)
     return values
 
 
@@ -137,9 +141,11 @@ def baselines_of(data: TextData) -> dict[str, float]:
 
 
 def text_of(values: flags.FlagValues, workdir: Path) -> TextData:
-    """Reads the text that the flags name, and leaves out directories that hold runs."""
+    """Reads the text that the flags name, and leaves out directories that hold runs; the same on all processes."""
     exclude = functools.partial(launcher.holds_run, workdir)
-    return load_text_data(values.data, values.tokenizer, values.text_key, exclude=exclude, skip_bad=values.skip_bad)
+    data = load_text_data(values.data, values.tokenizer, values.text_key, exclude=exclude, skip_bad=values.skip_bad)
+    agree({f"data ({name})": str(value)[:16] for name, value in data.fingerprint.items()})
+    return data
 
 
 def inputs_of(values: flags.FlagValues, data: TextData) -> dict[str, Any]:
@@ -175,15 +181,14 @@ class Batches(NamedTuple):
     test: EvaluationSet
 
 
-def batches_of(values: flags.FlagValues, data: TextData) -> Batches:
-    """The batches of the sizes that the flags say; those for training are this process' share.
+def batches_of(values: flags.FlagValues, data: TextData, mesh: jax.sharding.Mesh) -> Batches:
+    """The batches of the sizes that the flags say; those for training have the rows that this process' devices hold.
 
     Raises:
         InputError: the text is shorter than a sequence.
     """
     sizes: dict[str, Any] = {name: values[name].value for name in ("batch_size", "seq_len", "document_boundaries")}
-    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    train = functools.partial(train_iterator, data.train, **sizes, **process)
+    train = functools.partial(train_iterator, data.train, **sizes, rows=local_rows(mesh, values.batch_size))
     train(seed=0)  # raises where the text is too short
     validation = evaluation_batches(data.validation, **sizes, max_tokens=VALIDATION_TOKENS)
     return Batches(train, validation, test=evaluation_batches(data.test, **sizes))
@@ -248,7 +253,10 @@ def fit_model(
 
 
 def check(values: flags.FlagValues) -> jax.sharding.Mesh:
-    """Checks the flags that need no data, sets learning rates that are not given, and makes the mesh."""
+    """Checks the flags that need no data, sets learning rates that are not given, and makes the mesh.
+
+    Several processes join each other between the checks and the mesh.
+    """
     for name in ("steps", "batch_size", "seq_len", "eval_every", "checkpoint_every", "accumulate"):
         launcher.check_range(values, name, 1)
     if "seed" in values:
@@ -256,10 +264,18 @@ def check(values: flags.FlagValues) -> jax.sharding.Mesh:
     set_default_rates(values)
     if "models" in values:
         launcher.check_names("models", values.models, MODEL_NAMES, required=True)
+    hosts = hosts_of(values)
+    processes = 1 if hosts is None else hosts.num_processes
     if values.mesh is None:
-        use_cpu_cores(max(1, values.batch_size // values.accumulate))
-    mesh = parse_mesh(values.mesh)
+        if values.batch_size % processes:
+            raise InputError(
+                f"--batch_size={values.batch_size}: expected a multiple of the {processes} processes that share it"
+            )
+        use_cpu_cores(max(1, values.batch_size // (processes * values.accumulate)))
     if values.profile is not None:
         launcher.check_range(values, "profile", 1, values.steps)
+    same = {**fixed_flags(values), **{name: values[name].value for name in ("mesh", "accumulate", "checkpoint_every")}}
+    join_hosts(values, {**{f"--{name}": value for name, value in same.items()}, **launcher.versions()})
+    mesh = parse_mesh(values.mesh)
     check_batch_size(values, mesh.shape["data"] * mesh.shape["fsdp"])
     return mesh

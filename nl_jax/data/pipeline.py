@@ -117,8 +117,7 @@ def train_iterator(
     batch_size: int,
     seq_len: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | np.ndarray | None = None,
     document_boundaries: str = "carry",
 ) -> grain.DatasetIterator:
     """Makes an endless iterator over batches of windows, in an order that is shuffled anew in every epoch.
@@ -130,40 +129,35 @@ def train_iterator(
         batch_size: number of sequences in a global batch, B.
         seq_len: number of tokens in a sequence, T.
         seed: random seed of the order, 0 or more.
-        process_index: index of this process. It gets rows ``[index, index + 1) * B / process_count`` of each global
-            batch; the global batch does not depend on the number of processes.
-        process_count: number of processes that share the input.
+        rows: the rows of each global batch to read, from 0 to ``B - 1``, such as `nl_jax.parallel.local_rows`; by
+            default all. The global batch does not depend on how many processes share it.
         document_boundaries: ``carry``: a window may hold several documents, so that a document is read after earlier
             ones; the last ``(N - 1) % T`` tokens of the split are not used. ``reset``: a window holds tokens of one
             document only, so that no other document can change its predictions; all tokens are used.
 
     Returns:
-        An iterator over ``{"inputs": int32 [B / process_count, T], "targets": likewise}``, targets one token ahead.
-        With ``reset`` batches also have ``"mask": float32 [B / process_count, T]``, 0 where the target is padding. To
-        resume, save ``get_state()`` of the iterator, or ``grain.checkpoint.CheckpointSave(iterator)``; the state is
-        the same on every process.
+        An iterator over ``{"inputs": int32 [len(rows), T], "targets": likewise}``, targets one token ahead. With
+        ``reset`` batches also have ``"mask": float32 [len(rows), T]``, 0 where the target is padding. To resume, save
+        ``get_state()`` of the iterator; the state does not depend on the rows, so it is the same on every process.
 
     Raises:
-        InputError: for a size below 1, a sequence longer than the split, or a ``batch_size`` that is not a multiple of
-            ``process_count``.
-        ValueError: for another value of ``document_boundaries``.
+        InputError: for a size below 1, or a sequence longer than the split.
+        ValueError: for another value of ``document_boundaries``, or rows that the batch does not have.
     """
-    _check_at_least_one(batch_size=batch_size, process_count=process_count)
+    _check_at_least_one(batch_size=batch_size)
     if seed < 0:
         raise InputError(f"--seed={seed}: expected 0 or more")
-    if batch_size % process_count:
-        raise InputError(f"--batch_size={batch_size}: expected a multiple of the {process_count} processes")
-    if not 0 <= process_index < process_count:
-        raise InputError(f"process_index={process_index}: expected 0 to {process_count - 1}")
+    own_rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+    if not (len(own_rows) and own_rows.min() >= 0 and own_rows.max() < batch_size):
+        raise ValueError(f"rows={rows}: expected some of the rows 0 to {batch_size - 1}")
     starts, ends = spans(packed, seq_len, document_boundaries)
     if document_boundaries == "carry":
         starts = starts[: len(windows(packed.tokens, seq_len))]  # raises an error if there is no whole window
     elif not len(starts):
         raise InputError("the split to train on has no text; expected at least one document")
-    local = batch_size // process_count
 
     def read(indices: Int[np.ndarray, "B"]) -> Batch:
-        own = indices[process_index * local : (process_index + 1) * local]
+        own = indices[own_rows]
         batch = cut(packed.tokens, starts[own], ends[own], seq_len)
         if document_boundaries == "carry":
             del batch["mask"]  # it is all ones

@@ -1,6 +1,5 @@
 """Top-1 accuracy of a model, per target and per sequence."""
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from nl_jax.models.losses import Batch, read_batch
-from nl_jax.parallel import batch_sharding
+from nl_jax.parallel import place_batch
 from nl_jax.trees import PyTree
 
 
@@ -43,8 +42,8 @@ def accuracies(model: PyTree, batches: Sequence[Batch], mesh: Mesh) -> Accuracie
             1 do not count.
         mesh: the mesh over which the batches are split, by `batch_sharding`.
     """
-    put = functools.partial(jax.device_put, device=batch_sharding(mesh))
-    positions, sequences = zip(*(_count_correct(model, put(batch)) for batch in batches), strict=True)
+    counts = [_count_correct(model, place_batch(mesh, batch)) for batch in batches]
+    positions, sequences = zip(*counts, strict=True)
     targets = math.fsum(float(batch["mask"].sum()) for batch in batches)
     rows = math.fsum(float(batch["mask"].any(axis=-1).sum()) for batch in batches)
     return Accuracies(math.fsum(map(float, positions)) / targets, math.fsum(map(float, sequences)) / rows)

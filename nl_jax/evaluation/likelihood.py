@@ -6,12 +6,12 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from nl_jax.data import EvaluationSet
 from nl_jax.models.losses import Batch, token_losses
-from nl_jax.parallel import batch_sharding
+from nl_jax.parallel import place_batch
 from nl_jax.trees import PyTree
 
 
@@ -22,19 +22,21 @@ def _total_nats(model: PyTree, batch: Batch) -> Float[Array, ""]:
 
 def evaluate(model: PyTree, data: EvaluationSet, mesh: Mesh) -> float:
     """Bits per byte of a model on a fixed set of batches: summed loss in nats / ln 2 / bytes of text."""
-    put = functools.partial(jax.device_put, device=batch_sharding(mesh))
-    nats = math.fsum(float(_total_nats(model, put(batch))) for batch in data.batches)  # float64, on the host
+    batches = (place_batch(mesh, batch) for batch in data.batches)
+    nats = math.fsum(float(_total_nats(model, batch)) for batch in batches)  # float64, on the host
     return nats / math.log(2) / data.num_bytes
 
 
-@jax.jit
-def _nats_by_position(model: PyTree, batch: Batch) -> Float[Array, " T"]:
-    return jnp.sum(token_losses(model, batch) * batch["mask"], axis=0)
+@functools.partial(jax.jit, static_argnames="mesh")
+def _nats_by_position(model: PyTree, batch: Batch, mesh: Mesh) -> Float[Array, " T"]:
+    nats = jnp.sum(token_losses(model, batch) * batch["mask"], axis=0)
+    # every process reads all of it, also what the devices of others have computed
+    return jax.lax.with_sharding_constraint(nats, NamedSharding(mesh, PartitionSpec()))
 
 
 def bits_by_position(model: PyTree, data: EvaluationSet, mesh: Mesh) -> Float[np.ndarray, " T"]:
     """Mean loss in bits at each position of a sequence over a fixed set of batches; NaN at positions without target."""
-    put = functools.partial(jax.device_put, device=batch_sharding(mesh))
-    nats = sum(np.asarray(_nats_by_position(model, put(batch)), np.float64) for batch in data.batches)
+    batches = (place_batch(mesh, batch) for batch in data.batches)
+    nats = sum(np.asarray(_nats_by_position(model, batch, mesh), np.float64) for batch in batches)
     targets = sum(batch["mask"].sum(axis=0, dtype=np.float64) for batch in data.batches)
     return np.divide(nats, targets * math.log(2), out=np.full(targets.shape, np.nan), where=targets > 0)

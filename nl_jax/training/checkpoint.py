@@ -5,6 +5,7 @@ complete, so that a checkpoint exists completely or not at all. The previous one
 """
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +17,11 @@ from absl import logging
 
 from nl_jax.errors import InputError, StorageError
 from nl_jax.files import local_path, reason
+from nl_jax.parallel.hosts import all_true, from_writer, several
 from nl_jax.trees import named_leaves
 
 PyTree = Any
+_POSITION = "data"  # name on disk of the position of the training iterator
 _METADATA = "about"  # name on disk of the JSON item; it stays so that older checkpoints can be read
 _PARTS = ("_CHECKPOINT_METADATA", _METADATA)  # every checkpoint has these two entries
 
@@ -36,6 +39,8 @@ def restore_newest(
 ) -> Checkpoint | None:
     """Restores the newest checkpoint that can be read, without changing anything on disk.
 
+    Several processes restore the same checkpoint: the newest that all of them can read.
+
     Args:
         directory: the directory of a `CheckpointWriter`.
         templates: the items to restore, by name, each a pytree of arrays or `jax.ShapeDtypeStruct`. A restored array
@@ -49,31 +54,56 @@ def restore_newest(
         InputError: if there are checkpoints, but none can be read.
     """
     directory = local_path(directory)
-    for partial in sorted(directory.glob("*.orbax-checkpoint-tmp*")):
-        logging.warning("skipped %s: partly written", partial)
-    steps = _steps(directory)
+    steps = from_writer(lambda: _found(directory))
     if not steps:
         return None
     args: dict[str, Any] = {
         name: ocp.args.StandardRestore(jax.tree.map(_shape, named_leaves(tree))) for name, tree in templates.items()
     }
     args[_METADATA] = ocp.args.JsonRestore()
-    if iterator is not None:
-        args["data"] = grain.checkpoint.CheckpointRestore(iterator)
-    with ocp.CheckpointManager(directory.absolute(), options=ocp.CheckpointManagerOptions(create=False)) as manager:
+    with ocp.CheckpointManager(directory.absolute(), options=_reading_options()) as manager:
         for step in steps:
+            restored, why = None, "another process cannot read it"
             try:
+                if iterator is not None:
+                    iterator.set_state(_read_position(directory / str(step)))
                 restored = manager.restore(step, args=ocp.args.Composite(**args))
             except Exception as error:  # the error depends on the damaged file; Orbax has no common class
                 why = f"{type(error).__name__}: {error}".splitlines()[0][:120]
-                logging.warning("skipped %s: cannot be read (%s)", directory / str(step), why)
-            else:
+            if all_true(restored is not None) and restored is not None:
                 items = {name: _like(tree, restored[name]) for name, tree in templates.items()}
                 return Checkpoint(step, items, restored[_METADATA])
+            logging.warning("skipped %s: cannot be read (%s)", directory / str(step), why)
     raise InputError(
         f"{directory}: none of the checkpoints {', '.join(map(str, steps))} can be read ({why}); "
         "expected at least one that is whole; start anew in another workdir"
     )
+
+
+def _found(directory: Path) -> list[int]:
+    """Steps of the checkpoints that are complete, newest first; a warning reports each that is not."""
+    for partial in sorted(directory.glob("*.orbax-checkpoint-tmp*")):
+        logging.warning("skipped %s: partly written", partial)
+    return _steps(directory)
+
+
+def _reading_options() -> ocp.CheckpointManagerOptions:
+    """Lets each process read by itself, since one that cannot read a file would leave the others waiting for it."""
+    if not several():
+        return ocp.CheckpointManagerOptions(create=False)
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"restore_{own}"
+    )
+    return ocp.CheckpointManagerOptions(create=False, multiprocessing_options=alone)
+
+
+def _read_position(checkpoint: Path) -> dict[str, Any]:
+    """The position of the training iterator, which is the same on every process."""
+    file = checkpoint / _POSITION / "metadata"
+    if not file.exists():  # earlier versions let each process save its own
+        file = min((checkpoint / _POSITION).glob("process_*-of-*.json"))
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 class CheckpointWriter:
@@ -93,23 +123,23 @@ class CheckpointWriter:
 
     def __init__(self, directory: Path, resumed_from: int = 0):
         directory = local_path(directory)
-        _check_ours(directory)
         self._directory = directory
-        for step in _steps(directory):
-            if step > resumed_from:
-                _move_aside(directory / str(step))
+        from_writer(lambda: _prepare(directory, resumed_from))
         options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
     def save(
         self, step: int, items: Mapping[str, PyTree], iterator: grain.DatasetIterator, metadata: Mapping[str, Any]
     ) -> None:
-        """Copies everything to the host and returns; a thread writes the files. An existing step is not overwritten."""
-        if step in self._manager.all_steps():
+        """Copies everything to the host and returns; a thread writes the files. An existing step is not overwritten.
+
+        All processes call it at the same step; each writes the parts of arrays that its devices hold.
+        """
+        if from_writer(lambda: step in self._manager.all_steps()):
             return
         args: dict[str, Any] = {name: ocp.args.StandardSave(named_leaves(tree)) for name, tree in items.items()}
         args[_METADATA] = ocp.args.JsonSave(dict(metadata))
-        args["data"] = grain.checkpoint.CheckpointSave(iterator)
+        args[_POSITION] = ocp.args.JsonSave(iterator.get_state())
         with self._named_errors(f"that of step {step} or the one before it"):
             self._manager.save(step, args=ocp.args.Composite(**args))
 
@@ -130,6 +160,14 @@ class CheckpointWriter:
             raise StorageError(
                 f"{self._directory}: a checkpoint, {which}, could not be written ({reason(error)}); there: {kept}"
             ) from error
+
+
+def _prepare(directory: Path, resumed_from: int) -> None:
+    """Checks the entries of the directory, and moves checkpoints aside that the run will write again."""
+    _check_ours(directory)
+    for step in _steps(directory):
+        if step > resumed_from:
+            _move_aside(directory / str(step))
 
 
 def _check_ours(directory: Path) -> None:

@@ -21,7 +21,9 @@ from nl_jax.data import EvaluationSet
 from nl_jax.errors import Diverged
 from nl_jax.evaluation import evaluate
 from nl_jax.files import local_path
-from nl_jax.parallel.sharding import batch_sharding, parameter_shardings
+from nl_jax.parallel.batches import place_local_rows
+from nl_jax.parallel.hosts import StopVote, is_writer, several
+from nl_jax.parallel.sharding import parameter_shardings
 from nl_jax.training.checkpoint import CheckpointWriter, restore_newest
 from nl_jax.training.clock import Clock
 from nl_jax.training.metrics import VALIDATION, MetricsWriter
@@ -29,6 +31,8 @@ from nl_jax.training.step import Optimizer, TrainState, compile_step, init_state
 
 PyTree = Any
 CHECKPOINTS, PROFILE = "checkpoints", "profile"  # below the model's directory
+# Where a run has several processes, schedulers send a signal to all of a host, and a parent forwards its own.
+SAME_SIGNAL_SECONDS = 1.0
 
 
 class TrainingDiverged(Diverged):
@@ -91,7 +95,8 @@ def fit(
         init_model: makes the model; pure, so seeds are fixed inside. Nothing random happens after that, so a checkpoint
             holds no key: model, optimizer state and the iterator's position are all there is.
         optimizer: of each level, from `make_optimizer`; or any optax transformation for all parameters.
-        iterator: endless batches of ``inputs`` and ``targets``, int32 ``[B, T]``: this process' rows of a global batch.
+        iterator: endless batches of ``inputs`` and ``targets``, int32 ``[b, T]``: the rows of a global batch that
+            `local_rows` names.
         validation: what to evaluate on.
         workdir: where ``metrics.jsonl`` is written, shared by models; made if need be.
         mesh: the devices, from `parse_mesh`.
@@ -106,7 +111,8 @@ def fit(
 
     Raises:
         TrainingDiverged: loss or gradient is not finite.
-        TrainingInterrupted: SIGINT or SIGTERM; a second one ends the process at once.
+        TrainingInterrupted: SIGINT or SIGTERM; a second one ends the process at once. A signal that one of several
+            processes gets stops all of them after the same step.
         InputError: there are checkpoints, but none can be read; ``workdir`` is a URL, or holds something else under the
             names that are written there.
         StorageError: a checkpoint cannot be written (other files: ``OSError``); the ones before stay.
@@ -115,7 +121,7 @@ def fit(
     directory = workdir / name / CHECKPOINTS
     directory.mkdir(parents=True, exist_ok=True)
     state, progress = _start(init_model, optimizer, iterator, directory, mesh)
-    put = functools.partial(jax.make_array_from_process_local_data, batch_sharding(mesh))
+    stop_vote = StopVote(mesh)
     compiled: jax.stages.Compiled | None = None
     started, tokens_before = 0.0, 0  # when the clock that leaves out all but steps last ran on, and the tokens then
 
@@ -136,7 +142,7 @@ def fit(
 
         unreported: list[tuple[int, int, dict[str, jax.Array]]] = []
         for step in range(progress.step + 1, steps + 1):
-            batch = jax.tree.map(put, clock.timed("data", next, iterator))
+            batch = place_local_rows(mesh, clock.timed("data", next, iterator))
             if compiled is None:
                 compiled = compile_step(optimizer, mesh, state, batch, accumulate)
                 progress = dataclasses.replace(progress, peak_memory_bytes=peak_memory_bytes(compiled))
@@ -147,7 +153,8 @@ def fit(
             # A step is reported while the next one runs, so that the device never waits for the host.
             unreported.append((step, progress.tokens, outputs))
             last = step == steps
-            pause = last or step % eval_every == 0 or step % checkpoint_every == 0 or signals.received is not None
+            stop = stop_vote(signals.received)
+            pause = last or step % eval_every == 0 or step % checkpoint_every == 0 or stop is not None
             while len(unreported) > (0 if pause else 1):
                 report(*unreported.pop(0))
             if not pause:
@@ -162,7 +169,7 @@ def fit(
                 progress = dataclasses.replace(progress, validation_bits_per_byte=score)
                 speed = progress.tokens_per_second
                 metrics.write(step, progress.tokens, {VALIDATION: score, "tokens_per_second": speed, **clock.take()})
-            stop = signals.received
+            stop = stop if several() else signals.received  # it may have come since
             if last or step % checkpoint_every == 0 or stop is not None:
                 items = {"model": state.model, "optimizer": state.opt_state}
                 clock.timed("save", checkpoints.save, step, items, iterator, dataclasses.asdict(progress))
@@ -220,6 +227,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._at = 0.0  # when it was received
         # Only the main thread may set handlers; a fit in another one (a notebook's, say) is not interruptible.
         main = threading.current_thread() is threading.main_thread()
         self._signums = (signal.SIGINT, signal.SIGTERM) if main else ()
@@ -231,8 +239,13 @@ class _Signals:
         return self
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(signum)
-        self._restore()
+        if self.received is not None and time.monotonic() < self._at + SAME_SIGNAL_SECONDS:
+            return
+        again, self.received, self._at = self.received is not None, signal.Signals(signum), time.monotonic()
+        if again or not several():  # with several processes a second signal that follows at once is the same one
+            self._restore()
+            if again:
+                signal.raise_signal(signal.Signals(signum))
 
     def _restore(self) -> None:
         for signum, handler in self._previous.items():
@@ -266,7 +279,7 @@ class _Lines(tqdm):
 
 def progress_bar(name: str, steps: int, done: int = 0) -> tqdm:
     """A bar with the time left on stderr, or lines where that is no terminal; ``done`` of the steps are behind."""
-    shared = {"desc": name, "initial": done, "total": steps, "file": sys.stderr}
+    shared = {"desc": name, "initial": done, "total": steps, "file": sys.stderr, "disable": not is_writer()}
     layout = "{desc} {percentage:3.0f}%|{bar:20}| step {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
     if sys.stderr.isatty():
         return tqdm(**shared, bar_format=layout, dynamic_ncols=True)

@@ -14,6 +14,7 @@ from tensorboardX.summary import scalar
 
 from nl_jax.errors import InputError
 from nl_jax.files import write_atomically
+from nl_jax.parallel.hosts import is_writer
 
 METRICS = "metrics.jsonl"
 PLOT = "validation.png"
@@ -49,7 +50,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 class MetricsWriter:
     """Appends to ``workdir/metrics.jsonl`` and to TensorBoard events in ``workdir/MODEL/tensorboard``.
 
-    Use as a context manager.
+    Use as a context manager. Of several processes only the one that `is_writer` writes.
 
     Args:
         workdir: an existing directory; several models may share it.
@@ -59,6 +60,9 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: Path, model: str, resumed_from: int = 0):
+        self._writes = is_writer()
+        if not self._writes:
+            return
         kept = [row for row in read_metrics(workdir) if row["model"] != model or row["step"] <= resumed_from]
         write_atomically(workdir / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
         self._model = model
@@ -67,6 +71,8 @@ class MetricsWriter:
 
     def write(self, step: int, tokens: int, values: Mapping[str, float]) -> None:
         """Records ``values``, which were measured after ``step`` steps on ``tokens`` tokens."""
+        if not self._writes:
+            return
         self._file.write(json.dumps({"model": self._model, "step": step, "tokens": tokens, **values}) + "\n")
         self._events.add(step, values)
 
@@ -74,6 +80,8 @@ class MetricsWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._writes:
+            return
         with contextlib.closing(self._events), contextlib.closing(self._file):
             pass
 

@@ -2,7 +2,17 @@
 
 COUNTS = ("width", "num_heads", "num_layers", "chunk_size", "batch_size", "steps", "eval_every", "seeds")
 
+HOSTS = [
+    (["--coordinator=127.0.0.1:8476"], "--num_processes: missing"),
+    (["--process_id=0"], "--coordinator: missing"),
+    (["--coordinator=here", "--num_processes=2", "--process_id=0"], "--coordinator=here: expected HOST:PORT"),
+    (["--coordinator=a:1", "--num_processes=0", "--process_id=0"], "--num_processes=0: expected at least 1"),
+    (["--coordinator=a:1", "--num_processes=2", "--process_id=2"], "--process_id=2: expected 0 to 1"),
+    (["--start_timeout=0"], "--start_timeout=0: expected at least 1"),
+]
+
 LANGUAGE_MODEL = [
+    *HOSTS,
     (["--steps=0"], "--steps=0: expected at least 1"),
     (["--seq_len=0"], "--seq_len=0: expected at least 1"),
     (["--eval_every=0"], "--eval_every=0: expected at least 1"),
@@ -28,6 +38,7 @@ LANGUAGE_MODEL = [
 ]
 
 COMPARE = [
+    *HOSTS[:1],
     (["--points=1"], "--points=1: expected at least 2"),
     (["--seeds=0"], "--seeds=0: expected at least 1"),
     (["--seed=1"], "Unknown command line flag 'seed'"),
@@ -36,6 +47,7 @@ COMPARE = [
 ]
 
 CONTEXT = [
+    *HOSTS[:1],
     (["--start_from=nowhere"], "--start_from=nowhere: expected a run of this launcher"),
     (["--chunk_size=0"], "--chunk_size=0: expected at least 1"),
     (["--models=hope", "--cms_regime=meta", "--cms_levels=8", "--chunk_size=3"], "expected a divisor of 8"),
@@ -59,6 +71,7 @@ STREAM = [
 ]
 
 SUBJECTS = [
+    (["--num_processes=2"], "Unknown command line flag 'num_processes'"),
     (["--seeds=0"], "--seeds=0: expected at least 1"),
     (["--seed=1"], "Unknown command line flag 'seed'"),
     (["--regimes=meta,inner"], "--regimes=meta,inner: expected some of meta, online, outer, none twice"),

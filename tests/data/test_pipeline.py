@@ -100,19 +100,16 @@ def test_an_orbax_checkpoint_continues_with_the_next_batch(tmp_path):
     assert_same(take(fresh, 5), expected)
 
 
-@pytest.mark.parametrize("process_count", [2, 3])
-def test_the_parts_of_the_processes_are_the_global_batch(process_count):
-    def batches(index, count):
-        arguments = {"batch_size": 6, "seq_len": 10, "seed": 3, "process_index": index, "process_count": count}
-        iterator = train_iterator(counting(205), **arguments)
+def test_the_rows_of_a_process_are_those_of_the_global_batch():
+    def batches(rows):
+        iterator = train_iterator(counting(205), batch_size=6, seq_len=10, seed=3, rows=rows)
         return take(iterator, 5), iterator.get_state()
 
-    whole, state = batches(0, 1)
-    parts, states = zip(*[batches(index, process_count) for index in range(process_count)], strict=True)
-    assert all(part[0]["inputs"].shape == (6 // process_count, 10) for part in parts)
-    joined = [{key: np.concatenate([part[i][key] for part in parts]) for key in whole[i]} for i in range(5)]
-    assert_same(joined, whole)
-    assert all(other == state for other in states)
+    whole, state = batches(None)
+    for rows in ([0, 1, 2], [3, 4, 5], [0, 4], [2]):
+        part, other = batches(rows)
+        assert_same(part, [{key: value[rows] for key, value in batch.items()} for batch in whole])
+        assert other == state
 
 
 @pytest.mark.parametrize(
@@ -122,9 +119,6 @@ def test_the_parts_of_the_processes_are_the_global_batch(process_count):
         ({"seq_len": 0}, "--seq_len=0"),
         ({"seq_len": 205}, "--seq_len=205 is longer than .* 204 at most"),
         ({"seed": -1}, "--seed=-1"),
-        ({"process_count": 4}, "--batch_size=6: expected a multiple of the 4 processes"),
-        ({"process_count": 0}, "--process_count=0"),
-        ({"process_count": 2, "process_index": 2}, "process_index=2"),
     ],
 )
 def test_bad_training_arguments(change, message):
@@ -227,3 +221,9 @@ def test_batches_of_one(length):
     count = (length - 1) // 10
     starts = [int(next(batches)["inputs"][0, 0]) for _ in range(2 * count)]
     assert sorted(starts[:count]) == sorted(starts[count:]) == list(range(0, 10 * count, 10))
+
+
+@pytest.mark.parametrize("rows", [[6], [-1], []])
+def test_rows_that_a_batch_does_not_have(rows):
+    with pytest.raises(ValueError, match="expected some of the rows 0 to 5"):
+        train_iterator(counting(205), batch_size=6, seq_len=10, seed=0, rows=rows)

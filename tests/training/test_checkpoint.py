@@ -1,6 +1,7 @@
 """Checkpoints: what is saved comes back, and damage costs the newest checkpoint only."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -75,6 +76,19 @@ def test_newest_comes_back_with_the_iterator(saved):
     assert contents(directory) == before
 
 
+def test_positions_of_earlier_versions_can_be_read(saved, tmp_path):
+    """Grain wrote a file for each process, all of them alike."""
+    source, following = saved
+    directory = shutil.copytree(source, tmp_path / "checkpoints")
+    position = json.loads((directory / "30/data/metadata").read_text())
+    shutil.rmtree(directory / "30/data")
+    for process in (0, 1):
+        (directory / "30/data").mkdir(exist_ok=True)
+        (directory / f"30/data/process_{process}-of-2.json").write_text(json.dumps(position, indent=4))
+    iterator = make_iterator()
+    assert_is(restore_newest(directory, state_of(0), iterator), iterator, 30, following)
+
+
 def test_parts_can_be_restored_alone(saved):
     checkpoint = restore_newest(saved[0], {"model": state_of(0)["model"]})
     jax.tree.map(np.testing.assert_array_equal, checkpoint.items, {"model": state_of(30)["model"]})
@@ -147,15 +161,18 @@ def test_what_is_saved_does_not_change_after_save_returns(tmp_path):
     """The arrays are donated to the next step while the files are still being written."""
     step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
     state = {"model": {"kernel": jnp.ones((1000, 1000))}}
+    iterator = make_iterator()
     with CheckpointWriter(tmp_path / "checkpoints") as writer:
-        writer.save(1, state, make_iterator(), {})
+        writer.save(1, state, iterator, {})
         for _ in range(20):
             state = step(state)
+            next(iterator)
     templates = {
         "model": {"kernel": jax.ShapeDtypeStruct((1000, 1000), jnp.float32, sharding=state["model"]["kernel"].sharding)}
     }
-    restored = restore_newest(tmp_path / "checkpoints", templates)
+    restored = restore_newest(tmp_path / "checkpoints", templates, iterator)
     np.testing.assert_array_equal(restored.items["model"]["kernel"], np.ones((1000, 1000)))
+    np.testing.assert_array_equal(next(iterator), next(make_iterator()))
 
 
 @pytest.mark.parametrize("name", ["40", "photos.orbax-checkpoint-tmp"])
