@@ -11,17 +11,19 @@
 Any code but 0 comes with one line on stderr that begins with "error:".
 """
 
+import contextlib
 import errno
 import logging
 import re
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 
 import jax
 from absl import flags
 
-from nl_jax import Diverged, InputError
+from nl_jax import Diverged, InputError, StorageError
 from nl_jax.errors import ProcessLost
 from nl_jax.parallel.hosts import several
 from nl_jax.training import TrainingInterrupted
@@ -76,3 +78,29 @@ class WithoutTracebacks(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Returns False for a record with a traceback."""
         return not record.exc_info
+
+
+def print_anything() -> None:
+    """Makes characters that the terminal cannot show print as \\xe9, instead of raising an error."""
+    stream = sys.stdout
+    if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def without_tracebacks() -> Iterator[None]:
+    """Keeps log records with tracebacks off stderr, since Orbax logs each error of a save several times.
+
+    After such an error its threads keep failing, and are kept quiet, until the process ends.
+    """
+    loggers, only, failing = [logging.getLogger(name) for name in ("absl", "asyncio")], WithoutTracebacks(), False
+    for logger in loggers:
+        logger.addFilter(only)
+    try:
+        yield
+    except StorageError:
+        failing = True
+        raise
+    finally:
+        for logger in loggers if not failing else ():
+            logger.removeFilter(only)

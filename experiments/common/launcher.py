@@ -6,7 +6,6 @@
 import contextlib
 import importlib.metadata
 import json
-import logging
 import math
 import os
 import platform
@@ -20,7 +19,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.common.failures import WithoutTracebacks, fail
+from experiments.common.failures import fail, print_anything, without_tracebacks
 from experiments.common.host_flags import hosts_of
 from experiments.common.more_steps import continued
 from experiments.common.supervisor import CHILD, module_of, supervise
@@ -58,9 +57,9 @@ def run(
         The exit code, by the table in ``failures.py``. With any code but 0 there is one line on stderr.
     """
     command, argv = argv is None, sys.argv if argv is None else argv  # the process of a command ends after this
-    _print_anything()
+    print_anything()
     try:
-        with _locks_released(), _without_tracebacks():
+        with _locks_released(), without_tracebacks():
             if {"--help", "-h"} & set(argv[1:]):
                 print(_help(description or "", values))
             else:
@@ -369,13 +368,6 @@ def _fail(error: BaseException) -> int:
     return code
 
 
-def _print_anything() -> None:
-    """Makes characters that the terminal cannot show print as \\xe9, instead of raising an error."""
-    stream = sys.stdout
-    if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
-        stream.reconfigure(errors="backslashreplace")
-
-
 @contextlib.contextmanager
 def _locks_released() -> Iterator[None]:
     """Releases, at the end of the context, the locks taken inside it."""
@@ -385,22 +377,3 @@ def _locks_released() -> Iterator[None]:
             yield
         finally:
             _LOCKS.pop()
-
-
-@contextlib.contextmanager
-def _without_tracebacks() -> Iterator[None]:
-    """Keeps log records with tracebacks off stderr, since Orbax logs each error of a save several times.
-
-    After such an error its threads keep failing, and are kept quiet, until the process ends.
-    """
-    loggers, only, failing = [logging.getLogger(name) for name in ("absl", "asyncio")], WithoutTracebacks(), False
-    for logger in loggers:
-        logger.addFilter(only)
-    try:
-        yield
-    except StorageError:
-        failing = True
-        raise
-    finally:
-        for logger in loggers if not failing else ():
-            logger.removeFilter(only)
