@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from nl_jax.models.config import LanguageModelConfig
 from nl_jax.modules import Block, ContinuumMemory, mixer
 from nl_jax.parallel.activations import constrain
+from nl_jax.parallel.sequence import over_sequence, shards_of
 
 UNROLLED_LAYERS = 4  # compile in 20 s, a scan in 15 s; a step is a tenth faster (BUILD_NOTES.md, D57)
 
@@ -66,7 +67,19 @@ class LanguageModel(nnx.Module):
         ``at_boundary`` means the same as for ``MemoryMixer``.
         """
         embedding = self.embed.embedding[...]  # used directly, since nnx.Embed keeps the dtype it was built with
-        x = constrain(embedding[tokens] * self.config.width**0.5, "batch", None, None)
+        # a model that learns in context is read chunk by chunk, each of which needs what the one before has taught
+        shards = 1 if self.learns_in_context else shards_of(tokens.shape[1])
+        axes = ("batch", "time" if shards > 1 else None, None)
+        x = constrain(embedding[tokens] * self.config.width**0.5, *axes)
+        if shards > 1:
+            x, state = self._read_split(x, state, shards, at_boundary=at_boundary)
+        else:
+            x, state = self._read(x, state, at_boundary=at_boundary)
+        logits = self.final_norm(constrain(x, *axes)) @ embedding.T
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), state
+
+    def _read(self, x: Float[Array, "batch time width"], state: Any, *, at_boundary: bool) -> tuple[Array, Any]:
+        """Output of the last block, and the state of all."""
 
         def body(x, inputs):
             block, state = inputs
@@ -82,8 +95,19 @@ class LanguageModel(nnx.Module):
             for layer in range(self.config.num_layers):
                 x, last = body(x, jax.tree.map(lambda leaf, layer=layer: leaf[layer], (self.blocks, state)))
                 states.append(last)
-            state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        else:
-            x, state = jax.lax.scan(body, x, (self.blocks, state))
-        logits = self.final_norm(x) @ embedding.T
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), state
+            return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        return jax.lax.scan(body, x, (self.blocks, state))
+
+    def _read_split(
+        self, x: Float[Array, "batch time width"], state: Any, shards: int, *, at_boundary: bool
+    ) -> tuple[Array, Any]:
+        """The same with the tokens split over devices."""
+        chunking = getattr(self.blocks.mixer, "chunking", None)
+        aligned = chunking is None or not any(x.shape[1] // shards % size for size in chunking.sizes)
+        at_boundary = aligned and (at_boundary or state is None)
+
+        def read(block, x, state):
+            x, state = block(x, state, at_boundary=at_boundary)
+            return constrain(x, "batch", None, None), state
+
+        return over_sequence(read, self.blocks, x, self.init_state(len(x)) if state is None else state)
