@@ -69,7 +69,7 @@ def over_sequence(
         return jnp.moveaxis(u, 1, 2).reshape(depth, batch, *u.shape[3:]) if cut else u[:, -1]
 
     def shard(index, layers, x, states):
-        index = index[0]
+        index, layers, states = jax.tree.map(lambda u: u[0], (index, layers, states))
 
         @jax.checkpoint
         def work(layers, states, x, handed, step):
@@ -96,14 +96,17 @@ def over_sequence(
         after = jax.tree.unflatten(jax.tree.structure(after), [u[None] for u in leaves])
         return y.reshape(x.shape), after
 
-    everywhere, split = PartitionSpec(), PartitionSpec(AXIS)
+    # What all devices read has an axis for them: its gradients are then summed outside, where the partitioner does it.
+    # XLA on CPU cannot compile the sum that shard_map makes of bfloat16.
+    own = jax.tree.map(lambda u: jnp.broadcast_to(u, (shards, *u.shape)), (layers, states))
+    split, tokens = PartitionSpec(AXIS), PartitionSpec(None, AXIS)
     y, states = jax.shard_map(
         shard,
-        in_specs=(split, everywhere, PartitionSpec(None, AXIS), everywhere),
-        out_specs=(PartitionSpec(None, AXIS), split),
+        in_specs=(split, split, tokens, split),
+        out_specs=(tokens, split),
         axis_names={AXIS},
         check_vma=False,
-    )(jnp.arange(shards), layers, x, states)
+    )(jnp.arange(shards), own[0], x, own[1])
     return y, jax.tree.map(lambda u: u[-1], states)
 
 
