@@ -8,9 +8,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from nl_jax.models.config import LanguageModelConfig
-from nl_jax.modules import Block, ContinuumMemory, mixer
+from nl_jax.modules import Attention, Block, ContinuumMemory, mixer
 from nl_jax.parallel.activations import constrain
-from nl_jax.parallel.sequence import over_sequence, shards_of
+from nl_jax.parallel.sequence import over_sequence, over_sequence_together, shards_of
 
 UNROLLED_LAYERS = 4  # compile in 20 s, a scan in 15 s; a step is a tenth faster (BUILD_NOTES.md, D57)
 
@@ -102,8 +102,10 @@ class LanguageModel(nnx.Module):
         self, x: Float[Array, "batch time width"], state: Any, shards: int, *, at_boundary: bool
     ) -> tuple[Array, Any]:
         """The same with the tokens split over devices."""
-        chunking = getattr(self.blocks.mixer, "chunking", None)
-        aligned = chunking is None or not any(x.shape[1] // shards % size for size in chunking.sizes)
+        if isinstance(self.blocks.mixer, Attention):
+            return self._attend_split(x, state)
+        memories: Any = self.blocks.mixer
+        aligned = not any(x.shape[1] // shards % size for size in memories.chunking.sizes)
         at_boundary = aligned and (at_boundary or state is None)
 
         def read(block, x, state):
@@ -111,3 +113,14 @@ class LanguageModel(nnx.Module):
             return constrain(x, "batch", None, None), state
 
         return over_sequence(read, self.blocks, x, self.init_state(len(x)) if state is None else state)
+
+    def _attend_split(self, x: Float[Array, "batch time width"], state: Any) -> tuple[Array, Any]:
+        """The same for attention, which has nothing to learn from left to right."""
+
+        def read(block, x, state, shard):
+            x, *after = block.read_shard(x, state, shard)
+            return constrain(x, "batch", None, None), *after
+
+        x, own, conv = over_sequence_together(read, self.blocks, x, state)
+        after = jax.vmap(lambda block, *parts: block.mixer.state_after(*parts))
+        return x, after(self.blocks, state, own, conv)

@@ -1,17 +1,19 @@
-"""One text split over devices: each reads its share of the tokens, and hands its memories to the next.
+"""One text split over devices, each of which keeps the activations of its own tokens only.
 
-A layer of a recurrent model reads a text from left to right, so the devices of one text cannot work on the same layer
-at the same time. They work as a pipeline: while device s reads its tokens with layer l, device s - 1 is a layer ahead.
-A device keeps the activations of its own tokens only.
+A layer with memories reads a text from left to right, so the devices of one text cannot work on the same layer at the
+same time. They work as a pipeline, `over_sequence`: while device s reads its tokens with layer l, device s - 1 is a
+layer ahead, and hands its memories on. Attention learns nothing from left to right: in `over_sequence_together` all
+devices work on the same layer and fetch the keys and values before their own tokens from each other.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from nl_jax.parallel.mesh import AXES
 from nl_jax.parallel.sharding import MESH_AXES
@@ -96,18 +98,85 @@ def over_sequence(
         after = jax.tree.unflatten(jax.tree.structure(after), [u[None] for u in leaves])
         return y.reshape(x.shape), after
 
-    # What all devices read has an axis for them: its gradients are then summed outside, where the partitioner does it.
-    # XLA on CPU cannot compile the sum that shard_map makes of bfloat16.
-    own = jax.tree.map(lambda u: jnp.broadcast_to(u, (shards, *u.shape)), (layers, states))
-    split, tokens = PartitionSpec(AXIS), PartitionSpec(None, AXIS)
-    y, states = jax.shard_map(
+    tokens = PartitionSpec(None, AXIS)
+    y, states = _on_shards(shard, shards, layers, x, states, (tokens, PartitionSpec(AXIS)))
+    return y, jax.tree.map(lambda u: u[-1], states)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which tokens of a text a device has; for use inside of `over_sequence_together`."""
+
+    index: Int[Array, ""]
+    count: int
+
+    def before(
+        self, start: Float[Array, "batch before ..."], own: Float[Array, "batch time ..."]
+    ) -> Float[Array, "batch before ..."]:
+        """What comes before a device's own tokens, as much as ``start``, which comes before the whole text."""
+        length, time = start.shape[1], own.shape[1]
+        reach = min(self.count - 1, -(-length // time))
+        pieces = [
+            jax.lax.ppermute(own, AXIS, [(s, s + far) for s in range(self.count - far)]) for far in range(reach, 0, -1)
+        ]
+        fetched = jnp.concatenate([jnp.zeros_like(start, own.dtype), *pieces], axis=1)[:, -length:]
+        count = jnp.minimum(self.index * time, length)  # of what was fetched, since the first devices have few before
+        kept = jnp.concatenate([start.astype(own.dtype), jnp.zeros_like(start, own.dtype)], axis=1)
+        kept = jax.lax.dynamic_slice_in_dim(kept, count, length, axis=1)
+        is_fetched = jnp.arange(length) >= length - count
+        return jnp.where(is_fetched.reshape(-1, *[1] * (own.ndim - 2)), fetched, kept)
+
+
+def over_sequence_together(
+    read: Callable[[Layers, Array, Any, Shard], tuple[Array, Any, Any]],
+    layers: Layers,
+    x: Float[Array, "batch time width"],
+    states: Any,
+) -> tuple[Float[Array, "batch time width"], Any, Any]:
+    """Reads x as `over_sequence` does, with all devices on the same layer.
+
+    The backward pass keeps the input of each layer, and computes the rest again.
+
+    Args:
+      read: ``y, own, last = read(layer, x, state, shard)``; ``own`` has the device's tokens in axis 1 of each leaf.
+      layers, x: as for `over_sequence`.
+      states: before the first token, stacked over layers, or None.
+
+    Returns:
+      The output of the last layer, ``own`` of all devices, [layers, batch, time, ...], and ``last`` of the last device.
+    """
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    shards = mesh.shape[AXIS]
+
+    def shard(index, layers, x, states):
+        index, layers, states = jax.tree.map(lambda u: u[0], (index, layers, states))
+
+        @jax.checkpoint
+        def body(x, inputs):
+            y, own, last = read(inputs[0], x, inputs[1], Shard(index, shards))
+            return y, (own, last)
+
+        x, (own, last) = jax.lax.scan(body, x, (layers, states))
+        return x, own, jax.tree.map(lambda u: u[None], last)
+
+    specs = PartitionSpec(None, AXIS), PartitionSpec(None, None, AXIS), PartitionSpec(AXIS)
+    y, own, last = _on_shards(shard, shards, layers, x, states, specs)
+    return y, own, jax.tree.map(lambda u: u[-1], last)
+
+
+def _on_shards(shard: Callable[..., Any], shards: int, layers: Any, x: Array, states: Any, out_specs: Any) -> Any:
+    """``shard(index, layers, x, states)`` on each device of a text; all but x have a first axis of one device."""
+    # With an axis for the devices the gradients of what they share are summed outside, by the partitioner: XLA on CPU
+    # cannot compile the sum that shard_map would make of bfloat16.
+    layers, states = jax.tree.map(lambda u: jnp.broadcast_to(u, (shards, *u.shape)), (layers, states))
+    split = PartitionSpec(AXIS)
+    return jax.shard_map(
         shard,
-        in_specs=(split, split, tokens, split),
-        out_specs=(tokens, split),
+        in_specs=(split, split, PartitionSpec(None, AXIS), split),
+        out_specs=out_specs,
         axis_names={AXIS},
         check_vma=False,
-    )(jnp.arange(shards), own[0], x, own[1])
-    return y, jax.tree.map(lambda u: u[-1], states)
+    )(jnp.arange(shards), layers, x, states)
 
 
 def _parts(batch: int, depth: int, shards: int, mesh: Any) -> int:
