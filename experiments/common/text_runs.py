@@ -66,7 +66,8 @@ def define_flags() -> flags.FlagValues:
         flags.DEFINE_string,
         "mesh",
         None,
-        "Devices, as data:2,fsdp:4,tensor:1; without it all split the batch, on CPU as many cores as divide it.",
+        "Devices, as data:2,fsdp:2,tensor:1,sequence:2 (data and fsdp split the batch, fsdp also the parameters, tensor "
+        "heads, sequence the tokens of a sequence); without it all split the batch, on CPU as many cores as divide it.",
     )
     return values
 
@@ -259,5 +260,12 @@ def check(values: flags.FlagValues) -> jax.sharding.Mesh:
     if values.batch_size % parts:
         raise InputError(
             f"--batch_size={values.batch_size}: expected a multiple of {parts}, among which the mesh splits it"
+        )
+    parts = mesh.shape["sequence"]
+    if values.seq_len % parts:
+        raise InputError(f"--seq_len={values.seq_len}: expected a multiple of {parts}, among which the mesh splits it")
+    if parts > 1 and ("cms_regime" not in values or values.cms_regime != "outer"):
+        raise InputError(
+            f"--mesh={values.mesh}: a CMS that learns in context reads whole sequences; expected no axis sequence"
         )
     return mesh

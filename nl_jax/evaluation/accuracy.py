@@ -44,7 +44,8 @@ def accuracies(model: PyTree, batches: Sequence[Batch], mesh: Mesh) -> Accuracie
         mesh: the mesh over which the batches are split, by `batch_sharding`.
     """
     put = functools.partial(jax.device_put, device=batch_sharding(mesh))
-    positions, sequences = zip(*(_count_correct(model, put(batch)) for batch in batches), strict=True)
+    with jax.set_mesh(mesh):
+        positions, sequences = zip(*(_count_correct(model, put(batch)) for batch in batches), strict=True)
     targets = math.fsum(float(batch["mask"].sum()) for batch in batches)
     rows = math.fsum(float(batch["mask"].any(axis=-1).sum()) for batch in batches)
     return Accuracies(math.fsum(map(float, positions)) / targets, math.fsum(map(float, sequences)) / rows)

@@ -23,7 +23,8 @@ def _total_nats(model: PyTree, batch: Batch) -> Float[Array, ""]:
 def evaluate(model: PyTree, data: EvaluationSet, mesh: Mesh) -> float:
     """Bits per byte of a model on a fixed set of batches: summed loss in nats / ln 2 / bytes of text."""
     put = functools.partial(jax.device_put, device=batch_sharding(mesh))
-    nats = math.fsum(float(_total_nats(model, put(batch))) for batch in data.batches)  # float64, on the host
+    with jax.set_mesh(mesh):
+        nats = math.fsum(float(_total_nats(model, put(batch))) for batch in data.batches)  # float64, on the host
     return nats / math.log(2) / data.num_bytes
 
 
@@ -35,6 +36,7 @@ def _nats_by_position(model: PyTree, batch: Batch) -> Float[Array, " T"]:
 def bits_by_position(model: PyTree, data: EvaluationSet, mesh: Mesh) -> Float[np.ndarray, " T"]:
     """Mean loss in bits at each position of a sequence over a fixed set of batches; NaN at positions without target."""
     put = functools.partial(jax.device_put, device=batch_sharding(mesh))
-    nats = sum(np.asarray(_nats_by_position(model, put(batch)), np.float64) for batch in data.batches)
+    with jax.set_mesh(mesh):
+        nats = sum(np.asarray(_nats_by_position(model, put(batch)), np.float64) for batch in data.batches)
     targets = sum(batch["mask"].sum(axis=0, dtype=np.float64) for batch in data.batches)
     return np.divide(nats, targets * math.log(2), out=np.full(targets.shape, np.nan), where=targets > 0)

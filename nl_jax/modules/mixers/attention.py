@@ -148,9 +148,7 @@ class Attention(nnx.Module):
         conv = None if conv is None else conv.astype(inputs.dtype)
         return self.output(y.reshape(x.shape)), (key, value), conv
 
-    def state_after(
-        self, state: AttentionState | None, own: tuple[Array, Array], conv: Array | None
-    ) -> AttentionState:
+    def state_after(self, state: AttentionState | None, own: tuple[Array, Array], conv: Array | None) -> AttentionState:
         """The state after a text that `read_shard` has read, from keys and values of all its tokens."""
         batch, time = own[0].shape[:2]
         state = self.init_state(batch) if state is None else state
