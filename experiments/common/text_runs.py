@@ -66,8 +66,8 @@ def define_flags() -> flags.FlagValues:
         flags.DEFINE_string,
         "mesh",
         None,
-        "Devices, as data:2,fsdp:2,tensor:1,sequence:2: data and fsdp split the batch, fsdp also the parameters, tensor "
-        "heads, sequence tokens; without it all split the batch, on CPU as many cores as divide it.",
+        "Devices, as data:2,fsdp:2,tensor:1,sequence:2: data and fsdp split the batch, fsdp also the parameters, "
+        "tensor heads, sequence tokens; without it all split the batch, on CPU as many cores as divide it.",
     )
     return values
 

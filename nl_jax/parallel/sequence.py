@@ -153,10 +153,13 @@ def over_sequence_together(
 
         @jax.checkpoint
         def body(x, inputs):
-            y, own, last = read(inputs[0], x, inputs[1], Shard(index, shards))
+            layer, state, index = inputs
+            y, own, last = read(layer, x, state, Shard(index, shards))
             return y, (own, last)
 
-        x, (own, last) = jax.lax.scan(body, x, (layers, states))
+        # an index for each layer: JAX computes what depends on constants of a loop ahead, here the masks of all tiles
+        indices = jnp.full(len(jax.tree.leaves(layers)[0]), index)
+        x, (own, last) = jax.lax.scan(body, x, (layers, states, indices))
         return x, own, jax.tree.map(lambda u: u[None], last)
 
     specs = PartitionSpec(None, AXIS), PartitionSpec(None, None, AXIS), PartitionSpec(AXIS)
