@@ -203,9 +203,7 @@ def _run(tile: Callable[..., Any], carry: Any, tiling: _Tiling, empty: Array | N
     for pairs, masked in ((tiling.cut, True), (tiling.whole, empty is not None)):
         if len(pairs):
             i, j = pairs.T
-            if (
-                empty is not None
-            ):  # in a scan over layers JAX would compute ahead, and keep, the masks of constant pairs
+            if empty is not None:  # a scan over layers would compute ahead, and keep, all masks of constant pairs
                 i, j = i + 0 * empty, j + 0 * empty
             carry, _ = jax.lax.scan(partial(tile, masked), carry, (i, j))
     return carry

@@ -36,24 +36,26 @@ def loss(model, batch, state):
     return 1e-3 * memories - jnp.mean(picked), state
 
 def learns(model, batch, state):
-    return loss_and_state(model, batch)
+    return loss_and_state(model, batch)  # starts a text
 
 worst = {}
 for name, mesh, options in cases:
-    text = options.pop("time", 64)
+    text, count = options.pop("time", 64), options.pop("texts", 1)
     sizes = {"width": 16, "num_heads": 2, "mlp_hidden": 8, "num_layers": 2, "chunk_size": 4, "context_length": 24}
     config = named_config(name, "tiny", 32, **{**sizes, **options})
     model = jax.tree.map(lambda w: w.astype(jnp.float64), LanguageModel(config, rngs=nnx.Rngs(0)))
-    tokens = np.random.default_rng(0).integers(0, 32, (4, 2 * text + 1)).astype(np.int32)
+    tokens = np.random.default_rng(0).integers(0, 32, (4, count * text + 1)).astype(np.int32)
     batches = [
         {"inputs": tokens[:, first : first + text], "targets": tokens[:, first + 1 : first + text + 1]}
-        for first in (0, text)
+        for first in range(0, count * text, text)
     ]
-    def both(model, batches, run=learns if model.learns_in_context else loss):
-        first, state = run(model, batches[0], None)
-        second, state = run(model, batches[1], state)
-        return first + second, (first, state)
-    gradient = jax.value_and_grad(both, has_aux=True)
+    def total(model, batches, run=learns if model.learns_in_context else loss):
+        losses, state = [], None
+        for batch in batches:
+            value, state = run(model, batch, state)
+            losses.append(value)
+        return sum(losses), (losses, state)
+    gradient = jax.value_and_grad(total, has_aux=True)
     expected = jax.jit(gradient)(model, batches)
     devices = parse_mesh(mesh)
     places = parameter_shardings(devices, model), batch_sharding(devices)
@@ -99,8 +101,8 @@ slow = pytest.mark.slow
 MESHES = ("sequence:8", "data:2,sequence:4", "fsdp:2,tensor:2,sequence:2")
 # Shards that end inside of chunks, with a batch in two parts; a context longer than the text; one longer than a shard.
 CASES = {
-    "delta_net": [["delta_net", "data:2,sequence:4", {"time": 24, "num_layers": 3}]],
-    "transformer_conv": [["transformer_conv", "sequence:8", {"context_length": 100}]],
+    "delta_net": [["delta_net", "data:2,sequence:4", {"texts": 2, "time": 24, "num_layers": 3}]],
+    "transformer_conv": [["transformer_conv", "sequence:8", {"texts": 2, "context_length": 100}]],
 }
 
 
