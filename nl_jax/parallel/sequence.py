@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from nl_jax.parallel.mesh import AXES
-from nl_jax.parallel.sharding import MESH_AXES
+from nl_jax.parallel.sharding import batch_parts
 
 AXIS = "sequence"
 FULL_PIPELINE = 4  # steps of work for each step of waiting, from which smaller batches would not pay
@@ -184,9 +184,7 @@ def _on_shards(shard: Callable[..., Any], shards: int, layers: Any, x: Array, st
 
 def _parts(batch: int, depth: int, shards: int, mesh: Any) -> int:
     """In how many parts the batch of a device is cut: as few as keep its devices at work most of the time."""
-    split = 1
-    for axis in MESH_AXES["batch"]:
-        split *= mesh.shape[axis]
+    split = batch_parts(mesh)
     local = batch // split if batch % split == 0 else 1
     counts = [n for n in range(1, local + 1) if local % n == 0]
     return next((n for n in counts if n * depth >= FULL_PIPELINE * (shards - 1)), local)
