@@ -261,6 +261,12 @@ def check(values: flags.FlagValues) -> jax.sharding.Mesh:
         raise InputError(
             f"--batch_size={values.batch_size}: expected a multiple of {parts}, among which the mesh splits it"
         )
+    check_split(values, mesh)
+    return mesh
+
+
+def check_split(values: flags.FlagValues, mesh: jax.sharding.Mesh) -> None:
+    """Raises `InputError` unless the mesh can split the sequences."""
     parts = mesh.shape["sequence"]
     if values.seq_len % parts:
         raise InputError(f"--seq_len={values.seq_len}: expected a multiple of {parts}, among which the mesh splits it")
@@ -268,4 +274,3 @@ def check(values: flags.FlagValues) -> jax.sharding.Mesh:
         raise InputError(
             f"--mesh={values.mesh}: a CMS that learns in context reads whole sequences; expected no axis sequence"
         )
-    return mesh
