@@ -42,6 +42,7 @@ worst = {}
 for name, mesh, options in cases:
     text, count = options.pop("time", 64), options.pop("texts", 1)
     sizes = {"width": 16, "num_heads": 2, "mlp_hidden": 8, "num_layers": 2, "chunk_size": 4, "context_length": 24}
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     config = named_config(name, "tiny", 32, **{**sizes, **options})
     model = jax.tree.map(lambda w: w.astype(jnp.float64), LanguageModel(config, rngs=nnx.Rngs(0)))
     tokens = np.random.default_rng(0).integers(0, 32, (4, count * text + 1)).astype(np.int32)
