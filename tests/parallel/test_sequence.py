@@ -99,7 +99,7 @@ def printed_by(script, *arguments):
 
 slow = pytest.mark.slow
 MESHES = ("sequence:8", "data:2,sequence:4", "fsdp:2,tensor:2,sequence:2")
-# Shards that end inside of chunks; a context longer than a shard. Then a batch in two parts, and one longer than a text.
+# Shards that end inside of chunks; a context longer than a shard. Then a batch in two parts; one longer than a text.
 CASES = {
     "memories": ["delta_net", "data:2,sequence:4", {"time": 24, "unroll": False}],
     "attention": ["transformer_conv", "sequence:8", {"unroll": False}],
