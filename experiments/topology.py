@@ -35,6 +35,7 @@ from experiments.common.launcher import RESULTS
 from experiments.common.mixer_options import configuration, define_mixer_option
 from experiments.common.optimizer_flags import define_optimizer_flags, optimizer_arguments, set_default_rates
 from experiments.common.path_flags import define_path
+from experiments.common.text_runs import check_split
 from nl_jax import InputError
 from nl_jax.costs import CHIPS, Chip, count_flops, forward_flops, roofline, traffic
 from nl_jax.models import MODEL_NAMES, PRESETS, LanguageModel, LanguageModelConfig
@@ -105,6 +106,7 @@ def compile_models(values: flags.FlagValues) -> None:
         raise InputError(
             f"--batch_size={values.batch_size}: expected a multiple of {batch_parts(mesh)}, the mesh's parts"
         )
+    check_split(values, mesh)
     results = launcher.claim_workdir(workdir, config, {"figures": {}})
     for name, model_config in configs.items():
         if name not in results["figures"]:

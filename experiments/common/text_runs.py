@@ -71,7 +71,8 @@ def define_flags() -> flags.FlagValues:
         flags.DEFINE_string,
         "mesh",
         None,
-        "Devices, as data:2,fsdp:4,tensor:1; without it all split the batch, on CPU as many cores as divide it.",
+        "Devices, as data:2,fsdp:2,tensor:1,sequence:2: data and fsdp split the batch, fsdp also the parameters, "
+        "tensor heads, sequence tokens; without it all split the batch, on CPU as many cores as divide it.",
     )
     define_host_flags(values)
     return values
@@ -278,4 +279,16 @@ def check(values: flags.FlagValues) -> jax.sharding.Mesh:
     join_hosts(values, {**{f"--{name}": value for name, value in same.items()}, **launcher.versions()})
     mesh = parse_mesh(values.mesh)
     check_batch_size(values, mesh.shape["data"] * mesh.shape["fsdp"])
+    check_split(values, mesh)
     return mesh
+
+
+def check_split(values: flags.FlagValues, mesh: jax.sharding.Mesh) -> None:
+    """Raises `InputError` unless the mesh can split the sequences."""
+    parts = mesh.shape["sequence"]
+    if values.seq_len % parts:
+        raise InputError(f"--seq_len={values.seq_len}: expected a multiple of {parts}, among which the mesh splits it")
+    if parts > 1 and ("cms_regime" not in values or values.cms_regime != "outer"):
+        raise InputError(
+            f"--mesh={values.mesh}: a CMS that learns in context reads whole sequences; expected no axis sequence"
+        )

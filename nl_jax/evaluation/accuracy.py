@@ -42,7 +42,8 @@ def accuracies(model: PyTree, batches: Sequence[Batch], mesh: Mesh) -> Accuracie
             1 do not count.
         mesh: the mesh over which the batches are split, by `batch_sharding`.
     """
-    counts = [_count_correct(model, place_batch(mesh, batch)) for batch in batches]
+    with jax.set_mesh(mesh):
+        counts = [_count_correct(model, place_batch(mesh, batch)) for batch in batches]
     positions, sequences = zip(*counts, strict=True)
     targets = math.fsum(float(batch["mask"].sum()) for batch in batches)
     rows = math.fsum(float(batch["mask"].any(axis=-1).sum()) for batch in batches)

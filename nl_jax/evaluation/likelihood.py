@@ -23,7 +23,8 @@ def _total_nats(model: PyTree, batch: Batch) -> Float[Array, ""]:
 def evaluate(model: PyTree, data: EvaluationSet, mesh: Mesh) -> float:
     """Bits per byte of a model on a fixed set of batches: summed loss in nats / ln 2 / bytes of text."""
     batches = (place_batch(mesh, batch) for batch in data.batches)
-    nats = math.fsum(float(_total_nats(model, batch)) for batch in batches)  # float64, on the host
+    with jax.set_mesh(mesh):
+        nats = math.fsum(float(_total_nats(model, batch)) for batch in batches)  # float64, on the host
     return nats / math.log(2) / data.num_bytes
 
 
@@ -37,6 +38,7 @@ def _nats_by_position(model: PyTree, batch: Batch, mesh: Mesh) -> Float[Array, "
 def bits_by_position(model: PyTree, data: EvaluationSet, mesh: Mesh) -> Float[np.ndarray, " T"]:
     """Mean loss in bits at each position of a sequence over a fixed set of batches; NaN at positions without target."""
     batches = (place_batch(mesh, batch) for batch in data.batches)
-    nats = sum(np.asarray(_nats_by_position(model, batch, mesh), np.float64) for batch in batches)
+    with jax.set_mesh(mesh):
+        nats = sum(np.asarray(_nats_by_position(model, batch, mesh), np.float64) for batch in batches)
     targets = sum(batch["mask"].sum(axis=0, dtype=np.float64) for batch in data.batches)
     return np.divide(nats, targets * math.log(2), out=np.full(targets.shape, np.nan), where=targets > 0)

@@ -10,9 +10,10 @@ from jaxtyping import Array, Float, Int
 from nl_jax.models.config import LanguageModelConfig
 from nl_jax.models.precision import cast_matrices
 from nl_jax.models.remat import remat
-from nl_jax.modules import Block, ContinuumMemory, mixer
+from nl_jax.modules import Attention, Block, ContinuumMemory, mixer
 from nl_jax.ops import matmul
 from nl_jax.parallel.activations import constrain
+from nl_jax.parallel.sequence import over_sequence, over_sequence_together, shards_of
 
 UNROLLED_LAYERS = 4  # compile in 20 s, a scan in 15 s; a step is a tenth faster (BUILD_NOTES.md, D57)
 
@@ -75,9 +76,21 @@ class LanguageModel(nnx.Module):
         """
         config = self.config
         embedding = self.embed.embedding[...]  # used directly, since nnx.Embed keeps the dtype it was built with
-        x = embedding[tokens] * config.width**0.5
-        dtype = x.dtype if config.dtype == "float32" else jnp.dtype(config.dtype)
-        x = constrain(x.astype(dtype), "batch", None, None)
+        dtype = embedding.dtype if config.dtype == "float32" else jnp.dtype(config.dtype)
+        # a model that learns in context is read chunk by chunk, each of which needs what the one before has taught
+        shards = 1 if self.learns_in_context else shards_of(tokens.shape[1])
+        axes = ("batch", "time" if shards > 1 else None, None)
+        x = constrain((embedding[tokens] * config.width**0.5).astype(dtype), *axes)
+        if shards > 1:
+            x, state = self._read_split(x, state, shards, at_boundary=at_boundary)
+        else:
+            x, state = self._read(x, state, at_boundary=at_boundary)
+        logits = matmul(self.final_norm(constrain(x, *axes)).astype(dtype), embedding.T)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), state
+
+    def _read(self, x: Float[Array, "batch time width"], state: Any, *, at_boundary: bool) -> tuple[Array, Any]:
+        """Output of the last block, and the state of all."""
+        config = self.config
 
         def body(x, inputs):
             block, state = inputs
@@ -93,8 +106,32 @@ class LanguageModel(nnx.Module):
             for layer in range(config.num_layers):
                 x, last = body(x, jax.tree.map(lambda leaf, layer=layer: leaf[layer], (self.blocks, state)))
                 states.append(last)
-            state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        else:
-            x, state = jax.lax.scan(body, x, (self.blocks, state))
-        logits = matmul(self.final_norm(x).astype(dtype), embedding.T)
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), state
+            return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        return jax.lax.scan(body, x, (self.blocks, state))
+
+    def _read_split(
+        self, x: Float[Array, "batch time width"], state: Any, shards: int, *, at_boundary: bool
+    ) -> tuple[Array, Any]:
+        """The same with the tokens split over devices."""
+        if isinstance(self.blocks.mixer, Attention):
+            return self._attend_split(x, state)
+        memories: Any = self.blocks.mixer
+        aligned = not any(x.shape[1] // shards % size for size in memories.chunking.sizes)
+        at_boundary = aligned and (at_boundary or state is None)
+
+        def read(block, x, state):
+            x, state = cast_matrices(block, self.config.dtype)(x, state, at_boundary=at_boundary)
+            return constrain(x, "batch", None, None), state
+
+        return over_sequence(read, self.blocks, x, self.init_state(len(x)) if state is None else state)
+
+    def _attend_split(self, x: Float[Array, "batch time width"], state: Any) -> tuple[Array, Any]:
+        """The same for attention, which has nothing to learn from left to right."""
+
+        def read(block, x, state, shard):
+            x, *after = cast_matrices(block, self.config.dtype).read_shard(x, state, shard)
+            return constrain(x, "batch", None, None), *after
+
+        x, own, conv = over_sequence_together(read, self.blocks, x, state)
+        after = jax.vmap(lambda block, *parts: cast_matrices(block, self.config.dtype).mixer.state_after(*parts))
+        return x, after(self.blocks, state, own, conv)

@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from nl_jax.modules.continuum_memory import ContinuumMemory
+from nl_jax.parallel.sequence import Shard
 
 
 class Mixer(Protocol):
@@ -44,3 +45,11 @@ class Block(nnx.Module):
         """Output and the mixer's state; ``state=None`` starts a text. ``at_boundary`` as for ``MemoryMixer``."""
         y, state = self.mixer(self.mixer_norm(x).astype(x.dtype), state, at_boundary=at_boundary)
         return self.cms(x + y), state
+
+    def read_shard(
+        self, x: Float[Array, "batch time width"], state: Any, shard: Shard
+    ) -> tuple[Float[Array, "batch time width"], Any, Any]:
+        """As ``Attention.read_shard``, for a mixer that has it."""
+        mixer: Any = self.mixer
+        y, own, last = mixer.read_shard(self.mixer_norm(x).astype(x.dtype), state, shard)
+        return self.cms(x + y), own, last

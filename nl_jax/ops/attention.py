@@ -202,7 +202,10 @@ def _run(tile: Callable[..., Any], carry: Any, tiling: _Tiling, empty: Array | N
     """``carry, _ = tile(masked, carry, (i, j))`` for every needed tile; those without a mask have their own loop."""
     for pairs, masked in ((tiling.cut, True), (tiling.whole, empty is not None)):
         if len(pairs):
-            carry, _ = jax.lax.scan(partial(tile, masked), carry, tuple(pairs.T))
+            i, j = pairs.T
+            if empty is not None:  # a scan over layers would compute ahead, and keep, all masks of constant pairs
+                i, j = i + 0 * empty, j + 0 * empty
+            carry, _ = jax.lax.scan(partial(tile, masked), carry, (i, j))
     return carry
 
 

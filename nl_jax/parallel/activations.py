@@ -28,7 +28,9 @@ def constrain(x: Array, *names: str | None) -> Array:
     mesh = _own_mesh()
     if mesh is None:
         return x
-    spec = PartitionSpec(*(mesh_axes(mesh, name, size) for name, size in zip(names, x.shape, strict=True)))
+    axes = (mesh_axes(mesh, name, size) for name, size in zip(names, x.shape, strict=True))
+    # where an axis is manual, the array is already one device's share of it
+    spec = PartitionSpec(*(None if set(split or ()) & set(mesh.manual_axes) else split for split in axes))
     return jax.lax.with_sharding_constraint(x, spec)
 
 
@@ -45,5 +47,6 @@ def gather_parameters(model: PyTree) -> PyTree:
 def _own_mesh() -> Any:
     """The mesh that is set, if `parse_mesh` can have made it; else None."""
     mesh: Any = jax.sharding.get_abstract_mesh()
-    is_own = mesh.axis_names == AXES and set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
-    return mesh if is_own else None
+    # inside of `over_sequence` the axis sequence is manual
+    automatic = all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types) or mesh.manual_axes == ("sequence",)
+    return mesh if mesh.axis_names == AXES and automatic else None

@@ -1,8 +1,8 @@
 """The device mesh: which devices split the batch, the parameters and the heads.
 
-A mesh always has the three axes of `AXES`, so that shardings need no special cases: an axis that is not requested has
-size 1. ``data`` splits the batch, ``fsdp`` splits the batch and the parameters, and ``tensor`` splits heads and hidden
-units.
+A mesh always has the four axes of `AXES`, so that shardings need no special cases: an axis that is not requested has
+size 1. ``data`` splits the batch, ``fsdp`` splits the batch and the parameters, ``tensor`` splits heads and hidden
+units, and ``sequence`` splits the tokens of a text.
 """
 
 import os
@@ -16,7 +16,7 @@ import jax
 from nl_jax._xla import set_default_flag
 from nl_jax.errors import InputError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "sequence")
 
 
 def use_cpu_cores(batch_size: int | None = None) -> None:

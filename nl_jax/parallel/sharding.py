@@ -32,6 +32,7 @@ REPLICATED_AT_MOST = 2**20  # bytes of a leaf without a row in its table
 # Logical axis -> mesh axes. An axis without an entry is never split.
 MESH_AXES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
+    "time": ("sequence",),
     "embed": ("fsdp",),
     "vocab": ("tensor",),
     "heads": ("tensor",),
@@ -47,9 +48,9 @@ STATE_AXES: tuple[tuple[str, Names], ...] = (
         r"(delta_w|momentum|delta_w_at_boundary)\.\d+\.\d+",
         ("layers", "batch", "heads", "memories", "memory_hidden", "head_dim"),
     ),
-    (r"past(\.key|\.query)?", ("layers", "batch", "heads", "time", "head_dim")),  # "past" is past.value
-    (r"past\.(eta|alpha|mu)", ("layers", "batch", "heads", "time")),
-    (r"past\.valid", ("layers", None, None, "time")),
+    (r"past(\.key|\.query)?", ("layers", "batch", "heads", "window", "head_dim")),  # "past" is past.value
+    (r"past\.(eta|alpha|mu)", ("layers", "batch", "heads", "window")),
+    (r"past\.valid", ("layers", None, None, "window")),
     (r"position", ("layers",)),
 )
 
@@ -78,8 +79,12 @@ def state_shardings(mesh: Mesh, state: PyTree) -> PyTree:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch ``[B, ...]``: its sequences are split over ``data`` and ``fsdp``."""
-    return NamedSharding(mesh, PartitionSpec(MESH_AXES["batch"]))
+    """The sharding of a batch: its sequences are split over ``data`` and ``fsdp``, their tokens over ``sequence``.
+
+    A batch is ``[B, ...]``, or ``[B, T, ...]`` on a mesh that splits sequences.
+    """
+    time = (MESH_AXES["time"],) if mesh.shape.get("sequence", 1) > 1 else ()
+    return NamedSharding(mesh, PartitionSpec(MESH_AXES["batch"], *time))
 
 
 def gathered_shardings(mesh: Any, tree: PyTree) -> PyTree:

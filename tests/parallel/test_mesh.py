@@ -13,12 +13,12 @@ from nl_jax.parallel import parse_mesh
 
 
 def test_default_puts_all_devices_on_data():
-    assert dict(parse_mesh().shape) == {"data": jax.device_count(), "fsdp": 1, "tensor": 1}
+    assert dict(parse_mesh().shape) == {"data": jax.device_count(), "fsdp": 1, "tensor": 1, "sequence": 1}
 
 
 @pytest.mark.parametrize("text", ["data:1", "tensor:1, data:1", "data:1,fsdp:1,tensor:1"])
 def test_axes_left_out_have_size_one(text):
-    assert dict(parse_mesh(text, jax.devices()[:1]).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(parse_mesh(text, jax.devices()[:1]).shape) == {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def train(name, mesh, workdir, steps):
 # The mesh and how many parts it makes of parameters; of the Transformer also half-way to another mesh.
 MESHES = {
     "hope": [("data:2,fsdp:2,tensor:2", 4, 4)],
-    "transformer": [("fsdp:4,tensor:2", 8, 2), ("data:2,fsdp:2,tensor:2", 4, 4)],
+    "transformer": [("fsdp:4,tensor:2", 8, 2), ("fsdp:2,tensor:2,sequence:2", 4, 4)],
 }
 
 

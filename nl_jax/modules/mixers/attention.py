@@ -1,5 +1,6 @@
 """Causal softmax attention with rotary positions (Eq. 62-63): the non-parametric memory, whose state is its context."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from nl_jax.modules.layers import CausalConv, linear, start_as_induction
 from nl_jax.ops import blockwise_attention
+from nl_jax.parallel.sequence import Shard
 
 
 class AttentionState(NamedTuple):
@@ -112,29 +114,65 @@ class Attention(nnx.Module):
         Attention has no chunks, so ``at_boundary`` says nothing to it. Any number of tokens in any calls gives
         the same outputs and state as one call, up to rounding. No tokens give no outputs, and the state as it was.
         """
-        batch, time, width = x.shape
+        batch, time, _ = x.shape
         fresh = state is None
         state = self.init_state(batch) if state is None else state
         if time == 0:
             return self.output(x), state
-        query, key, value = self.query(x), self.key(x), self.value(x)
-        conv: Any = state.conv  # None without a convolution
-        if self.conv is not None:
-            projected, conv = self.conv(jnp.concatenate([query, key, value], axis=-1), conv)
-            query, key, value = jnp.split(projected, 3, axis=-1)
-        query, key, value = (
-            u.reshape(batch, time, self.num_heads, width // self.num_heads) for u in (query, key, value)
-        )
-        held = jnp.minimum(state.position, self.context_length)
+        query, key, value, conv = self._project(x, lambda projected: state.conv)
         keys = jnp.concatenate([state.keys.astype(key.dtype), key], axis=1)
         values = jnp.concatenate([state.values.astype(value.dtype), value], axis=1)
         if fresh:
             y = self.attend(rotary(query), rotary(key), value, window=self.context_length)
         else:
-            # positions count from the first key that the state has room for, so that they stay small in a long text
-            query, empty = rotary(query, self.context_length), self.context_length - held
-            y = self.attend(query, rotary(keys), values, window=self.context_length, empty=empty)
-        held = jnp.minimum(held + time, self.context_length)
+            y = self._attend_after(query, keys, values, state.position)
+        held = jnp.minimum(state.position + time, self.context_length)
         new = AttentionState(keys[:, time:], values[:, time:], held, conv)
         new = jax.tree.map(lambda u, before: u.astype(before.dtype), new, state)
-        return self.output(y.reshape(batch, time, width)), new
+        return self.output(y.reshape(x.shape)), new
+
+    def read_shard(
+        self, x: Float[Array, "batch time width"], state: AttentionState | None, shard: Shard
+    ) -> tuple[Float[Array, "batch time width"], tuple[Array, Array], Array | None]:
+        """Output for one device's tokens of a text; ``state`` is before the first token of the whole text.
+
+        Returns also what `state_after` needs: keys and values of these tokens, and the convolution's last inputs. A
+        device holds ``context_length`` keys and values while it reads a layer.
+        """
+        state = self.init_state(len(x)) if state is None else state
+        inputs: Any = state.conv  # None without a convolution
+        query, key, value, conv = self._project(x, lambda projected: shard.before(inputs, projected))
+        keys = jnp.concatenate([shard.before(state.keys, key), key], axis=1)
+        values = jnp.concatenate([shard.before(state.values, value), value], axis=1)
+        y = self._attend_after(query, keys, values, state.position + shard.index * x.shape[1])
+        conv = None if conv is None else conv.astype(inputs.dtype)
+        return self.output(y.reshape(x.shape)), (key, value), conv
+
+    def state_after(self, state: AttentionState | None, own: tuple[Array, Array], conv: Array | None) -> AttentionState:
+        """The state after a text that `read_shard` has read, from keys and values of all its tokens."""
+        batch, time = own[0].shape[:2]
+        state = self.init_state(batch) if state is None else state
+        keys, values = (
+            jnp.concatenate([before[:, time:], after[:, -self.context_length :].astype(before.dtype)], axis=1)
+            for before, after in zip((state.keys, state.values), own, strict=True)
+        )
+        return AttentionState(keys, values, jnp.minimum(state.position + time, self.context_length), conv)
+
+    def _project(self, x: Float[Array, "batch time width"], before: Callable[[Array], Any]) -> tuple[Any, ...]:
+        """Queries, keys and values of each head, and the convolution's last inputs, if there is one.
+
+        ``before`` gives the convolution's inputs before those that it is called with.
+        """
+        parts, conv = [self.query(x), self.key(x), self.value(x)], None
+        if self.conv is not None:
+            projected = jnp.concatenate(parts, axis=-1)
+            projected, conv = self.conv(projected, before(projected))
+            parts = jnp.split(projected, 3, axis=-1)
+        heads = (*x.shape[:2], self.num_heads, x.shape[-1] // self.num_heads)
+        return *(u.reshape(heads) for u in parts), conv
+
+    def _attend_after(self, query: Array, keys: Array, values: Array, position: Int[Array, ""]) -> Array:
+        """Answers to queries whose keys come after ``context_length`` others, of which ``position`` hold a token."""
+        # positions count from the first key that the state has room for, so that they stay small in a long text
+        query, empty = rotary(query, self.context_length), jnp.maximum(self.context_length - position, 0)
+        return self.attend(query, rotary(keys), values, window=self.context_length, empty=empty)
