@@ -1,7 +1,8 @@
 """Checkpoints that survive a kill at any moment: written under a temporary name, renamed, and read newest first.
 
 A checkpoint is a directory named by its step. Orbax writes it under a temporary name and renames it when it is
-complete, so that a checkpoint exists completely or not at all. The previous one is kept even after that.
+complete, so that a checkpoint exists completely or not at all. The previous one is kept even after that. Digests tell
+a checkpoint that changed since it was written from one that did not.
 """
 
 import contextlib
@@ -16,10 +17,12 @@ from absl import logging
 
 from nl_jax.errors import InputError, StorageError
 from nl_jax.files import local_path, reason
+from nl_jax.training.digests import check_digests, digests_of
 from nl_jax.trees import named_leaves
 
 PyTree = Any
 _METADATA = "about"  # name on disk of the JSON item; it stays so that older checkpoints can be read
+_DIGESTS = "digests"  # of everything else; older checkpoints have none, and are not checked
 _PARTS = ("_CHECKPOINT_METADATA", _METADATA)  # every checkpoint has these two entries
 
 
@@ -63,12 +66,16 @@ def restore_newest(
     with ocp.CheckpointManager(directory.absolute(), options=ocp.CheckpointManagerOptions(create=False)) as manager:
         for step in steps:
             try:
-                restored = manager.restore(step, args=ocp.args.Composite(**args))
+                checked = (directory / str(step) / _DIGESTS).exists()
+                digests = {_DIGESTS: ocp.args.JsonRestore()} if checked else {}
+                restored = manager.restore(step, args=ocp.args.Composite(**args, **digests))
+                items = {name: _like(tree, restored[name]) for name, tree in templates.items()}
+                if checked:
+                    check_digests(restored[_DIGESTS], items, _jsons(restored[_METADATA], iterator))
             except Exception as error:  # the error depends on the damaged file; Orbax has no common class
                 why = f"{type(error).__name__}: {error}".splitlines()[0][:120]
                 logging.warning("skipped %s: cannot be read (%s)", directory / str(step), why)
             else:
-                items = {name: _like(tree, restored[name]) for name, tree in templates.items()}
                 return Checkpoint(step, items, restored[_METADATA])
     raise InputError(
         f"{directory}: none of the checkpoints {', '.join(map(str, steps))} can be read ({why}); "
@@ -110,6 +117,7 @@ class CheckpointWriter:
         args: dict[str, Any] = {name: ocp.args.StandardSave(named_leaves(tree)) for name, tree in items.items()}
         args[_METADATA] = ocp.args.JsonSave(dict(metadata))
         args["data"] = grain.checkpoint.CheckpointSave(iterator)
+        args[_DIGESTS] = ocp.args.JsonSave(digests_of(items, _jsons(dict(metadata), iterator)))
         with self._named_errors(f"that of step {step} or the one before it"):
             self._manager.save(step, args=ocp.args.Composite(**args))
 
@@ -147,6 +155,11 @@ def _steps(directory: Path) -> list[int]:
     """Steps of the complete checkpoints, newest first."""
     names = [path.name for path in directory.glob("*") if path.is_dir()]
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def _jsons(metadata: dict[str, Any], iterator: grain.DatasetIterator | None) -> dict[str, Any]:
+    """What a checkpoint holds beside arrays, by name on disk."""
+    return {_METADATA: metadata, **({} if iterator is None else {"data": iterator.get_state()})}
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -18,20 +18,16 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from nl_jax.data import EvaluationSet
-from nl_jax.errors import Diverged
 from nl_jax.evaluation import evaluate
 from nl_jax.files import local_path
 from nl_jax.parallel.sharding import batch_sharding, parameter_shardings
 from nl_jax.training.checkpoint import CheckpointWriter, restore_newest
+from nl_jax.training.divergence import SkippedSteps, check_finite, check_parameters
 from nl_jax.training.metrics import VALIDATION, MetricsWriter
 from nl_jax.training.step import Optimizer, TrainState, compile_step, init_state, peak_memory_bytes
 
 PyTree = Any
 CHECKPOINTS = "checkpoints"  # below the model's directory
-
-
-class TrainingDiverged(Diverged):
-    """Loss or gradient stopped being finite; the message names model and step. The checkpoints are from before."""
 
 
 class TrainingInterrupted(Exception):
@@ -52,6 +48,8 @@ class Progress:
         seconds: time spent in these steps, without compilation, evaluation and checkpoints.
         validation_bits_per_byte: at the last evaluation.
         peak_memory_bytes: what a step needs on one device.
+        skipped: steps that changed nothing, since their loss or gradient was not finite.
+        skipped_in_a_row: how many of them came last.
     """
 
     step: int = 0
@@ -59,6 +57,8 @@ class Progress:
     seconds: float = 0.0
     validation_bits_per_byte: float = math.nan
     peak_memory_bytes: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -82,6 +82,8 @@ def fit(
     """Trains a model, from the newest checkpoint in ``workdir/name`` where there is one.
 
     The result depends on the arguments only (on the same devices bit for bit), not on how often the run was stopped.
+    A step whose loss or gradient is not finite is skipped: its batch is left out, `Progress` counts it, and a line on
+    stderr reports it.
 
     Args:
         name: the model's name in metrics and messages, and of its directory.
@@ -100,7 +102,8 @@ def fit(
         The final state, and the progress of the whole run, not only of this process.
 
     Raises:
-        TrainingDiverged: loss or gradient is not finite.
+        TrainingDiverged: `SKIPPED_IN_A_ROW` steps in a row were skipped, or a parameter or the validation figure is not
+            finite. What is saved is from before.
         TrainingInterrupted: SIGINT or SIGTERM; a second one ends the process at once.
         InputError: there are checkpoints, but none can be read; ``workdir`` is a URL, or holds something else under the
             names that are written there.
@@ -110,6 +113,7 @@ def fit(
     directory = workdir / name / CHECKPOINTS
     directory.mkdir(parents=True, exist_ok=True)
     state, progress = _start(init_model, optimizer, iterator, directory, mesh)
+    skips = SkippedSteps(name, progress.skipped, progress.skipped_in_a_row)
     put = functools.partial(jax.make_array_from_process_local_data, batch_sharding(mesh))
     compiled: jax.stages.Compiled | None = None
     started, tokens_before = 0.0, 0  # when the clock that leaves out all but steps last ran on, and the tokens then
@@ -122,10 +126,10 @@ def fit(
     ):
 
         def report(step: int, tokens: int, outputs: dict[str, jax.Array]) -> None:
-            values = finite_outputs(name, step, outputs)
+            values = skips.values(step, outputs)
             metrics.write(step, tokens, values)
             rate = (tokens - tokens_before) / (time.perf_counter() - started)
-            bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:,.0f} tokens/s", refresh=False)
+            bar.set_postfix_str(f"loss {values.get('loss', math.nan):.3f}, {rate:,.0f} tokens/s", refresh=False)
             bar.update()
 
         unreported: list[tuple[int, int, dict[str, jax.Array]]] = []
@@ -148,7 +152,9 @@ def fit(
                 continue
 
             jax.block_until_ready(state)
-            progress = dataclasses.replace(progress, seconds=progress.seconds + time.perf_counter() - started)
+            seconds = progress.seconds + time.perf_counter() - started
+            counts = {"skipped": skips.total, "skipped_in_a_row": skips.in_a_row}
+            progress = dataclasses.replace(progress, seconds=seconds, **counts)
             if last or step % eval_every == 0:
                 score = evaluate(state.model, validation, mesh)
                 check_finite(name, step, {VALIDATION: score})
@@ -157,6 +163,7 @@ def fit(
                 metrics.write(step, progress.tokens, {VALIDATION: score, "tokens_per_second": speed})
             stop = signals.received
             if last or step % checkpoint_every == 0 or stop is not None:
+                check_parameters(name, step, state.model)
                 items = {"model": state.model, "optimizer": state.opt_state}
                 checkpoints.save(step, items, iterator, dataclasses.asdict(progress))
             if stop is not None and not last:
@@ -182,29 +189,6 @@ def _start(
     if restored is None:
         return jax.jit(make, out_shardings=shardings)(), Progress()
     return TrainState(restored.items["model"], restored.items["optimizer"]), Progress(**restored.metadata)
-
-
-def finite_outputs(name: str, step: int, outputs: dict[str, Any]) -> dict[str, float]:
-    """Loss and gradient norm of a `train_step`, once the device has them.
-
-    Raises:
-        TrainingDiverged: one of them is not finite; the message names the first layer whose memories are not,
-            or the levels of a continuum memory that learns in context, if any.
-    """
-    values = {key: float(value) for key, value in outputs.items()}  # waits for the device
-    layer, levels = int(values.pop("diverged_layer")), int(values.pop("diverged_levels", 0))
-    names = [f"cms_{i}" for i in range(levels.bit_length()) if levels >> i & 1]
-    where = f"level {', '.join(names)}" if names else "its gradient"
-    check_finite(name, step, values, f"the memories of layer {layer} first" if layer >= 0 else where)
-    return values
-
-
-def check_finite(name: str, step: int, values: dict[str, float], where: str | None = None) -> None:
-    """Raises `TrainingDiverged` unless all values of a step, by name, are finite."""
-    if not all(map(math.isfinite, values.values())):
-        what = ", ".join(f"{key} {value:g}" for key, value in values.items())
-        where = f", {where}" if where else ""
-        raise TrainingDiverged(f"{name} diverged at step {step}{where} ({what}); a lower learning rate may help")
 
 
 class _Signals:
