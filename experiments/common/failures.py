@@ -28,6 +28,10 @@ READER_GONE = 128 + 13  # as after SIGPIPE, a signal that not every system has
 _BAD_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came while nothing was trained. While something is, `fit` saves it and raises `TrainingInterrupted`."""
+
+
 def code_and_line(error: BaseException) -> tuple[int, str]:
     """The exit code for an error, and the line that describes it."""
     match error:
@@ -37,6 +41,8 @@ def code_and_line(error: BaseException) -> tuple[int, str]:
             return DIVERGED, str(error)
         case TrainingInterrupted():
             return 128 + error.signum, f"{error}; the same command resumes from there"
+        case Terminated():
+            return 128 + signal.SIGTERM, "stopped by SIGTERM; the same command resumes from what was saved"
         case KeyboardInterrupt():
             return 128 + signal.SIGINT, "interrupted; the same command resumes from what was saved"
         case BrokenPipeError():

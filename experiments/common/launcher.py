@@ -10,8 +10,10 @@ import logging
 import math
 import os
 import platform
+import signal
 import statistics
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.common.failures import WithoutTracebacks, fail
+from experiments.common.failures import Terminated, WithoutTracebacks, fail
 from experiments.common.more_steps import continued
 from nl_jax import InputError, StorageError
 from nl_jax.files import local_path, locked, write_atomically
@@ -55,7 +57,7 @@ def run(
     command, argv = argv is None, sys.argv if argv is None else argv  # the process of a command ends after this
     _print_anything()
     try:
-        with _locks_released(), _without_tracebacks():
+        with _locks_released(), _without_tracebacks(), _terminated():
             if {"--help", "-h"} & set(argv[1:]):
                 print(_help(description or "", values))
             else:
@@ -340,19 +342,47 @@ def _locks_released() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _terminated() -> Iterator[None]:
+    """Raises `Terminated` on SIGTERM, by which the process would end without a line, unless the caller handles it."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
 def _without_tracebacks() -> Iterator[None]:
-    """Keeps log records with tracebacks off stderr, since Orbax logs each error of a save several times.
+    """Keeps tracebacks of Orbax off stderr: it logs each error of a save several times, and its threads print more.
 
     After such an error its threads keep failing, and are kept quiet, until the process ends.
     """
     loggers, only, failing = [logging.getLogger(name) for name in ("absl", "asyncio")], WithoutTracebacks(), False
+    hook = sys.unraisablehook
+
+    def unless_closed(unraisable: Any) -> None:
+        # A read or write that has failed leaves others under way, whose results nothing waits for any more.
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
     for logger in loggers:
         logger.addFilter(only)
+    sys.unraisablehook = unless_closed
     try:
         yield
     except StorageError:
         failing = True
         raise
     finally:
+        if not failing:
+            sys.unraisablehook = hook
         for logger in loggers if not failing else ():
             logger.removeFilter(only)
