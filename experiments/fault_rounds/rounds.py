@@ -57,8 +57,8 @@ def play(kind: str, seed: str, command: Command, workdir: Path, expected: dict[s
     """
     workdir.mkdir(parents=True)
     disturbance = KINDS[kind](Round(command, workdir / "run", random.Random(seed), duration))
-    run, line = disturbance.run, _line(disturbance)
-    problems = _problems(disturbance, line)
+    run, line = disturbance.run, line_of(disturbance)
+    problems = problems_of(disturbance, line)
     shutil.copy(run.workdir.with_suffix(".err"), workdir / "disturbed.err")
     with command.start(workdir / "run", *disturbance.flags) as again:
         seconds = again.until_training()
@@ -71,7 +71,7 @@ def play(kind: str, seed: str, command: Command, workdir: Path, expected: dict[s
     return Outcome(kind, run.process.returncode, line, disturbance.seconds, seconds, problems)
 
 
-def _line(disturbance: Disturbance) -> str | None:
+def line_of(disturbance: Disturbance) -> str | None:
     """The one line on stderr that says what happened."""
     if disturbance.line is None:
         return None
@@ -79,7 +79,7 @@ def _line(disturbance: Disturbance) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _problems(disturbance: Disturbance, line: str | None) -> list[str]:
+def problems_of(disturbance: Disturbance, line: str | None) -> list[str]:
     """What is wrong with the end of the disturbed run."""
     run, problems = disturbance.run, []
     if run.process.returncode not in disturbance.codes:

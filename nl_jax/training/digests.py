@@ -1,8 +1,8 @@
 """Digests of what a checkpoint holds, by which a byte that changed on the disk is noticed when it is read.
 
 Orbax checks the index of a checkpoint and not the arrays: one changed bit there gives other parameters, without an
-error. The digest of an array is a sum of its bits, each weighted by a hash of the element's place. It is computed where
-the array lies, so nothing is copied, and does not depend on the mesh that splits it.
+error. The digest of an array is a sum of hashes of its elements' bits and places. It is computed where the array lies,
+so nothing is copied, and does not depend on the mesh that splits it.
 """
 
 import hashlib
@@ -60,7 +60,7 @@ def _bit_sums(leaves: dict[str, dict[str, Array]]) -> dict[str, dict[str, UInt32
 
 
 def _bit_sum(x: Array) -> UInt32[Array, ""]:
-    """Sum modulo 2^32 of the elements' bits, each times an odd number that depends on its place."""
+    """Sum modulo 2^32 of a hash of each element's bits and place, which differs for different bits at one place."""
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     word = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
@@ -69,6 +69,11 @@ def _bit_sum(x: Array) -> UInt32[Array, ""]:
     for axis in reversed(range(bits.ndim)):
         place += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride % 2**32)
         stride *= bits.shape[axis]
-    mixed = (place + 1) * jnp.uint32(0x9E3779B1)
-    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x85EBCA77)
-    return jnp.sum(bits * (mixed | 1), dtype=jnp.uint32)
+    return jnp.sum(_hash(bits ^ _hash(place)), dtype=jnp.uint32)
+
+
+def _hash(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """The finalizer of MurmurHash3: one to one, and every bit of the result depends on every bit."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
