@@ -37,6 +37,11 @@ class SkippedSteps:
     def __init__(self, name: str, total: int = 0, in_a_row: int = 0):
         self._name, self.total, self.in_a_row = name, total, in_a_row
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """The counts as `Progress` holds them."""
+        return {"skipped": self.total, "skipped_in_a_row": self.in_a_row}
+
     def values(self, step: int, outputs: Mapping[str, Any]) -> dict[str, float]:
         """What to record of a step: its loss and gradient norm, or, if it was skipped, ``skipped``, the total so far.
 

@@ -129,8 +129,7 @@ def fit(
             values = skips.values(step, outputs)
             metrics.write(step, tokens, values)
             rate = (tokens - tokens_before) / (time.perf_counter() - started)
-            bar.set_postfix_str(f"loss {values.get('loss', math.nan):.3f}, {rate:,.0f} tokens/s", refresh=False)
-            bar.update()
+            _show(bar, values.get("loss", math.nan), rate)
 
         unreported: list[tuple[int, int, dict[str, jax.Array]]] = []
         for step in range(progress.step + 1, steps + 1):
@@ -153,8 +152,7 @@ def fit(
 
             jax.block_until_ready(state)
             seconds = progress.seconds + time.perf_counter() - started
-            counts = {"skipped": skips.total, "skipped_in_a_row": skips.in_a_row}
-            progress = dataclasses.replace(progress, seconds=seconds, **counts)
+            progress = dataclasses.replace(progress, seconds=seconds, **skips.counts)
             if last or step % eval_every == 0:
                 score = evaluate(state.model, validation, mesh)
                 check_finite(name, step, {VALIDATION: score})
@@ -163,9 +161,7 @@ def fit(
                 metrics.write(step, progress.tokens, {VALIDATION: score, "tokens_per_second": speed})
             stop = signals.received
             if last or step % checkpoint_every == 0 or stop is not None:
-                check_parameters(name, step, state.model)
-                items = {"model": state.model, "optimizer": state.opt_state}
-                checkpoints.save(step, items, iterator, dataclasses.asdict(progress))
+                checkpoints.save(step, _finite_items(name, step, state), iterator, dataclasses.asdict(progress))
             if stop is not None and not last:
                 raise TrainingInterrupted(f"{name}: stopped after step {step}, which is saved", stop)
             started, tokens_before = time.perf_counter(), progress.tokens
@@ -189,6 +185,18 @@ def _start(
     if restored is None:
         return jax.jit(make, out_shardings=shardings)(), Progress()
     return TrainState(restored.items["model"], restored.items["optimizer"]), Progress(**restored.metadata)
+
+
+def _finite_items(name: str, step: int, state: TrainState) -> dict[str, PyTree]:
+    """The items of a checkpoint; raises `TrainingDiverged` for parameters that must not be saved."""
+    check_parameters(name, step, state.model)
+    return {"model": state.model, "optimizer": state.opt_state}
+
+
+def _show(bar: tqdm, loss: float, rate: float) -> None:
+    """Moves the bar on by a step."""
+    bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
+    bar.update()
 
 
 class _Signals:
