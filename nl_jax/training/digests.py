@@ -26,7 +26,7 @@ def digests_of(items: Mapping[str, PyTree], jsons: Mapping[str, Any]) -> Digests
     can be written as JSON.
     """
     leaves = {name: named_leaves(tree) for name, tree in items.items()}
-    sums = jax.device_get(_bit_sums(leaves))
+    sums = jax.device_get(jax.tree.map(_bit_sum, leaves))
     arrays = {
         name: {path: f"{leaf.dtype}:{int(sums[name][path]):08x}" for path, leaf in own.items()}
         for name, own in leaves.items()
@@ -54,11 +54,7 @@ def _digest_of_json(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-@jax.jit
-def _bit_sums(leaves: dict[str, dict[str, Array]]) -> dict[str, dict[str, UInt32[Array, ""]]]:
-    return jax.tree.map(_bit_sum, leaves)
-
-
+@jax.jit  # for each array by itself: one of a shape that was seen before compiles nothing
 def _bit_sum(x: Array) -> UInt32[Array, ""]:
     """Sum modulo 2^32 of a hash of each element's bits and place, which differs for different bits at one place."""
     if x.dtype == jnp.bool_:
