@@ -108,6 +108,7 @@ def train_model(
         "test_bits_per_byte": evaluate(state.model, batches.test, mesh),
         "tokens_per_second": progress.tokens_per_second,
         "peak_memory_bytes": progress.peak_memory_bytes,
+        "skipped": progress.skipped,
     }
 
 

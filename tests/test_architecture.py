@@ -11,7 +11,7 @@ ROOMS = (
     *("_xla", "errors", "files", "trees", "parameter_axes", "plotting", "ops", "memory", "levels", "optim", "tasks"),
     *("data", "parallel", "modules", "models", "streaming", "costs", "evaluation", "training"),
 )
-HELPERS = ("common", "benchmarking", "optimizer_comparison", "subject_changes")
+HELPERS = ("common", "benchmarking", "optimizer_comparison", "subject_changes", "fault_rounds")
 LINES, FUNCTION_LINES = 400, 60
 FILES = sorted(path for folder in ("nl_jax", "experiments") for path in (ROOT / folder).rglob("*.py"))
 

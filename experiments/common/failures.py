@@ -19,6 +19,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from absl import flags
@@ -36,6 +37,10 @@ READER_GONE = 128 + 13  # as after SIGPIPE, a signal that not every system has
 _BAD_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came while nothing was trained. While something is, `fit` saves it and raises `TrainingInterrupted`."""
+
+
 def code_and_line(error: BaseException) -> tuple[int, str]:
     """The exit code for an error, and the line that describes it."""
     if several() and not isinstance(error, InputError) and _OF_ANOTHER.search(str(error)):
@@ -49,6 +54,8 @@ def code_and_line(error: BaseException) -> tuple[int, str]:
             return DIVERGED, str(error)
         case TrainingInterrupted():
             return 128 + error.signum, f"{error}; the same command resumes from there"
+        case Terminated():
+            return 128 + signal.SIGTERM, "stopped by SIGTERM; the same command resumes from what was saved"
         case KeyboardInterrupt():
             return 128 + signal.SIGINT, "interrupted; the same command resumes from what was saved"
         case BrokenPipeError():
@@ -89,18 +96,28 @@ def print_anything() -> None:
 
 @contextlib.contextmanager
 def without_tracebacks() -> Iterator[None]:
-    """Keeps log records with tracebacks off stderr, since Orbax logs each error of a save several times.
+    """Keeps tracebacks of Orbax off stderr: it logs each error of a save several times, and its threads print more.
 
     After such an error its threads keep failing, and are kept quiet, until the process ends.
     """
     loggers, only, failing = [logging.getLogger(name) for name in ("absl", "asyncio")], WithoutTracebacks(), False
+    hook = sys.unraisablehook
+
+    def unless_closed(unraisable: Any) -> None:
+        # A read or write that has failed leaves others under way, whose results nothing waits for any more.
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
     for logger in loggers:
         logger.addFilter(only)
+    sys.unraisablehook = unless_closed
     try:
         yield
     except StorageError:
         failing = True
         raise
     finally:
+        if not failing:
+            sys.unraisablehook = hook
         for logger in loggers if not failing else ():
             logger.removeFilter(only)

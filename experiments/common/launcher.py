@@ -9,8 +9,10 @@ import json
 import math
 import os
 import platform
+import signal
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.common.failures import fail, print_anything, without_tracebacks
+from experiments.common.failures import Terminated, fail, print_anything, without_tracebacks
 from experiments.common.host_flags import hosts_of
 from experiments.common.more_steps import continued
 from experiments.common.supervisor import CHILD, module_of, supervise
@@ -59,7 +61,7 @@ def run(
     command, argv = argv is None, sys.argv if argv is None else argv  # the process of a command ends after this
     print_anything()
     try:
-        with _locks_released(), without_tracebacks():
+        with _locks_released(), without_tracebacks(), _terminated():
             if {"--help", "-h"} & set(argv[1:]):
                 print(_help(description or "", values))
             else:
@@ -377,3 +379,21 @@ def _locks_released() -> Iterator[None]:
             yield
         finally:
             _LOCKS.pop()
+
+
+@contextlib.contextmanager
+def _terminated() -> Iterator[None]:
+    """Raises `Terminated` on SIGTERM, by which the process would end without a line, unless the caller handles it."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

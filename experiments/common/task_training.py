@@ -33,7 +33,7 @@ from nl_jax.training import (
     plot_accuracy,
     progress_bar,
 )
-from nl_jax.training.loop import check_finite
+from nl_jax.training.divergence import check_finite
 from nl_jax.training.metrics import ACCURACY_PLOT, METRICS
 
 VALIDATION_SEED = 2**31 - 1  # never a training seed

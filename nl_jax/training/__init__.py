@@ -10,7 +10,8 @@ from nl_jax.parallel.mesh import parse_mesh, use_cpu_cores
 from nl_jax.parallel.sharding import batch_sharding, parameter_shardings, state_shardings
 from nl_jax.parameter_axes import logical_axes
 from nl_jax.training.checkpoint import Checkpoint, CheckpointWriter, restore_newest
-from nl_jax.training.loop import Progress, TrainingDiverged, TrainingInterrupted, finite_outputs, fit, progress_bar
+from nl_jax.training.divergence import SkippedSteps, TrainingDiverged, finite_outputs
+from nl_jax.training.loop import Progress, TrainingInterrupted, fit, progress_bar
 from nl_jax.training.metrics import MetricsWriter, read_metrics
 from nl_jax.training.optimizer import (
     OPTIMIZERS,
@@ -35,6 +36,7 @@ __all__ = [
     "LevelOptimizers",
     "MetricsWriter",
     "Progress",
+    "SkippedSteps",
     "TrainState",
     "TrainingDiverged",
     "TrainingInterrupted",

@@ -1,7 +1,8 @@
 """Checkpoints that survive a kill at any moment: written under a temporary name, renamed, and read newest first.
 
 A checkpoint is a directory named by its step. Orbax writes it under a temporary name and renames it when it is
-complete, so that a checkpoint exists completely or not at all. The previous one is kept even after that.
+complete, so that a checkpoint exists completely or not at all. The previous one is kept even after that. Digests tell
+a checkpoint that changed since it was written from one that did not.
 """
 
 import contextlib
@@ -18,11 +19,13 @@ from absl import logging
 from nl_jax.errors import InputError, StorageError
 from nl_jax.files import local_path, reason
 from nl_jax.parallel.hosts import all_true, from_writer, several
+from nl_jax.training.digests import check_digests, digests_of
 from nl_jax.trees import named_leaves
 
 PyTree = Any
 _POSITION = "data"  # name on disk of the position of the training iterator
 _METADATA = "about"  # name on disk of the JSON item; it stays so that older checkpoints can be read
+_DIGESTS = "digests"  # of everything else; older checkpoints have none, and are not checked
 _PARTS = ("_CHECKPOINT_METADATA", _METADATA)  # every checkpoint has these two entries
 
 
@@ -64,15 +67,23 @@ def restore_newest(
     with ocp.CheckpointManager(directory.absolute(), options=_reading_options()) as manager:
         for step in steps:
             restored, why = None, "another process cannot read it"
+            checked = (directory / str(step) / _DIGESTS).exists()
+            digests = {_DIGESTS: ocp.args.JsonRestore()} if checked else {}
             try:
                 if iterator is not None:
                     iterator.set_state(_read_position(directory / str(step)))
-                restored = manager.restore(step, args=ocp.args.Composite(**args))
+                restored = manager.restore(step, args=ocp.args.Composite(**args, **digests))
             except Exception as error:  # the error depends on the damaged file; Orbax has no common class
-                why = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+                why = _line(error)
             if all_true(restored is not None) and restored is not None:
                 items = {name: _like(tree, restored[name]) for name, tree in templates.items()}
-                return Checkpoint(step, items, restored[_METADATA])
+                try:  # all processes together, since they hold parts of the arrays
+                    if checked:
+                        check_digests(restored[_DIGESTS], items, _jsons(restored[_METADATA], iterator))
+                except Exception as error:
+                    why = _line(error)
+                else:
+                    return Checkpoint(step, items, restored[_METADATA])
             logging.warning("skipped %s: cannot be read (%s)", directory / str(step), why)
     raise InputError(
         f"{directory}: none of the checkpoints {', '.join(map(str, steps))} can be read ({why}); "
@@ -140,6 +151,7 @@ class CheckpointWriter:
         args: dict[str, Any] = {name: ocp.args.StandardSave(named_leaves(tree)) for name, tree in items.items()}
         args[_METADATA] = ocp.args.JsonSave(dict(metadata))
         args[_POSITION] = ocp.args.JsonSave(iterator.get_state())
+        args[_DIGESTS] = ocp.args.JsonSave(digests_of(items, _jsons(dict(metadata), iterator)))
         with self._named_errors(f"that of step {step} or the one before it"):
             self._manager.save(step, args=ocp.args.Composite(**args))
 
@@ -185,6 +197,15 @@ def _steps(directory: Path) -> list[int]:
     """Steps of the complete checkpoints, newest first."""
     names = [path.name for path in directory.glob("*") if path.is_dir()]
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def _jsons(metadata: dict[str, Any], iterator: grain.DatasetIterator | None) -> dict[str, Any]:
+    """What a checkpoint holds beside arrays, by name on disk."""
+    return {_METADATA: metadata, **({} if iterator is None else {"data": iterator.get_state()})}
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:120]
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from nl_jax.data import EvaluationSet
-from nl_jax.errors import Diverged
 from nl_jax.evaluation import evaluate
 from nl_jax.files import local_path
 from nl_jax.parallel.batches import place_local_rows
@@ -26,6 +25,7 @@ from nl_jax.parallel.hosts import StopVote, is_writer, several
 from nl_jax.parallel.sharding import parameter_shardings
 from nl_jax.training.checkpoint import CheckpointWriter, restore_newest
 from nl_jax.training.clock import Clock
+from nl_jax.training.divergence import SkippedSteps, check_finite, check_parameters
 from nl_jax.training.metrics import VALIDATION, MetricsWriter
 from nl_jax.training.step import Optimizer, TrainState, compile_step, init_state, peak_memory_bytes
 
@@ -33,10 +33,6 @@ PyTree = Any
 CHECKPOINTS, PROFILE = "checkpoints", "profile"  # below the model's directory
 # Where a run has several processes, schedulers send a signal to all of a host, and a parent forwards its own.
 SAME_SIGNAL_SECONDS = 1.0
-
-
-class TrainingDiverged(Diverged):
-    """Loss or gradient stopped being finite; the message names model and step. The checkpoints are from before."""
 
 
 class TrainingInterrupted(Exception):
@@ -57,6 +53,8 @@ class Progress:
         seconds: time spent in these steps, without compilation, evaluation and checkpoints.
         validation_bits_per_byte: at the last evaluation.
         peak_memory_bytes: what a step needs on one device.
+        skipped: steps that changed nothing, since their loss or gradient was not finite.
+        skipped_in_a_row: how many of them came last.
     """
 
     step: int = 0
@@ -64,6 +62,8 @@ class Progress:
     seconds: float = 0.0
     validation_bits_per_byte: float = math.nan
     peak_memory_bytes: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -89,6 +89,8 @@ def fit(
     """Trains a model, from the newest checkpoint in ``workdir/name`` where there is one.
 
     The result depends on the arguments only (on the same devices bit for bit), not on how often the run was stopped.
+    A step whose loss or gradient is not finite is skipped: its batch is left out, `Progress` counts it, and a line on
+    stderr reports it.
 
     Args:
         name: the model's name in metrics and messages, and of its directory.
@@ -110,7 +112,8 @@ def fit(
         The final state, and the progress of the whole run, not only of this process.
 
     Raises:
-        TrainingDiverged: loss or gradient is not finite.
+        TrainingDiverged: `SKIPPED_IN_A_ROW` steps in a row were skipped, or a parameter or the validation figure is not
+            finite. What is saved is from before.
         TrainingInterrupted: SIGINT or SIGTERM; a second one ends the process at once. A signal that one of several
             processes gets stops all of them after the same step.
         InputError: there are checkpoints, but none can be read; ``workdir`` is a URL, or holds something else under the
@@ -121,6 +124,7 @@ def fit(
     directory = workdir / name / CHECKPOINTS
     directory.mkdir(parents=True, exist_ok=True)
     state, progress = _start(init_model, optimizer, iterator, directory, mesh)
+    skips = SkippedSteps(name, progress.skipped, progress.skipped_in_a_row)
     stop_vote = StopVote(mesh)
     compiled: jax.stages.Compiled | None = None
     started, tokens_before = 0.0, 0  # when the clock that leaves out all but steps last ran on, and the tokens then
@@ -134,11 +138,10 @@ def fit(
     ):
 
         def report(step: int, tokens: int, outputs: dict[str, jax.Array]) -> None:
-            values = finite_outputs(name, step, outputs)
+            values = skips.values(step, outputs)
             metrics.write(step, tokens, values)
             rate = (tokens - tokens_before) / (time.perf_counter() - started)
-            bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:,.0f} tokens/s", refresh=False)
-            bar.update()
+            _show(bar, values.get("loss", math.nan), rate)
 
         unreported: list[tuple[int, int, dict[str, jax.Array]]] = []
         for step in range(progress.step + 1, steps + 1):
@@ -162,16 +165,12 @@ def fit(
 
             jax.block_until_ready(state)
             spent = clock.add("step", time.perf_counter() - started)
-            progress = dataclasses.replace(progress, seconds=progress.seconds + spent)
+            progress = dataclasses.replace(progress, seconds=progress.seconds + spent, **skips.counts)
             if last or step % eval_every == 0:
-                score = clock.timed("evaluation", evaluate, state.model, validation, mesh)
-                check_finite(name, step, {VALIDATION: score})
-                progress = dataclasses.replace(progress, validation_bits_per_byte=score)
-                speed = progress.tokens_per_second
-                metrics.write(step, progress.tokens, {VALIDATION: score, "tokens_per_second": speed, **clock.take()})
+                progress = _validate(name, progress, state, validation, mesh, metrics, clock)
             stop = stop if several() else signals.received  # it may have come since
             if last or step % checkpoint_every == 0 or stop is not None:
-                items = {"model": state.model, "optimizer": state.opt_state}
+                items = _finite_items(name, step, state)
                 clock.timed("save", checkpoints.save, step, items, iterator, dataclasses.asdict(progress))
             if stop is not None and not last:
                 raise TrainingInterrupted(f"{name}: stopped after step {step}, which is saved", stop)
@@ -198,28 +197,33 @@ def _start(
     return TrainState(restored.items["model"], restored.items["optimizer"]), Progress(**restored.metadata)
 
 
-def finite_outputs(name: str, step: int, outputs: dict[str, Any]) -> dict[str, float]:
-    """Loss and gradient norm of a `train_step`, once the device has them.
+def _validate(
+    name: str,
+    progress: Progress,
+    state: TrainState,
+    validation: EvaluationSet,
+    mesh: Mesh,
+    metrics: MetricsWriter,
+    clock: Clock,
+) -> Progress:
+    """The progress with the validation figure; it is written to the metrics, with where the time went."""
+    score = clock.timed("evaluation", evaluate, state.model, validation, mesh)
+    check_finite(name, progress.step, {VALIDATION: score})
+    values = {VALIDATION: score, "tokens_per_second": progress.tokens_per_second, **clock.take()}
+    metrics.write(progress.step, progress.tokens, values)
+    return dataclasses.replace(progress, validation_bits_per_byte=score)
 
-    Raises:
-        TrainingDiverged: one of them is not finite; the message names the first layer whose memories are not,
-            or the levels of a continuum memory that learns in context, if any.
-    """
-    values = {key: float(value) for key, value in outputs.items()}  # waits for the device
-    layer, levels = int(values.pop("diverged_layer")), int(values.pop("diverged_levels", 0))
-    names = [f"cms_{i}" for i in range(levels.bit_length()) if levels >> i & 1]
-    where = f"level {', '.join(names)}" if names else "its gradient"
-    whole = {key: value for key, value in values.items() if "/" not in key}  # others are norms of single levels
-    check_finite(name, step, whole, f"the memories of layer {layer} first" if layer >= 0 else where)
-    return values
+
+def _finite_items(name: str, step: int, state: TrainState) -> dict[str, PyTree]:
+    """The items of a checkpoint; raises `TrainingDiverged` for parameters that must not be saved."""
+    check_parameters(name, step, state.model)
+    return {"model": state.model, "optimizer": state.opt_state}
 
 
-def check_finite(name: str, step: int, values: dict[str, float], where: str | None = None) -> None:
-    """Raises `TrainingDiverged` unless all values of a step, by name, are finite."""
-    if not all(map(math.isfinite, values.values())):
-        what = ", ".join(f"{key} {value:g}" for key, value in values.items())
-        where = f", {where}" if where else ""
-        raise TrainingDiverged(f"{name} diverged at step {step}{where} ({what}); a lower learning rate may help")
+def _show(bar: tqdm, loss: float, rate: float) -> None:
+    """Moves the bar on by a step."""
+    bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
+    bar.update()
 
 
 class _Signals:

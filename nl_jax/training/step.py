@@ -1,6 +1,7 @@
 """One training step, as a pure function of explicit state."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float
 from nl_jax.levels import Learner, Schedule, ScheduleState
 from nl_jax.models.losses import Batch
 from nl_jax.parallel import batch_sharding, parameter_shardings
+from nl_jax.training.divergence import SKIPPED
 from nl_jax.training.optimizer import LevelOptimizers
 from nl_jax.training.schedule import training_schedule
 from nl_jax.trees import PyTree, replace_leaves, select_leaves
@@ -46,7 +48,10 @@ def init_state(init_model: Callable[[], PyTree], optimizer: Optimizer) -> TrainS
 def train_step(
     optimizer: Optimizer, state: TrainState, batch: Batch, accumulate: int = 1
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """One step of `training_schedule`, on the `mean_loss` of a batch.
+    """One step of `training_schedule`, on the `mean_loss` of a batch; or none, if loss or gradient is not finite.
+
+    Such a batch is left out: the state stays as it was, with the sums of the slow levels and the schedule's clock, so
+    that a slow level still sums as many gradients as its period has steps.
 
     Args:
         optimizer: of each level, or any optax transformation for all parameters.
@@ -56,10 +61,10 @@ def train_step(
 
     Returns:
         The new state, and a dictionary with ``loss`` (nats per target before the step), ``grad_norm`` (before
-        clipping) and ``diverged_layer`` (see `first_diverged_layer`). If the CMS learns in context the dictionary also
-        has ``diverged_levels``, the sum of 2^i over its levels i that are not finite. Do not use the new state if
-        ``loss`` or ``grad_norm`` is not finite. ``grad_norm/LEVEL`` and ``update_norm/LEVEL`` are the norms of each
-        level's gradient, before clipping, and of the change of its parameters, 0 where it is not due.
+        clipping), ``skipped`` (whether the batch was left out) and ``diverged_layer`` (see `first_diverged_layer`). If
+        the CMS learns in context the dictionary also has ``diverged_levels``, the sum of 2^i over its levels i that are
+        not finite. ``grad_norm/LEVEL`` and ``update_norm/LEVEL`` are the norms of each level's gradient, before
+        clipping, and of the change of its parameters, 0 where it is not due.
     """
     schedule = training_schedule(state.model, optimizer, accumulate)
     old = _taken_apart(schedule, state)
@@ -67,7 +72,10 @@ def train_step(
     for name, learner in new.levels.items():
         update = jax.tree.map(jnp.subtract, learner.params, old.levels[name].params)
         outputs[f"update_norm/{name}"] = optax.tree.norm(update)
-    return _put_together(state.model, new), outputs
+    finite = jnp.isfinite(outputs["loss"]) & jnp.isfinite(outputs["grad_norm"])
+    # A select fuses with the update; lax.cond changes how the update is compiled, and so its rounding.
+    kept = jax.tree.map(functools.partial(jnp.where, finite), _put_together(state.model, new), state)
+    return kept, outputs | {SKIPPED: ~finite}
 
 
 def _put_together(model: PyTree, state: ScheduleState) -> TrainState:

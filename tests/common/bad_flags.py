@@ -168,6 +168,13 @@ TOPOLOGY = [
     (["--learning_rate=0"], "--learning_rate=0.0: expected"),
 ]
 
+FAULTS = [
+    (["--rounds=0"], "--rounds=0: expected at least 1"),
+    (["--kinds=kill_step,earthquake"], "--kinds=kill_step,earthquake: expected some of kill_anywhere"),
+    (["--kinds="], "--kinds: none given"),
+    (["--kinds=frozen,frozen"], "none twice"),
+]
+
 BAD_FLAGS = {
     "language_model": LANGUAGE_MODEL,
     "compare": COMPARE,
@@ -180,4 +187,5 @@ BAD_FLAGS = {
     "optimizers": OPTIMIZERS,
     "benchmark": BENCHMARK,
     "topology": TOPOLOGY,
+    "faults": FAULTS,
 }

@@ -16,6 +16,7 @@ MODEL_FIGURES = (
     "test_bits_per_byte",
     "tokens_per_second",
     "peak_memory_bytes",
+    "skipped",
 )
 
 

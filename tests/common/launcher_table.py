@@ -30,6 +30,7 @@ LAUNCHERS = {
     "optimizers": ("define_flags", ["toy"]),
     "benchmark": ("define_flags", ["mixers"]),
     "topology": ("define_flags", []),
+    "faults": ("define_flags", []),
 }
 READERS = ("generate", "stream")  # of a run of language_model
 COMPILERS = ("topology",)  # for machines that are not here, by compilers that need not be installed
@@ -145,6 +146,7 @@ RUNS = {
             "benchmark mixers", f"{TIMED} --lengths=8:1,16:1 --competitors=", REPEATS, ((JSON_FILE, 3), (JSON_FILE, 1))
         ),
         Run("benchmark compile", f"{TIMED} --lengths=8:1 --depths=1,2", REPEATS),
+        Run("faults", "--rounds=1 --kinds=kill_step", ("--rounds=2", "rounds 1 there, 2 here")),
         Run("benchmark gradients", f"{TIMED} --models=linear_attention_pp --lengths=8:1,16:1", REPEATS),
     )
 }

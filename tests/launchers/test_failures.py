@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,24 @@ def test_a_new_workdir_with_files_that_would_be_replaced_is_refused(file, tmp_pa
     with pytest.raises(InputError, match=f"{file}: there without a config.json"):
         launcher.claim_workdir(tmp_path, CONFIG, {}, written=("figure.png", "hope"))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(file, "mine")]
+
+
+def test_sigterm_outside_of_training_is_one_line_and_the_code_of_a_shell(capsys):
+    handled = []
+
+    def body(values):
+        signal.raise_signal(signal.SIGTERM)
+        handled.append("went on")
+
+    assert launcher.run(body, flags.FlagValues(), "", ["x"]) == 143
+    assert "stopped by SIGTERM; the same command resumes" in error_line(capsys)
+    assert handled == []
+    previous = signal.signal(signal.SIGTERM, lambda *_: handled.append("caller"))
+    try:
+        assert launcher.run(body, flags.FlagValues(), "", ["x"]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert handled == ["caller", "went on"]
 
 
 NOT_WRITTEN = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO)

@@ -17,6 +17,7 @@ from launcher_cases import disk_of, error_line, fill, small_files
 from experiments.common import launcher
 from nl_jax import InputError
 from nl_jax.training import CheckpointWriter, MetricsWriter, restore_newest
+from nl_jax.training.digests import digests_of
 
 # Of a read that fails Orbax leaves the others under way.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -118,6 +119,56 @@ def test_any_truncated_file_is_noticed_or_does_not_matter(saved, tmp_path, caplo
         skipped += checkpoint.step == 20
         shutil.rmtree(directory)
     assert skipped >= 8  # array data and metadata, iterator, JSON; not Orbax's records of success
+
+
+def flip(file, place):
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+PARTS = {"model": "array kernel", "optimizer": "array 0.kernel", "about": "about", "data": "data"}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_changed_bit_is_noticed_and_the_checkpoint_before_is_used(part, saved, directory, caplog):
+    """Orbax itself reads what is there: it has no digests of arrays."""
+    if part in ("model", "optimizer"):
+        file = max(files_under(directory / "30" / part), key=lambda file: file.stat().st_size)
+        flip(file, file.stat().st_size // 2)
+    else:
+        (file,) = [file for file in files_under(directory / "30" / part) if file.name != "commit_success.txt"]
+        flip(file, [place for place, byte in enumerate(file.read_bytes()) if chr(byte).isdigit()][-1])
+    iterator = make_iterator()
+    assert_is(restore_newest(directory, state_of(0), iterator), iterator, 20, saved[1])
+    (warning,) = [message for message in caplog.messages if message.startswith(f"skipped {directory / '30'}")]
+    assert f"ValueError: corrupted: {PARTS[part]}" in warning
+
+
+def test_checkpoints_of_earlier_versions_have_no_digests(saved, directory):
+    shutil.rmtree(directory / "30/digests")
+    iterator = make_iterator()
+    assert_is(restore_newest(directory, state_of(0), iterator), iterator, 30, saved[1])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8, jnp.bool_, jnp.int32])
+def test_every_element_counts_in_a_digest_and_its_place(dtype):
+    values = (np.arange(24).reshape(2, 3, 4) % 5 > 1).astype(dtype)
+
+    def digest(values):
+        return digests_of({"item": {"x": jnp.asarray(values)}}, {})["item"]["x"]
+
+    changed = [values.copy() for _ in range(values.size)]
+    for place, other in enumerate(changed):
+        other.flat[place] = not other.flat[place]
+    assert len({digest(values), *map(digest, changed), digest(values[::-1])}) == values.size + 2
+
+
+def test_a_digest_does_not_depend_on_the_mesh():
+    tree = {"x": jnp.arange(64.0).reshape(8, 8), "scalar": jnp.float32(3)}
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.device_put(tree["x"], jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data")))
+    assert digests_of({"a": tree}, {}) == digests_of({"a": tree | {"x": split}}, {})
 
 
 def test_a_run_that_goes_on_moves_the_damaged_one_aside(directory, caplog):

@@ -167,7 +167,7 @@ def test_a_signal_ends_the_run_after_its_step(reference, tmp_path, monkeypatch, 
 
 
 def test_divergence_is_reported_and_not_saved(tmp_path):
-    with pytest.raises(TrainingDiverged, match=r"toy diverged at step [2-9], .*nan") as error:
+    with pytest.raises(TrainingDiverged, match=r"toy diverged at step 1\d, .*nan.*the last of 10 skipped") as error:
         train(tmp_path, learning_rate=1e37, checkpoint_every=1)
     state = init_state(toy, make_optimizer(learning_rate=1.0, steps=STEPS))
     checkpoint = restore_newest(tmp_path / "toy/checkpoints", {"model": state.model, "optimizer": state.opt_state})

@@ -1,0 +1,91 @@
+"""Rounds of faults: real runs that are disturbed and go on, and what is said of one that does not."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from experiments import faults, language_model
+from experiments.fault_rounds import disturbed_run, rounds
+from experiments.fault_rounds.disturbed_run import FLAGS, Command, figures_of
+from experiments.fault_rounds.kinds import KINDS
+from experiments.fault_rounds.rounds import Outcome
+
+FAILED = Outcome("kill_step", -9, None, 0.1, 2.0, ["the figures are not those of a run without a fault"])
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """The command, and the figures of a run in this process."""
+    directory = tmp_path_factory.mktemp("faults")
+    command = Command(directory / "text.txt", directory / "cache")
+    command.text.write_text(" ".join(str(7919 * n % 3001) for n in range(4000)))
+    arguments = [f"--workdir={directory / 'undisturbed'}", f"--data={command.text}", *FLAGS]
+    assert language_model.main(["language_model", *arguments]) == 0
+    return command, figures_of(directory / "undisturbed")
+
+
+def test_a_killed_run_goes_on_to_the_same_figures(command, tmp_path):
+    """SIGKILL while a checkpoint is written."""
+    command, figures = command
+    outcome = rounds.play("kill_save", "0", command, tmp_path / "round", figures, 5.0)
+    assert outcome.problems == []
+    assert outcome.code == -9
+    assert not (tmp_path / "round").exists()
+
+
+@pytest.mark.slow
+def test_every_kind_of_fault(tmp_path, capsys):
+    arguments = ["faults", f"--workdir={tmp_path / 'run'}", f"--rounds={len(KINDS)}", "--seed=3"]
+    assert faults.main(arguments) == 0, capsys.readouterr().out
+    table = capsys.readouterr().out
+    for kind in KINDS:
+        assert re.search(rf"^{kind} +1 +1 ", table, re.MULTILINE)
+
+
+def test_a_run_that_does_not_recover_is_named(tmp_path, monkeypatch, capsys):
+    played = []
+
+    def play(kind, seed, *_):
+        played.append((kind, seed))
+        return FAILED if kind == "kill_step" else dataclasses.replace(FAILED, kind=kind, line="error: x", problems=[])
+
+    monkeypatch.setattr(faults, "undisturbed", lambda *_: ({}, 1.0))
+    monkeypatch.setattr(faults, "play", play)
+    arguments = ["faults", f"--workdir={tmp_path}", "--rounds=3", "--kinds=kill_step,sigterm"]
+    assert faults.main(arguments) == 4
+    out, err = capsys.readouterr()
+    assert [kind for kind, _ in played] == ["kill_step", "sigterm", "kill_step"]
+    assert len({seed for _, seed in played}) == 3
+    assert f"{tmp_path / 'rounds' / '2'}: kill_step: the figures are not" in out
+    assert "2 of 3 runs did not recover" in err
+    assert len(json.loads((tmp_path / "results.json").read_text())["rounds"]) == 3
+    assert faults.main(arguments) == 4  # and is not played again
+    assert len(played) == 3
+
+
+def judged(tmp_path, code, stderr, disturbance):
+    """What is found wrong with a run that ended so."""
+    process = type("Process", (), {"returncode": code})()
+    run = disturbed_run.Run(process, tmp_path / "run", 0.0)
+    (tmp_path / "run.err").write_text(stderr)
+    disturbance = dataclasses.replace(disturbance, run=run)
+    return rounds.problems_of(disturbance, rounds.line_of(disturbance))
+
+
+@pytest.mark.parametrize(
+    ("code", "stderr", "seconds", "problem"),
+    [
+        (3, "error: no room\n", 1.0, None),
+        (2, "error: no room\n", 1.0, "exit code 2, expected 3"),
+        (3, "error: no\n", 1.0, "not one line on stderr"),
+        (3, "error: no room\nerror: no room\n", 1.0, "2 lines of errors"),
+        (3, "error: no room\n", 99.0, "it ended 99 s after the fault"),
+        (3, "Traceback (most recent call last):\nerror: no room\n", 1.0, "a traceback on stderr"),
+    ],
+)
+def test_what_is_wrong_with_the_end_of_a_run(code, stderr, seconds, problem, tmp_path):
+    disturbance = rounds.Disturbance(None, seconds, (3,), "error: .*room")
+    found = judged(tmp_path, code, stderr, disturbance)
+    assert found == [] if problem is None else any(text.startswith(problem) for text in found)
