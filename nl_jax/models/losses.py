@@ -2,15 +2,18 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
 from nl_jax.models.chunk import all_finite
+from nl_jax.models.in_context import learned
 from nl_jax.models.reading import learns_in_context, read
 from nl_jax.trees import PyTree, named_leaves
 
 Batch = dict[str, Any]
+STATE_NORM = "state_norm/mixers"
 
 
 def token_losses(model: PyTree, batch: Batch) -> Float[Array, "B T"]:
@@ -77,3 +80,16 @@ def where_diverged(model: PyTree, state: PyTree) -> dict[str, Int[Array, ""]]:
     levels = [state.levels[f"cms_{i}"] for i in range(len(model.config.cms_periods))]
     bits = jnp.stack([~all_finite(level) for level in levels]) * 2 ** jnp.arange(len(levels))
     return {"diverged_layer": first_diverged_layer(state.levels["mixers"]), "diverged_levels": jnp.sum(bits)}
+
+
+def state_norms(model: PyTree, state: PyTree) -> dict[str, Float[Array, ""]]:
+    """How far the memories have moved from their initial weights in a text, as ``state_norm/mixers``.
+
+    The norm is over all layers and heads, and the root of its mean square over sequences. Attention learns nothing, and
+    has none.
+    """
+    mixers = state.levels["mixers"] if learns_in_context(model) else state
+    moved = jax.tree.leaves(learned(mixers))
+    if not moved:
+        return {}
+    return {STATE_NORM: optax.tree.norm(jax.lax.stop_gradient(moved)) / moved[0].shape[1] ** 0.5}

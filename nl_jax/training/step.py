@@ -64,7 +64,7 @@ def train_step(
         clipping), ``skipped`` (whether the batch was left out) and ``diverged_layer`` (see `first_diverged_layer`). If
         the CMS learns in context the dictionary also has ``diverged_levels``, the sum of 2^i over its levels i that are
         not finite. ``grad_norm/LEVEL`` and ``update_norm/LEVEL`` are the norms of each level's gradient, before
-        clipping, and of the change of its parameters, 0 where it is not due.
+        clipping, and of the change of its parameters, 0 where it is not due; ``state_norm/mixers`` is of `state_norms`.
     """
     schedule = training_schedule(state.model, optimizer, accumulate)
     old = _taken_apart(schedule, state)

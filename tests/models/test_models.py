@@ -163,7 +163,7 @@ def test_divergence_is_reported_with_the_first_layer():
         state = init_state(lambda: model, optimizer)
         return jax.jit(lambda state: train_step(optimizer, state, batch)[1])(state)
 
-    names = {"loss", "grad_norm", "grad_norm/parameters", "update_norm/parameters"}
+    names = {"loss", "grad_norm", "grad_norm/parameters", "update_norm/parameters", "state_norm/mixers"}
     assert set(finite_outputs("hope", 3, outputs())) == names
     assert set(finite_outputs("hope", 3, outputs(rule="paper", retention="zero"))) == names
     for layer in (0, 1):

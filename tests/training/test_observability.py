@@ -43,6 +43,19 @@ def test_norms_by_level():
     assert updates[0] == 0.0 < updates[1]  # it is due every other step
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_norm_of_what_memories_have_learned(accumulate):
+    config = LanguageModelConfig("delta_net", 257, width=8, num_layers=2, num_heads=2, mlp_hidden=8, chunk_size=4)
+    memories = LanguageModel(config, rngs=nnx.Rngs(0))
+    batch = next(train_iterator(PACKED, **SIZES, seed=0))
+    _, outputs = jax.jit(functools.partial(train_step, optax.sgd(0.0), accumulate=accumulate))(
+        init_state(lambda: memories, optax.sgd(0.0)), batch
+    )
+    _, state = memories(batch["inputs"])
+    norms = [optax.tree.norm(jax.tree.map(lambda w, row=row: w[:, row], state.delta_w)) for row in range(2)]
+    assert float(outputs["state_norm/mixers"]) == pytest.approx(np.sqrt(np.mean(np.square(norms))), rel=1e-4)
+
+
 def test_times_and_a_trace_of_a_run(tmp_path):
     fit(
         "model",
