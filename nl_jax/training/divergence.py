@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from nl_jax.errors import Diverged
+from nl_jax.parallel.hosts import is_writer
 from nl_jax.trees import PyTree, named_leaves
 
 SKIPPED = "skipped"  # key in outputs of a step, in metrics.jsonl and in results.json
@@ -59,7 +60,8 @@ class SkippedSteps:
                 f"{self._name} diverged at step {step}{what}, the last of {self.in_a_row} skipped steps in a row; "
                 "a lower learning rate may help"
             )
-        logging.warning("%s: step %d is skipped%s; %d skipped so far", self._name, step, what, self.total)
+        if is_writer():  # every process sees the same step
+            logging.warning("%s: step %d is skipped%s; %d skipped so far", self._name, step, what, self.total)
         return {SKIPPED: self.total}
 
 
