@@ -17,6 +17,7 @@ COMMANDS = (
     "parity",
     "optimizers",
     "benchmark",
+    "topology",
     "faults",
 )
 
