@@ -31,12 +31,12 @@ from flax import nnx
 
 from experiments.common import launcher
 from experiments.common.cms_options import cms_fields, define_cms_flags
+from experiments.common.compute_flags import check_batch_size, define_compute_flags
 from experiments.common.launcher import RESULTS
 from experiments.common.mixer_options import configuration, define_mixer_option
 from experiments.common.optimizer_flags import define_optimizer_flags, optimizer_arguments, set_default_rates
 from experiments.common.path_flags import define_path
 from experiments.common.text_runs import check_split
-from nl_jax import InputError
 from nl_jax.costs import CHIPS, Chip, count_flops, forward_flops, roofline, traffic
 from nl_jax.models import MODEL_NAMES, PRESETS, LanguageModel, LanguageModelConfig
 from nl_jax.parallel import batch_parts, chip_of, parse_mesh, topology_devices
@@ -66,6 +66,7 @@ def define_flags() -> flags.FlagValues:
     define(flags.DEFINE_integer, "batch_size", None, "Sequences in a batch; without it one for each part of the mesh.")
     define_mixer_option(values)
     define_cms_flags(values)
+    define_compute_flags(values)
     define_optimizer_flags(values)
     define(define_path, "workdir", None, "Directory of the run; made if need be. Required.")
     return values
@@ -79,7 +80,7 @@ def compile_models(values: flags.FlagValues) -> None:
     """Compiles all models whose figures are not kept, and prints the tables."""
     jax.config.update("jax_platforms", "cpu")  # nothing runs; JAX would look for a TPU wherever its compiler is
     launcher.check_names("models", values.models, MODEL_NAMES, required=True)
-    for name in ("seq_len", "batch_size"):
+    for name in ("seq_len", "batch_size", "accumulate"):
         if values[name].value is not None:
             launcher.check_range(values, name, 1)
     set_default_rates(values)
@@ -101,11 +102,8 @@ def compile_models(values: flags.FlagValues) -> None:
     devices = topology_devices(values.topology)
     mesh = parse_mesh(values.mesh or f"fsdp:{len(devices)}", devices)
     if values.batch_size is None:
-        values["batch_size"].value = batch_parts(mesh)
-    if values.batch_size % batch_parts(mesh):
-        raise InputError(
-            f"--batch_size={values.batch_size}: expected a multiple of {batch_parts(mesh)}, the mesh's parts"
-        )
+        values["batch_size"].value = batch_parts(mesh) * values.accumulate
+    check_batch_size(values, batch_parts(mesh))
     check_split(values, mesh)
     results = launcher.claim_workdir(workdir, config, {"figures": {}})
     for name, model_config in configs.items():
@@ -122,9 +120,11 @@ def measure(config: LanguageModelConfig, values: flags.FlagValues, mesh: jax.sha
     state = jax.eval_shape(lambda: init_state(lambda: LanguageModel(config, rngs=nnx.Rngs(0)), optimizer))
     shape = jax.ShapeDtypeStruct((values.batch_size, values.seq_len), jnp.int32)
     batch = {"inputs": shape, "targets": shape}
-    flops = count_flops(lambda state, batch: train_step(optimizer, state, batch), state, batch).matrix
+    flops = count_flops(
+        lambda state, batch: train_step(optimizer, state, batch, values.accumulate), state, batch
+    ).matrix
     began = time.perf_counter()
-    compiled = compile_step(optimizer, mesh, state, batch)
+    compiled = compile_step(optimizer, mesh, state, batch, values.accumulate)
     seconds = time.perf_counter() - began
     need: Any = compiled.memory_analysis()
     moved = traffic(compiled.as_text() or "", mesh.shape)
