@@ -66,7 +66,12 @@ def define_flags() -> flags.FlagValues:
     define(flags.DEFINE_integer, "seed", 0, "Decides initial parameters and the order of the data.")
     define(flags.DEFINE_integer, "eval_every", 100, "Steps between evaluations.")
     define(flags.DEFINE_integer, "checkpoint_every", 100, "Steps between checkpoints.")
-    define(flags.DEFINE_integer, "profile", None, "First of three steps to trace, into WORKDIR/MODEL/profile.")
+    define(
+        flags.DEFINE_integer,
+        "profile",
+        None,
+        "First of three steps to trace, for jax.profiler's viewers; under MODEL/profile.",
+    )
     define(
         flags.DEFINE_string,
         "mesh",

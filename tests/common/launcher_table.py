@@ -147,6 +147,7 @@ RUNS = {
         ),
         Run("benchmark compile", f"{TIMED} --lengths=8:1 --depths=1,2", REPEATS),
         Run("faults", "--rounds=1 --kinds=kill_step", ("--rounds=2", "rounds 1 there, 2 here")),
+        Run("benchmark remat", f"{TIMED} --lengths=8:1", REPEATS),
         Run("benchmark gradients", f"{TIMED} --models=linear_attention_pp --lengths=8:1,16:1", REPEATS),
     )
 }

@@ -28,8 +28,8 @@ class Gate(nnx.Module):
         """The coefficient, in ``dtype``."""
         assert self.linear.bias is not None
         # the bias is added in ``dtype``: next to 8, bfloat16 has multiples of 1/16 only
-        product = matmul(x.reshape(-1, x.shape[-1]), self.linear.kernel[...]).astype(dtype)
-        before = (product + self.linear.bias[...]).reshape(*x.shape[:-1], -1)
+        product = matmul(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), self.linear.kernel[...]).astype(dtype)
+        before = (product + self.linear.bias[...]).reshape(*x.shape[:-1], product.shape[-1])
         return jnp.moveaxis(getattr(jax.nn, self.activation)(before), 1, 2)
 
 
