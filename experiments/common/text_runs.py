@@ -70,7 +70,7 @@ def define_flags() -> flags.FlagValues:
         flags.DEFINE_integer,
         "profile",
         None,
-        "First of three steps to trace, for jax.profiler's viewers; under MODEL/profile.",
+        "The first of three steps whose trace is recorded, for TensorBoard or Perfetto.",
     )
     define(
         flags.DEFINE_string,
