@@ -106,8 +106,7 @@ def test_loss_and_gradients_are_close_to_those_in_float32(case):
     assert wide @ narrow > 0.998 * np.linalg.norm(wide) * np.linalg.norm(narrow)
 
 
-# without the paper's form of self-modifying Titans, which fails here for a reason that is not known yet
-@cases(["delta_net"], [name for name in CASES if "the paper's" not in name])
+@cases(["delta_net"], CASES)
 def test_training_follows_that_in_float32(case):
     batches = [text(17, 32, seed) for seed in range(20)]
     optimizer, losses = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2)), []
@@ -122,6 +121,9 @@ def test_training_follows_that_in_float32(case):
         losses.append(curve)
     expected, actual = map(np.asarray, losses)
     assert expected[-1] < 0.7 * expected[0]
+    if "the paper's" in case:  # gradients of norm 10 to 400 multiply the rounding: it trains, but on another path
+        assert actual[-1] < 0.7 * actual[0]
+        return
     np.testing.assert_allclose(actual, expected, rtol=0.05)
     assert np.mean(actual) == pytest.approx(np.mean(expected), rel=0.01)
 
