@@ -65,11 +65,11 @@ def disturb(values: flags.FlagValues) -> None:
     config = {"launcher": NAME, "flags": given, "data": {"words": WORDS}, "models": {"command": list(FLAGS)}}
     written = (TEXT, CACHE, ROUNDS, UNDISTURBED, OF_FOUR)
     results = launcher.claim_workdir(workdir, config, {"seed": values.seed, ROUNDS: []}, written)
-    # Numbers as words: a text that every version of Python writes alike.
-    (workdir / TEXT).write_text(" ".join(str(7919 * n % 3001) for n in range(WORDS)))
     commands = {name: command_of(workdir, name) for name in dict.fromkeys(map(undisturbed_of, values.kinds))}
     for name, command in commands.items():
         if name not in results:
+            # Numbers as words: a text that every version of Python writes alike.
+            command.text.write_text(" ".join(str(7919 * n % 3001) for n in range(WORDS)))
             remove(workdir / name)
             figures, seconds = undisturbed(command, workdir / name)
             results[name] = {"figures": figures, "seconds": seconds}

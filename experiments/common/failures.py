@@ -17,6 +17,7 @@ import logging
 import re
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -44,7 +45,8 @@ class Terminated(KeyboardInterrupt):
 def code_and_line(error: BaseException) -> tuple[int, str]:
     """The exit code for an error, and the line that describes it."""
     if several() and not isinstance(error, InputError) and _OF_ANOTHER.search(str(error)):
-        error = ProcessLost(" ".join(re.sub(r"\[external[^]]*\]", "", str(error)).split())[:120])
+        reason = re.sub(r"\[external[^]]*\]", "", str(error))
+        error = ProcessLost(textwrap.shorten(reason, 120, placeholder=" ..."))
     match error:
         case ProcessLost():
             return LOST, f"a process of the run was lost ({error}); the same command on all processes resumes"

@@ -88,9 +88,9 @@ def terminate(task: Round) -> Disturbance:
         since = time.monotonic()
         task.random.choice(run.all).process.terminate()
         run.wait()
+        seconds = time.monotonic() - since
         newest = max(steps_saved(run.checkpoints), default=0)
         line = rf"error: .*stopped after step {newest}, which is saved; the same command .*"
-        seconds = time.monotonic() - since
         first, *others = [Disturbance(part, seconds, (128 + signal.SIGTERM,), line) for part in run.all]
         return dataclasses.replace(first, others=tuple(others))
 
