@@ -11,9 +11,10 @@ SIGKILL of one or of process 0, SIGSTOP of one for longer than the others wait, 
 
 The run, and each process that survives, must end with the right exit code (experiments/common/failures.py: 5 where
 another was lost, 143 on all after SIGTERM) and one line that says why, within 15 s. Then the same command must train
-again within 60 s, and end with the metrics and results of a run of as many processes that was not disturbed, bit for
-bit (times aside); after four_to_one, one process with four devices goes on, and is equal up to rounding. A run that
-diverges must end in the same way again, with nothing saved that is not finite. No process outlives its round.
+again within 60 s, or on a busy machine within twice the time of a whole undisturbed run, and end with the metrics and
+results of a run of as many processes that was not disturbed, bit for bit (times aside); after four_to_one, one process
+with four devices goes on, and is equal up to rounding. A run that diverges must end in the same way again, with nothing
+saved that is not finite. No process outlives its round.
 
 The moments are drawn from --seed. The same command resumes after the last finished round. The workdir gets config.json,
 results.json (every round) and the directories of rounds that did not recover; then the exit code is 4. Runs on CPU.

@@ -6,6 +6,7 @@ import functools
 import os
 import signal
 import time
+from collections.abc import Sequence
 
 from experiments.common.failures import LOST
 from experiments.fault_rounds.disturbed_run import CHECKPOINT_EVERY, STEPS, Run, steps_saved
@@ -25,10 +26,24 @@ def _trains(task: Round, run: Run, steps: int) -> None:
     task.wait(0.05)
 
 
-def _ended(run: Run, struck: Run, since: float, codes: tuple[int, ...], line: str | None) -> Disturbance:
-    """How the processes ended of which one was lost; of that one exit code and line are given."""
-    run.wait()
+def _ended(
+    run: Run, struck: Run, since: float, codes: tuple[int, ...], line: str | None, frozen: Sequence[int] = ()
+) -> Disturbance:
+    """How the survivors ended, and then the process that was struck, with exit code and line as given.
+
+    Args:
+        run, struck: the run, and the process of it that was struck.
+        since: when it was, by `time.monotonic`.
+        codes, line: how it must end.
+        frozen: ids of processes to continue once the survivors have ended.
+    """
+    for part in run.all:
+        if part is not struck:
+            part.until(lambda: False)
     seconds = time.monotonic() - since
+    for pid in frozen:
+        os.kill(pid, signal.SIGCONT)
+    run.wait()
     ends = [
         Disturbance(part, seconds, (0,))  # the fault came when it was done
         if part.process.returncode == 0 and run.finished
@@ -74,11 +89,8 @@ def stop(task: Round) -> Disturbance:
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         if whole:
-            for part in set(run.all) - {struck}:
-                part.until(lambda: False)
-            for pid in stopped:
-                os.kill(pid, signal.SIGCONT)
-        return _ended(run, struck, since, (LOST,), SURVIVED if whole else FROZEN)
+            return _ended(run, struck, since, (LOST,), SURVIVED, stopped)
+        return _ended(run, struck, since, (LOST,), FROZEN)
 
 
 def terminate(task: Round) -> Disturbance:

@@ -72,8 +72,9 @@ def play(kind: str, seed: str, command: Command, workdir: Path, expected: dict[s
         seconds = again.until_training()
         again.wait()
     problems += _again(again, disturbance, line, expected)
-    if seconds > START_SECONDS:
-        problems.append(f"it took {seconds:.0f} s to train again, more than {START_SECONDS:g}")
+    limit = max(START_SECONDS, 2 * duration)  # a machine that is busy is slow without a fault, too
+    if seconds > limit:
+        problems.append(f"it took {seconds:.0f} s to train again, more than {limit:.0f}")
     if not problems:
         shutil.rmtree(workdir)
     return Outcome(kind, run.process.returncode, line, disturbance.seconds, seconds, problems)
