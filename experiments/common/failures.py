@@ -17,8 +17,9 @@ import logging
 import re
 import signal
 import sys
+import textwrap
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -32,6 +33,7 @@ from nl_jax.training import TrainingInterrupted
 DIVERGED, BAD_INPUT, REFUSED, FAULT, LOST = 1, 2, 3, 4, 5
 # How JAX's errors begin to speak of another process: collectives on CPU and GPU, and the coordination service.
 _OF_ANOTHER = re.compile(r"gloo|nccl|coordination.?service|heartbeat|barrier|UNAVAILABLE", re.IGNORECASE)
+to_parent: Callable[[int, str], None] | None = None  # set in a child that a parent supervises
 READER_GONE = 128 + 13  # as after SIGPIPE, a signal that not every system has
 # Error codes of the system for a bad path given by the user.
 _BAD_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
@@ -44,7 +46,8 @@ class Terminated(KeyboardInterrupt):
 def code_and_line(error: BaseException) -> tuple[int, str]:
     """The exit code for an error, and the line that describes it."""
     if several() and not isinstance(error, InputError) and _OF_ANOTHER.search(str(error)):
-        error = ProcessLost(" ".join(re.sub(r"\[external[^]]*\]", "", str(error)).split())[:120])
+        reason = re.sub(r"\[external[^]]*\]", "", str(error))
+        error = ProcessLost(textwrap.shorten(reason, 120, placeholder=" ..."))
     match error:
         case ProcessLost():
             return LOST, f"a process of the run was lost ({error}); the same command on all processes resumes"
@@ -71,12 +74,20 @@ def code_and_line(error: BaseException) -> tuple[int, str]:
 
 
 def fail(error: BaseException) -> int:
-    """Prints the line of an error to stderr, after its traceback if that helps, and returns the exit code."""
+    """Reports the line of an error, after its traceback if that helps, and returns the exit code."""
     code, line = code_and_line(error)
     if code == FAULT:
         traceback.print_exception(error)
-    print("error:", " ".join(line.split()), file=sys.stderr)
+    report(code, " ".join(line.split()))
     return code
+
+
+def report(code: int, line: str) -> None:
+    """Prints a line to stderr. `experiments.common.supervised` sends it to the parent instead, with the code."""
+    if to_parent is None:
+        print("error:", line, file=sys.stderr)
+    else:
+        to_parent(code, line)
 
 
 class WithoutTracebacks(logging.Filter):

@@ -12,6 +12,7 @@ import sys
 import threading
 
 CHILD = "NL_JAX_CHILD"  # as in supervisor.py, which imports JAX: too early here
+MOST_CHARACTERS = 10_000  # of a line: a pipe holds 64 KiB, and the parent reads when this process has ended
 
 
 def main() -> None:
@@ -19,19 +20,24 @@ def main() -> None:
     lifeline, verdict, noise = map(int, os.environ[CHILD].split(","))
     _keep_streams(noise)
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
-    from experiments.common.failures import fail
+    from experiments.common import failures
 
+    def say(code: int, line: str = "") -> None:
+        # At once, since JAX may abort this process at any moment: the parent prints this line or one of its own.
+        os.write(verdict, f"{code} {line[:MOST_CHARACTERS]}\n".encode(errors="replace"))
+
+    failures.to_parent = say
     name, *arguments = sys.argv[1:]
     try:
         code = importlib.import_module(name).main([name, *arguments])
     except BaseException as error:
-        code = fail(error)
+        code = failures.fail(error)
     from nl_jax.parallel import hosts
 
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
-    os.write(verdict, bytes([code]))
+    say(code)  # the parent reads the first line only
     if code == 0:
         hosts.finish()
     else:

@@ -42,7 +42,7 @@ def supervise(module: str, argv: list[str], hosts: Hosts, start_timeout: int) ->
         start_timeout: value of the flag, for the message.
     """
     lifeline, lifeline_end = os.pipe()  # the child reads to its end, which comes when this process ends
-    verdict, verdict_end = os.pipe()  # the child's exit code, since its end can be an abort even then
+    verdict, verdict_end = os.pipe()  # the child's exit code and error, since its end can be an abort even then
     with tempfile.TemporaryFile() as noise:
         shared = (lifeline, verdict_end, noise.fileno())
         child = subprocess.Popen(
@@ -66,9 +66,12 @@ def supervise(module: str, argv: list[str], hosts: Hosts, start_timeout: int) ->
                 signal.signal(signum, handler)
             os.close(lifeline_end)
         with open(verdict, "rb") as file:
-            said = file.read()
+            said = file.readline().decode()
         if said:
-            return said[0]
+            number, _, line = said.rstrip("\n").partition(" ")
+            if line:
+                print("error:", line, file=sys.stderr)
+            return int(number)
         noise.seek(0)
         text = noise.read().decode(errors="replace")
     code, line, expected = explain(status, text, hosts, start_timeout)

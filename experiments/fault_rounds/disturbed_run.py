@@ -1,8 +1,9 @@
-"""The run that faults disturb: ``experiments.language_model`` in a process of its own, small and quick."""
+"""The run that faults disturb: ``experiments.language_model`` in processes of its own, small and quick."""
 
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.fault_rounds.processes import host_flags, kill
 from nl_jax.training.metrics import METRICS
 
 MODEL = "transformer"
@@ -35,50 +37,85 @@ class Command:
     Attributes:
         text: the file that it trains on.
         cache: JAX's cache of compiled programs, which makes all runs but the first quick.
+        processes: number of processes that train together, on loopback.
+        devices: virtual CPU devices of each process. With more than one in all, each trains on one sequence of four.
     """
 
     text: Path
     cache: Path
+    processes: int = 1
+    devices: int = 1
 
     @contextlib.contextmanager
     def start(self, workdir: Path, *flags: str, cached: bool = True, prepare: str = "") -> Iterator["Run"]:
-        """Starts the command, and kills it at the end of the context if it still runs.
+        """Starts the command, and kills its processes at the end of the context if they still run.
 
         Args:
-            workdir: the run's workdir; the files ``WORKDIR.out`` and ``WORKDIR.err`` beside it get its output.
+            workdir: the run's workdir; files beside it get the output of each process (`output_of`).
             flags: flags beside the usual ones.
             cached: whether compiled programs are taken from the cache.
-            prepare: Python statements that the new process executes before it becomes the command.
+            prepare: Python statements that each new process executes before it becomes the command.
         """
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         environment["JAX_COMPILATION_CACHE_DIR"] = str(self.cache)
         environment["JAX_ENABLE_COMPILATION_CACHE"] = str(cached).lower()
-        python = [sys.executable, "-c", prepare + EXECUTE, sys.executable, "-m", "experiments.language_model"]
-        arguments = [f"--workdir={workdir}", f"--data={self.text}", *FLAGS, *flags]
-        with workdir.with_suffix(".out").open("w") as out, workdir.with_suffix(".err").open("w") as err:
-            process = subprocess.Popen(
-                [*python, *arguments], env=environment, stdout=out, stderr=err, stdin=subprocess.DEVNULL
-            )
-        try:
-            yield Run(process, workdir, time.monotonic())
-        finally:
-            process.kill()
-            process.wait()
+        split = self.processes * self.devices
+        if split > 1:
+            devices = f"--xla_force_host_platform_device_count={self.devices}"
+            environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {devices}"
+            flags = (f"--mesh=data:{split}", "--batch_size=4", *flags)
+        command = [sys.executable, "-c", prepare + EXECUTE, sys.executable, "-m", "experiments.language_model"]
+        command += [f"--workdir={workdir}", f"--data={self.text}", *FLAGS, *flags]
+        with contextlib.ExitStack() as stack:
+            parts = [
+                stack.enter_context(_started([*command, *own], environment, workdir, index))
+                for index, own in enumerate(host_flags(self.processes))
+            ]
+            yield dataclasses.replace(parts[0], others=tuple(parts[1:]))
+
+    def in_one_process(self) -> "Command":
+        """The same command in one process with as many devices."""
+        return dataclasses.replace(self, processes=1, devices=self.processes * self.devices)
+
+
+@contextlib.contextmanager
+def _started(command: list[str], environment: dict[str, str], workdir: Path, index: int) -> Iterator["Run"]:
+    out, err = (output_of(workdir, index, suffix) for suffix in ("out", "err"))
+    with out.open("w") as stdout, err.open("w") as stderr:
+        process = subprocess.Popen(command, env=environment, stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL)
+    try:
+        yield Run(process, workdir, time.monotonic(), index)
+    finally:
+        kill(process)
+
+
+def output_of(workdir: Path, index: int, suffix: str) -> Path:
+    """The file beside a workdir that gets stdout (``out``) or stderr (``err``) of a process, by its index."""
+    return workdir.with_name(f"{workdir.name}{f'-{index}' if index else ''}.{suffix}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A process that runs the command.
+    """A process that runs the command, and the others that train with it.
 
     Attributes:
         process: the process.
         workdir: its workdir.
         started: when it was started, by `time.monotonic`.
+        index: its index, if it is one of several.
+        others: the other processes of the run; only process 0, which writes the files of the run, knows them.
     """
 
     process: subprocess.Popen
     workdir: Path
     started: float
+    index: int = 0
+    others: tuple["Run", ...] = ()
+
+    @property
+    def all(self) -> tuple["Run", ...]:
+        """This process and the others."""
+        return (self, *self.others)
 
     @property
     def ended(self) -> bool:
@@ -88,12 +125,12 @@ class Run:
     @property
     def stderr(self) -> str:
         """What it has written on stderr so far."""
-        return self.workdir.with_suffix(".err").read_text(errors="replace")
+        return output_of(self.workdir, self.index, "err").read_text(errors="replace")
 
     @property
     def finished(self) -> bool:
         """Whether it has printed its results."""
-        return "Everything is in" in self.workdir.with_suffix(".out").read_text()
+        return "Everything is in" in output_of(self.workdir, self.index, "out").read_text()
 
     @property
     def checkpoints(self) -> Path:
@@ -119,8 +156,9 @@ class Run:
             time.sleep(POLL_SECONDS)
 
     def wait(self) -> int:
-        """Waits until the process has ended, and returns its exit code."""
-        self.until(lambda: False)
+        """Waits until all processes have ended, and returns the exit code of this one."""
+        for run in self.all:
+            run.until(lambda: False)
         return self.process.wait()
 
     def seconds(self) -> float:
@@ -153,3 +191,14 @@ def figures_of(workdir: Path) -> dict[str, Any]:
 def without_times(figures: dict[str, Any]) -> dict[str, Any]:
     """The figures that are the same in every run."""
     return {name: value for name, value in figures.items() if not TIMES.search(name)}
+
+
+def close(figures: Any, others: Any, tolerance: float) -> bool:
+    """Whether two values of JSON are equal, numbers up to this relative difference."""
+    if isinstance(figures, dict) and isinstance(others, dict):
+        return figures.keys() == others.keys() and all(close(figures[k], others[k], tolerance) for k in figures)
+    if isinstance(figures, list) and isinstance(others, list):
+        return len(figures) == len(others) and all(map(close, figures, others, [tolerance] * len(figures)))
+    if isinstance(figures, float) and isinstance(others, float):
+        return math.isclose(figures, others, rel_tol=tolerance)
+    return figures == others

@@ -1,5 +1,6 @@
 """The faults, by kind: each disturbs a run once and says how the run ended, and how it must end."""
 
+import contextlib
 import dataclasses
 import functools
 import random
@@ -7,7 +8,9 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -47,6 +50,8 @@ class Disturbance:
         flags: flags of the run beside the usual ones.
         finishes: whether the same command, started again, comes to the figures of a run that was not disturbed.
             Otherwise it must end as the disturbed run did.
+        others: of a run of several processes, what the fault did to the others.
+        in_one_process: whether the run goes on in one process with as many devices, to equal figures up to rounding.
     """
 
     run: Run
@@ -56,6 +61,13 @@ class Disturbance:
     limit: float = EXIT_SECONDS
     flags: tuple[str, ...] = ()
     finishes: bool = True
+    others: tuple["Disturbance", ...] = ()
+    in_one_process: bool = False
+
+    @property
+    def all(self) -> tuple["Disturbance", ...]:
+        """This one and those of other processes."""
+        return (self, *self.others)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,18 +261,14 @@ def read_only(task: Round) -> Disturbance:
 def not_finite(checkpoints: Path) -> list[str]:
     """The parts of saved checkpoints that hold a number that is not finite."""
     parts = [checkpoints / str(step) / part for step in steps_saved(checkpoints) for part in ("model", "optimizer")]
-    with ocp.StandardCheckpointer() as reader:
-        return [
-            str(part)
-            for part in parts
-            if not all(np.isfinite(leaf).all() for leaf in _numbers(reader.restore(part.absolute())))
-        ]
+    return [str(part) for part in parts if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(_read(part)))]
 
 
-def _numbers(tree: object) -> list[np.ndarray]:
-    if isinstance(tree, dict):
-        return [leaf for value in tree.values() for leaf in _numbers(value)]
-    return [np.asarray(tree)]
+def _read(part: Path) -> Any:
+    """The numbers of a part of a checkpoint, on whatever devices it was saved."""
+    with contextlib.closing(ocp.StandardCheckpointHandler()) as reader:
+        like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), reader.metadata(part.absolute()).tree)
+        return reader.restore(part.absolute(), args=ocp.args.StandardRestore(like))
 
 
 KINDS: dict[str, Fault] = {

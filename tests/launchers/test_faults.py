@@ -1,8 +1,10 @@
 """Rounds of faults: real runs that are disturbed and go on, and what is said of one that does not."""
 
+import contextlib
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from experiments import faults, language_model
 from experiments.fault_rounds import disturbed_run, rounds
 from experiments.fault_rounds.disturbed_run import FLAGS, Command, figures_of
 from experiments.fault_rounds.kinds import KINDS
+from experiments.fault_rounds.kinds_of_four import KINDS_OF_FOUR
 from experiments.fault_rounds.rounds import Outcome
 
 FAILED = Outcome("kill_step", -9, None, 0.1, 2.0, ["the figures are not those of a run without a fault"])
@@ -35,13 +38,24 @@ def test_a_killed_run_goes_on_to_the_same_figures(command, tmp_path):
     assert not (tmp_path / "round").exists()
 
 
+def processes_with(argument):
+    """The command lines of running processes that have a text in their arguments."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            lines.append(path.read_bytes().decode(errors="replace").replace("\0", " "))
+    return [line for line in lines if argument in line]
+
+
 @pytest.mark.slow
-def test_every_kind_of_fault(tmp_path, capsys):
-    arguments = ["faults", f"--workdir={tmp_path / 'run'}", f"--rounds={len(KINDS)}", "--seed=3"]
-    assert faults.main(arguments) == 0, capsys.readouterr().out
+@pytest.mark.parametrize("kinds", [KINDS, KINDS_OF_FOUR], ids=["one process", "four processes"])
+def test_every_kind_of_fault(kinds, tmp_path, capsys):
+    arguments = ["faults", f"--workdir={tmp_path / 'run'}", f"--rounds={len(kinds)}", "--seed=3"]
+    assert faults.main([*arguments, f"--kinds={','.join(kinds)}"]) == 0, capsys.readouterr().out
     table = capsys.readouterr().out
-    for kind in KINDS:
+    for kind in kinds:
         assert re.search(rf"^{kind} +1 +1 ", table, re.MULTILINE)
+    assert processes_with(str(tmp_path)) == []
 
 
 def test_a_run_that_does_not_recover_is_named(tmp_path, monkeypatch, capsys):
