@@ -125,8 +125,8 @@ class Attention(nnx.Module):
         if fresh:
             y = self.attend(rotary(query), rotary(key), value, window=self.context_length)
         else:
-            y = self._attend_after(query, keys, values, state.position)
-        held = jnp.minimum(state.position + time, self.context_length)
+            y = self._attend_after(query, keys, values, self._held(state))
+        held = jnp.minimum(self._held(state) + time, self.context_length)
         new = AttentionState(keys[:, time:], values[:, time:], held, conv)
         new = jax.tree.map(lambda u, before: u.astype(before.dtype), new, state)
         return self.output(y.reshape(x.shape)), new
@@ -144,7 +144,7 @@ class Attention(nnx.Module):
         query, key, value, conv = self._project(x, lambda projected: shard.before(inputs, projected))
         keys = jnp.concatenate([shard.before(state.keys, key), key], axis=1)
         values = jnp.concatenate([shard.before(state.values, value), value], axis=1)
-        y = self._attend_after(query, keys, values, state.position + shard.index * x.shape[1])
+        y = self._attend_after(query, keys, values, self._held(state) + shard.index * x.shape[1])
         conv = None if conv is None else conv.astype(inputs.dtype)
         return self.output(y.reshape(x.shape)), (key, value), conv
 
@@ -156,7 +156,11 @@ class Attention(nnx.Module):
             jnp.concatenate([before[:, time:], after[:, -self.context_length :].astype(before.dtype)], axis=1)
             for before, after in zip((state.keys, state.values), own, strict=True)
         )
-        return AttentionState(keys, values, jnp.minimum(state.position + time, self.context_length), conv)
+        return AttentionState(keys, values, jnp.minimum(self._held(state) + time, self.context_length), conv)
+
+    def _held(self, state: AttentionState) -> Int[Array, ""]:
+        """How many keys of a state hold a token; limited before anything is added, which could overflow."""
+        return jnp.minimum(state.position, self.context_length)
 
     def _project(self, x: Float[Array, "batch time width"], before: Callable[[Array], Any]) -> tuple[Any, ...]:
         """Queries, keys and values of each head, and the convolution's last inputs, if there is one.
