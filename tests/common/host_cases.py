@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from launcher_cases import is_measured
+
 import nl_jax
 
 ROOT = Path(nl_jax.__file__).parents[1]
@@ -74,11 +76,11 @@ def finish(*arguments, **named):
 
 
 def rows_of(workdir, *left_out):
-    """The rows of metrics.jsonl without speeds."""
+    """The rows of metrics.jsonl without what is measured."""
     path = Path(workdir) / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("}")]
-    return [{key: value for key, value in row.items() if key not in ("tokens_per_second", *left_out)} for row in rows]
+    return [{key: row[key] for key in row if key not in left_out and not is_measured(key)} for row in rows]
 
 
 def wait_for_step(workdir, step, processes, timeout=200):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from launcher_cases import is_measured
 
 from nl_jax.data import ByteTokenizer, Document, evaluation_batches, pack, train_iterator
 from nl_jax.parallel import parse_mesh
@@ -136,11 +137,7 @@ def train(workdir, steps=24, poison=TEXT):
 
 
 def rows_of(workdir):
-    """Without what depends on the machine."""
-    return [
-        {key: value for key, value in row.items() if key != "tokens_per_second" and not key.startswith("seconds/")}
-        for row in read_metrics(workdir)
-    ]
+    return [{key: value for key, value in row.items() if not is_measured(key)} for row in read_metrics(workdir)]
 
 
 def test_a_run_goes_on_after_a_bad_batch_and_counts_it(tmp_path, caplog, monkeypatch):

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from launcher_cases import is_measured
 
 from nl_jax import InputError
 from nl_jax.data import ByteTokenizer, Document, evaluation_batches, pack, train_iterator
@@ -72,10 +73,7 @@ def train(workdir, name="toy", learning_rate=1e-2, steps=STEPS, checkpoint_every
 
 
 def rows_of(workdir):
-    def is_time(key):
-        return key == "tokens_per_second" or key.startswith(("seconds/", "memory/"))
-
-    return [{key: value for key, value in row.items() if not is_time(key)} for row in read_metrics(workdir)]
+    return [{key: value for key, value in row.items() if not is_measured(key)} for row in read_metrics(workdir)]
 
 
 def assert_same_run(workdir, result, reference):
