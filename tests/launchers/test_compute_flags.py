@@ -58,7 +58,7 @@ def test_a_run_of_an_earlier_version_is_the_same_run(run, tmp_path, untrained, c
 
 @pytest.mark.slow
 def test_a_run_in_bfloat16_trains_and_generates(run, tmp_path, capsys):
-    assert run("--dtype=bfloat16", "--accumulate=2", "--remat=block", "--preset=tiny") == 0
+    assert run("--dtype=bfloat16", "--accumulate=2", "--remat=block", "--preset=tiny", "--steps=30") == 0
     assert results_of(tmp_path / "run")["models"]["transformer"]["test_bits_per_byte"] < 9
     capsys.readouterr()
     assert call(generate.main, f"--workdir={tmp_path / 'run'}", "--num_tokens=4", "--prompt=hello") == 0
