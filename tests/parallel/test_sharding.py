@@ -160,7 +160,8 @@ def printed_by(argument, devices):
     """JSON that this file prints, in a process of its own, since the number of devices is fixed when jax starts."""
     # Compiled quickly rather than for speed: it is the compiler that takes the time here.
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    # pytest has added what tests share to the path
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, __file__, argument]
     return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
 

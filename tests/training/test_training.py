@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -122,7 +123,9 @@ def test_kill_at_any_moment_and_resume_is_bit_for_bit(reference, tmp_path):
     """SIGKILL twice, wherever it hits (the delays are random), then to the end."""
     random = np.random.default_rng()
     for attempt in range(2):
-        process = subprocess.Popen([sys.executable, __file__, tmp_path], stderr=subprocess.DEVNULL)
+        # pytest has added what tests share to the path
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        process = subprocess.Popen([sys.executable, __file__, tmp_path], env=environment, stderr=subprocess.DEVNULL)
         rows, until = 0, 100 * attempt + random.integers(10, 100)
         while process.poll() is None and rows < until:
             time.sleep(0.002)
