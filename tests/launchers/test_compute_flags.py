@@ -3,13 +3,14 @@
 import functools
 import json
 
+import jax
 import pytest
 from launcher_cases import MODEL_FIGURES, call, error_line, results_of
 
 from experiments import generate, language_model
 
 TEXT = "".join(f"hello world, hello there {'the ' * (i % 7)}\n" for i in range(120))
-SIZES = ["--steps=2", "--batch_size=2", "--seq_len=16", "--mesh=data:1", "--models=transformer"]
+SIZES = ["--steps=2", "--batch_size=4", "--seq_len=16", f"--mesh=data:{jax.device_count()}", "--models=transformer"]
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import faults, language_model
+from experiments import faults
 from experiments.fault_rounds import disturbed_run, rounds
-from experiments.fault_rounds.disturbed_run import FLAGS, Command, figures_of
+from experiments.fault_rounds.disturbed_run import Command
 from experiments.fault_rounds.kinds import KINDS
 from experiments.fault_rounds.kinds_of_four import KINDS_OF_FOUR
 from experiments.fault_rounds.rounds import Outcome
@@ -24,9 +24,8 @@ def command(tmp_path_factory):
     directory = tmp_path_factory.mktemp("faults")
     command = Command(directory / "text.txt", directory / "cache")
     command.text.write_text(" ".join(str(7919 * n % 3001) for n in range(4000)))
-    arguments = [f"--workdir={directory / 'undisturbed'}", f"--data={command.text}", *FLAGS]
-    assert language_model.main(["language_model", *arguments]) == 0
-    return command, figures_of(directory / "undisturbed")
+    figures, _ = rounds.undisturbed(command, directory / "undisturbed")
+    return command, figures
 
 
 def test_a_killed_run_goes_on_to_the_same_figures(command, tmp_path):
