@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 
+import jax
 import pytest
 import tokenizer_cases as cases
 from flax import nnx
@@ -18,7 +19,7 @@ from nl_jax.data import load_tokenizer
 from nl_jax.models import LanguageModel, named_config
 
 LINES = "".join(f"hello world, hello there {'the ' * (i % 7)}\n" for i in range(120))
-SIZES = ["--steps=2", "--batch_size=1", "--seq_len=16", "--mesh=data:1"]
+SIZES = ["--steps=2", "--batch_size=2", "--seq_len=16", f"--mesh=data:{jax.device_count()}"]
 FIGURES = dict.fromkeys(MODEL_FIGURES, 1)
 
 
