@@ -32,14 +32,13 @@ from tqdm import tqdm
 from experiments.common import launcher
 from experiments.common.launcher import RESULTS
 from experiments.common.path_flags import define_path
-from experiments.fault_rounds.disturbed_run import FLAGS, Command
+from experiments.fault_rounds.disturbed_run import FLAGS, WORDS, Command, write_text
 from experiments.fault_rounds.kinds_of_four import ALL_KINDS, KINDS_OF_FOUR, PROCESSES
 from experiments.fault_rounds.rounds import play, undisturbed
 
 NAME = "faults"
 TEXT, CACHE, ROUNDS, UNDISTURBED = "text.txt", "cache", "rounds", "undisturbed"  # what the workdir holds
 OF_FOUR = f"{UNDISTURBED}_of_four"
-WORDS = 4000  # of the text
 
 
 def define_flags() -> flags.FlagValues:
@@ -69,8 +68,7 @@ def disturb(values: flags.FlagValues) -> None:
     commands = {name: command_of(workdir, name) for name in dict.fromkeys(map(undisturbed_of, values.kinds))}
     for name, command in commands.items():
         if name not in results:
-            # Numbers as words: a text that every version of Python writes alike.
-            command.text.write_text(" ".join(str(7919 * n % 3001) for n in range(WORDS)))
+            write_text(command.text)
             remove(workdir / name)
             figures, seconds = undisturbed(command, workdir / name)
             results[name] = {"figures": figures, "seconds": seconds}

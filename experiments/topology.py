@@ -103,7 +103,7 @@ def compile_models(values: flags.FlagValues) -> None:
     mesh = parse_mesh(values.mesh or f"fsdp:{len(devices)}", devices)
     if values.batch_size is None:
         values["batch_size"].value = batch_parts(mesh) * values.accumulate
-    check_batch_size(values, batch_parts(mesh))
+    check_batch_size(values, mesh)
     check_split(values, mesh)
     results = launcher.claim_workdir(workdir, config, {"figures": {}})
     for name, model_config in configs.items():

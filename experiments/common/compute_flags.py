@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import jax
 from absl import flags
 
 from nl_jax import InputError
 from nl_jax.models.precision import DTYPES
 from nl_jax.models.remat import POLICIES
+from nl_jax.parallel import batch_parts, rows_of_part
 
 
 def define_dtype_flag(values: flags.FlagValues) -> None:
@@ -36,13 +38,10 @@ def compute_fields(values: flags.FlagValues) -> dict[str, Any]:
     return {name: values[name].value for name in names if values[name].value is not None}
 
 
-def check_batch_size(values: flags.FlagValues, shares: int) -> None:
-    """Raises `InputError` unless ``shares`` devices split the batch, and --accumulate the share of each."""
-    if values.batch_size % shares:
-        raise InputError(
-            f"--batch_size={values.batch_size}: expected a multiple of {shares}, among which the mesh splits it"
-        )
-    if values.batch_size % (shares * values.accumulate):
+def check_batch_size(values: flags.FlagValues, mesh: jax.sharding.Mesh) -> None:
+    """Raises `InputError` unless the mesh splits the batch evenly, and --accumulate each part."""
+    shares = batch_parts(mesh)
+    if rows_of_part(mesh, values.batch_size) % values.accumulate:
         each = f"on each of {shares} devices" if shares > 1 else "in a batch"
         raise InputError(
             f"--batch_size={values.batch_size} --accumulate={values.accumulate}: expected a batch of a multiple of "

@@ -61,17 +61,15 @@ def hosts_of(values: flags.FlagValues) -> Hosts | None:
     return find_hosts(values.coordinator, values.num_processes, values.process_id, values.start_timeout)
 
 
-def join_hosts(values: flags.FlagValues, same: Mapping[str, Any]) -> None:
-    """Joins the other processes, if there are any, and makes sure that they run the same; JAX starts here.
+def join_hosts(hosts: Hosts, timeout_seconds: int, same: Mapping[str, Any]) -> None:
+    """Joins the other processes, and makes sure that they run the same; JAX starts here.
 
     Args:
-        values: the parsed flags.
+        hosts: from `hosts_of`.
+        timeout_seconds: how long to wait for them.
         same: what must be the same on all processes, beside the devices, by name.
     """
-    hosts = hosts_of(values)
-    if hosts is None:
-        return
-    join(hosts, values.start_timeout)
+    join(hosts, timeout_seconds)
     if not is_writer():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     devices = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"

@@ -134,7 +134,7 @@ def own_workdir(values: flags.FlagValues) -> Path:
     `claim_workdir` creates and locks a new workdir after all checks, and that of several processes.
     """
     path = workdir_of(values)
-    if hosts_of(values) is None and (path / LOCK).exists():
+    if CHILD not in os.environ and (path / LOCK).exists():
         with contextlib.suppress(OSError):  # a finished run can be printed from a read-only workdir
             lock(path / LOCK)
     return path

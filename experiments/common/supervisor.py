@@ -33,7 +33,9 @@ def module_of(body: Callable[..., Any]) -> str:
 
 
 def supervise(module: str, argv: list[str], hosts: Hosts, start_timeout: int) -> int:
-    """Runs a launcher in a child process, and returns its exit code; prints one line if the child could not.
+    """Runs a launcher in a child process, and returns its exit code.
+
+    It prints the child's error line, or one of its own if the child ended before it could say anything.
 
     Args:
         module: name of the launcher's module.

@@ -280,10 +280,12 @@ def check(values: flags.FlagValues) -> jax.sharding.Mesh:
         use_cpu_cores(max(1, values.batch_size // (processes * values.accumulate)))
     if values.profile is not None:
         launcher.check_range(values, "profile", 1, values.steps)
-    same = {**fixed_flags(values), **{name: values[name].value for name in ("mesh", "accumulate", "checkpoint_every")}}
-    join_hosts(values, {**{f"--{name}": value for name, value in same.items()}, **launcher.versions()})
+    if hosts is not None:
+        free = {name: values[name].value for name in ("mesh", "accumulate", "checkpoint_every")}
+        same = {f"--{name}": value for name, value in {**fixed_flags(values), **free}.items()}
+        join_hosts(hosts, values.start_timeout, {**same, **launcher.versions()})
     mesh = parse_mesh(values.mesh)
-    check_batch_size(values, mesh.shape["data"] * mesh.shape["fsdp"])
+    check_batch_size(values, mesh)
     check_split(values, mesh)
     return mesh
 

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import time
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.fault_rounds.processes import host_flags, kill
-from nl_jax.training.metrics import METRICS
+from nl_jax.training.loop import CHECKPOINTS
+from nl_jax.training.metrics import METRICS, is_measured
 
 MODEL = "transformer"
 STEPS, CHECKPOINT_EVERY = 24, 4
@@ -22,7 +22,7 @@ FLAGS = (
     *(f"--models={MODEL}", f"--steps={STEPS}", f"--checkpoint_every={CHECKPOINT_EVERY}", "--eval_every=8"),
     *("--batch_size=2", "--seq_len=32", "--mesh=data:1"),
 )
-TIMES = re.compile(r"second|tokens_per")  # figures that differ from run to run
+WORDS = 4000  # of the text
 # What stderr shows when the checkpoint is about to be read, and when the step is about to be compiled.
 RESTORING, COMPILING = "updates in the first", f" step {{done}}/{STEPS} "
 EXECUTE = "\nimport os, sys\nos.execv(sys.argv[1], sys.argv[1:])"
@@ -89,6 +89,11 @@ def _started(command: list[str], environment: dict[str, str], workdir: Path, ind
         kill(process)
 
 
+def checkpoints_of(workdir: Path) -> Path:
+    """The directory of a run's checkpoints."""
+    return workdir / MODEL / CHECKPOINTS
+
+
 def output_of(workdir: Path, index: int, suffix: str) -> Path:
     """The file beside a workdir that gets stdout (``out``) or stderr (``err``) of a process, by its index."""
     return workdir.with_name(f"{workdir.name}{f'-{index}' if index else ''}.{suffix}")
@@ -135,7 +140,7 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         """The directory of its checkpoints."""
-        return self.workdir / MODEL / "checkpoints"
+        return checkpoints_of(self.workdir)
 
     @property
     def saving(self) -> bool:
@@ -175,10 +180,9 @@ class Run:
         return self.seconds()
 
 
-def steps_saved(checkpoints: Path) -> list[int]:
-    """Steps of the checkpoints that are complete, newest first."""
-    names = [path.name for path in checkpoints.glob("*")]
-    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+def write_text(path: Path) -> None:
+    """Writes a text to train on: numbers as words, which every version of Python writes alike."""
+    path.write_text(" ".join(str(7919 * n % 3001) for n in range(WORDS)))
 
 
 def figures_of(workdir: Path) -> dict[str, Any]:
@@ -190,7 +194,7 @@ def figures_of(workdir: Path) -> dict[str, Any]:
 
 def without_times(figures: dict[str, Any]) -> dict[str, Any]:
     """The figures that are the same in every run."""
-    return {name: value for name, value in figures.items() if not TIMES.search(name)}
+    return {name: value for name, value in figures.items() if not is_measured(name)}
 
 
 def close(figures: Any, others: Any, tolerance: float) -> bool:

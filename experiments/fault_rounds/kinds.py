@@ -22,8 +22,9 @@ from experiments.fault_rounds.disturbed_run import (
     STEPS,
     Command,
     Run,
-    steps_saved,
+    checkpoints_of,
 )
+from nl_jax.training.checkpoint import saved_steps
 
 # What is promised of a run of this size: seconds from a fault to the end of the run, and from its start to a step.
 EXIT_SECONDS, START_SECONDS = 15.0, 60.0
@@ -94,7 +95,7 @@ class Round:
         """Trains until some of the checkpoints are there and kills the run."""
         least = self.random.randrange(2, STEPS // CHECKPOINT_EVERY) * CHECKPOINT_EVERY
         with self.command.start(self.workdir) as run:
-            run.until(lambda: len(saved := steps_saved(run.checkpoints)) > 1 and saved[0] >= least)
+            run.until(lambda: len(saved := saved_steps(run.checkpoints)) > 1 and saved[0] >= least)
 
 
 Fault = Callable[[Round], Disturbance]
@@ -141,7 +142,7 @@ def kill_save(task: Round) -> Disturbance:
     """SIGKILL while a checkpoint is written."""
     after = task.random.randrange(0, STEPS, CHECKPOINT_EVERY)
     with task.command.start(task.workdir) as run:
-        run.until(lambda: run.saving and (not after or after <= max(steps_saved(run.checkpoints), default=0)))
+        run.until(lambda: run.saving and (not after or after <= max(saved_steps(run.checkpoints), default=0)))
         task.wait(0.05)
         return _ended(run, signal.SIGKILL)
 
@@ -188,7 +189,8 @@ def disk_full(task: Round) -> Disturbance:
 
 def _shard(task: Round) -> Path:
     """A file with arrays of the newest checkpoint."""
-    newest = task.workdir / "transformer/checkpoints" / str(steps_saved(task.workdir / "transformer/checkpoints")[0])
+    checkpoints = checkpoints_of(task.workdir)
+    newest = checkpoints / str(saved_steps(checkpoints)[0])
     part = task.random.choice(["model", "optimizer"])
     return max(newest.glob(f"{part}/*/d/*"), key=lambda path: path.stat().st_size)  # the small ones are indices
 
@@ -260,7 +262,7 @@ def read_only(task: Round) -> Disturbance:
 
 def not_finite(checkpoints: Path) -> list[str]:
     """The parts of saved checkpoints that hold a number that is not finite."""
-    parts = [checkpoints / str(step) / part for step in steps_saved(checkpoints) for part in ("model", "optimizer")]
+    parts = [checkpoints / str(step) / part for step in saved_steps(checkpoints) for part in ("model", "optimizer")]
     return [str(part) for part in parts if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(_read(part)))]
 
 

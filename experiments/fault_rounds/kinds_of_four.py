@@ -9,9 +9,10 @@ import time
 from collections.abc import Sequence
 
 from experiments.common.failures import LOST
-from experiments.fault_rounds.disturbed_run import CHECKPOINT_EVERY, STEPS, Run, steps_saved
+from experiments.fault_rounds.disturbed_run import CHECKPOINT_EVERY, STEPS, Run
 from experiments.fault_rounds.kinds import KINDS, Disturbance, Fault, Round
 from experiments.fault_rounds.processes import children_of
+from nl_jax.training.checkpoint import saved_steps
 
 PROCESSES = 4
 SURVIVED = r"error: .*of the run was lost.*; the same command on all processes resumes.*"
@@ -101,7 +102,7 @@ def terminate(task: Round) -> Disturbance:
         task.random.choice(run.all).process.terminate()
         run.wait()
         seconds = time.monotonic() - since
-        newest = max(steps_saved(run.checkpoints), default=0)
+        newest = max(saved_steps(run.checkpoints), default=0)
         line = rf"error: .*stopped after step {newest}, which is saved; the same command .*"
         first, *others = [Disturbance(part, seconds, (128 + signal.SIGTERM,), line) for part in run.all]
         return dataclasses.replace(first, others=tuple(others))

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from experiments.fault_rounds.disturbed_run import MODEL, Command, Run, close, figures_of, output_of
+from experiments.fault_rounds.disturbed_run import Command, Run, close, figures_of, output_of
 from experiments.fault_rounds.kinds import START_SECONDS, Disturbance, Round, not_finite
 from experiments.fault_rounds.kinds_of_four import ALL_KINDS
 
@@ -111,11 +111,10 @@ def _again(again: Run, disturbance: Disturbance, line: str | None, expected: dic
     """What is wrong with the run that goes on after the fault, and with what it has written."""
     codes = [part.process.returncode for part in again.all]
     code, problems = next(filter(None, codes), 0), [problem for part in again.all for problem in _noise(part)]
-    saved = again.workdir / MODEL / "checkpoints"
-    left = [path.name for path in saved.glob("*.orbax-checkpoint-tmp*")]
+    left = [path.name for path in again.checkpoints.glob("*.orbax-checkpoint-tmp*")]
     if left:
         problems.append(f"left behind: {', '.join(left)}")
-    problems += [f"not finite, and saved: {part}" for part in not_finite(saved)]
+    problems += [f"not finite, and saved: {part}" for part in not_finite(again.checkpoints)]
     if not disturbance.finishes:
         if code != disturbance.run.process.returncode or (line or "") not in again.stderr:
             problems.append(f"the same command ended otherwise, with code {code}")

@@ -43,6 +43,14 @@ class Instruction(NamedTuple):
     attributes: str
     is_root: bool
 
+    @property
+    def called(self) -> str | None:
+        """Name of the computation that a fusion, a call or an asynchronous instruction runs."""
+        found = re.search(r"(?:calls|called_computations=\{)=?%?([\w.-]+)", self.attributes)
+        if found is None and self.opcode == "call":
+            found = re.search(r"to_apply=%?([\w.-]+)", self.attributes)
+        return found[1] if found else None
+
 
 class Collective(NamedTuple):
     """The exchanges of one kind over the same axes of the mesh, in one run of the program.
@@ -90,7 +98,8 @@ def traffic(text: str, mesh_shape: Mapping[str, int]) -> Traffic:
         mesh_shape: sizes of the mesh axes by name, in the mesh's order: ``mesh.shape``.
 
     Raises:
-        InputError: the number of iterations of a loop cannot be found.
+        InputError: the number of iterations of a loop cannot be found, or a conditional or a collective has a form that
+            is not known.
     """
     program = _Program(text)
     memory = cycles = 0
@@ -149,13 +158,16 @@ class _Program:
                 self._visit(body[1], times * self._iterations(attributes, condition[1], body[1]))
             elif instruction.opcode == "conditional":
                 branches = re.search(r"branch_computations=\{([^}]*)\}", attributes)
-                for branch in branches[1].split(",") if branches else ():  # which one runs is not known: each counts
+                if branches is None:
+                    raise InputError(
+                        f"conditional {instruction.name}: expected branch_computations, found {attributes}"
+                    )
+                for branch in branches[1].split(","):  # which one runs is not known: each counts
                     self._visit(branch.strip().lstrip("%"), times)
-            elif called := re.search(r"(?:calls|called_computations=\{)=?%?([\w.-]+)", attributes):
-                is_fusion = instruction.opcode == "fusion"
-                if is_fusion:
-                    self.fused.add(called[1])
-                self._visit(called[1], times)
+            elif called := instruction.called:
+                if instruction.opcode == "fusion":
+                    self.fused.add(called)
+                self._visit(called, times)
 
     def _iterations(self, attributes: str, condition: str, body: str) -> int:
         if known := re.search(r'known_trip_count":\{"n":"(\d+)"', attributes):
@@ -171,8 +183,8 @@ class _Program:
         """Place of the counter in the loop's tuple, and what it must stay below."""
         named = {one.name: one for one in self.computations[condition]}
         root, operands = self._root(condition), self._root(condition).operands
-        if root.opcode == "fusion" and (called := re.search(r"calls=%?([\w.-]+)", root.attributes)):
-            root = self._root(called[1])
+        if root.opcode == "fusion" and root.called:
+            root = self._root(root.called)
         counter = next((named[name] for name in operands if named[name].opcode == "get-tuple-element"), None)
         bound = self._constant(condition, *operands)
         if root.opcode != "compare" or "direction=LT" not in root.attributes or counter is None or bound is None:
@@ -206,8 +218,8 @@ class _Program:
             parts = list(_arrays(instruction.shape))
             moved = min(size for size, _ in parts[:2])
             return sum(moved for _, is_main in parts[:2] if is_main)
-        if opcode == "fusion" and (called := re.search(r"calls=%?([\w.-]+)", instruction.attributes)):
-            return self._fusion_bytes(called[1], instruction, shapes)
+        if opcode == "fusion" and instruction.called:
+            return self._fusion_bytes(instruction.called, instruction, shapes)
         return _bytes(instruction.shape) + sum(_bytes(shapes[name]) for name in instruction.operands if name in shapes)
 
     def _fusion_bytes(self, called: str, instruction: Instruction, shapes: Mapping[str, str]) -> int:
@@ -237,8 +249,8 @@ class _Program:
                 written += _bytes(shapes[user.operands[1]], everywhere=True)
             elif user.opcode in ("bitcast", "fusion"):
                 inside, value = computation, user.name
-                if called := re.search(r"calls=%?([\w.-]+)", user.attributes):
-                    inside, place = called[1], (str(user.operands.index(name)),)
+                if user.called:
+                    inside, place = user.called, (str(user.operands.index(name)),)
                     body = self.computations[inside]
                     value = next(one.name for one in body if one.opcode == "parameter" and one.operands == place)
                 further = self._used(inside, value)

@@ -37,6 +37,7 @@ from jaxtyping import Array, Float, Int
 from nl_jax.levels import Level, Schedule, ScheduleState, from_optax
 from nl_jax.modules import FeedForward
 from nl_jax.modules.continuum_memory import OfEachSequence
+from nl_jax.ops import widen
 from nl_jax.optim import clip_by_norm, smooth_norm
 from nl_jax.parallel.activations import constrain, gather_parameters
 from nl_jax.trees import own_buffers
@@ -65,7 +66,7 @@ def learning_schedule(
     Raises:
       ValueError: if a period is not a multiple of the shortest, or the nested variant cannot nest the periods.
     """
-    config, rates = model.config, jnp.exp(_wide(model.cms_log_rate[...]))
+    config, rates = model.config, jnp.exp(widen(model.cms_log_rate[...]))
     for i, period in enumerate(config.cms_periods):
         if period % min(config.cms_periods):
             raise ValueError(
@@ -315,14 +316,10 @@ def _of_each_sequence(level: FeedForward, batch_size: int) -> FeedForward:
     """Repeats weights, [layers, ...] -> [layers, batch, ...], in float32 or wider: bfloat16 would lose small steps."""
 
     def repeat(w: Array) -> Array:
-        repeated = jnp.broadcast_to(_wide(w)[:, None], (len(w), batch_size, *w.shape[1:]))
+        repeated = jnp.broadcast_to(widen(w)[:, None], (len(w), batch_size, *w.shape[1:]))
         return constrain(repeated, None, "batch", *(None,) * (w.ndim - 1))
 
     return jax.tree.map(repeat, level)
-
-
-def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _like(new: Any, old: Any) -> Any:

@@ -1,5 +1,6 @@
 """The language model: embedding, a stack of equal blocks, final norm, and logits from the tied embedding."""
 
+import functools
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from nl_jax.models.config import LanguageModelConfig
 from nl_jax.models.precision import cast_matrices
 from nl_jax.models.remat import remat
 from nl_jax.modules import Attention, Block, ContinuumMemory, mixer
-from nl_jax.ops import matmul
+from nl_jax.ops import matmul, widen
 from nl_jax.parallel.activations import constrain
 from nl_jax.parallel.sequence import over_sequence, over_sequence_together, shards_of
 
@@ -86,18 +87,19 @@ class LanguageModel(nnx.Module):
         else:
             x, state = self._read(x, state, at_boundary=at_boundary)
         logits = matmul(self.final_norm(constrain(x, *axes)).astype(dtype), embedding.T)
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), state
+        return widen(logits), state
+
+    def _read_block(
+        self, block: Block, x: Float[Array, "batch time width"], state: Any, *, at_boundary: bool
+    ) -> tuple[Array, Any]:
+        """Output and state of one block, computed in the type that the configuration says."""
+        x, state = cast_matrices(block, self.config.dtype)(x, state, at_boundary=at_boundary)
+        return constrain(x, "batch", None, None), state
 
     def _read(self, x: Float[Array, "batch time width"], state: Any, *, at_boundary: bool) -> tuple[Array, Any]:
         """Output of the last block, and the state of all."""
         config = self.config
-
-        def body(x, inputs):
-            block, state = inputs
-            x, state = cast_matrices(block, config.dtype)(x, state, at_boundary=at_boundary)
-            return constrain(x, "batch", None, None), state
-
-        body = remat(body, config.remat)
+        body = remat(lambda x, inputs: self._read_block(inputs[0], x, inputs[1], at_boundary=at_boundary), config.remat)
         unroll = config.unroll
         if unroll is None:
             unroll = self.learns_in_context or config.num_layers <= UNROLLED_LAYERS
@@ -119,10 +121,7 @@ class LanguageModel(nnx.Module):
         aligned = not any(x.shape[1] // shards % size for size in memories.chunking.sizes)
         at_boundary = aligned and (at_boundary or state is None)
 
-        def read(block, x, state):
-            x, state = cast_matrices(block, self.config.dtype)(x, state, at_boundary=at_boundary)
-            return constrain(x, "batch", None, None), state
-
+        read = functools.partial(self._read_block, at_boundary=at_boundary)
         return over_sequence(read, self.blocks, x, self.init_state(len(x)) if state is None else state)
 
     def _attend_split(self, x: Float[Array, "batch time width"], state: Any) -> tuple[Array, Any]:

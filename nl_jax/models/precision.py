@@ -1,4 +1,4 @@
-"""What a language model computes in ``dtype="bfloat16"``, and what stays float32 (design.md, decision 4).
+"""What a language model computes in ``dtype="bfloat16"``, and what stays float32 (BUILD_NOTES.md, D72).
 
 In bfloat16: the residual stream and all other activations, and the operands of matrix products, those of memories and
 the logits included. In float32: parameters and their gradients, the states of memories, norms, decays, coefficients,

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from nl_jax.modules.layers import linear, remat_except_dots
+from nl_jax.ops import widen
 
 VARIANTS = ("sequential", "nested", "nested_first_order", "independent")
 
@@ -27,7 +28,7 @@ class FeedForward(nnx.Module):
 
     def _residual(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
         assert self.norm.scale is not None
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = widen(x)
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         n = (wide * jax.lax.rsqrt(mean_square + self.norm.epsilon) * self.norm.scale[...]).astype(x.dtype)
         return self.down(jax.nn.silu(self.gate(n)) * self.up(n))

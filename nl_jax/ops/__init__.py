@@ -14,6 +14,7 @@ from nl_jax.ops.products import (
     squared_lengths,
     weighted_outer_products,
     weighted_product,
+    widen,
 )
 from nl_jax.ops.transposable import apply_linear
 from nl_jax.ops.triangular import solve_unit_lower
@@ -35,4 +36,5 @@ __all__ = [
     "squared_lengths",
     "weighted_outer_products",
     "weighted_product",
+    "widen",
 ]

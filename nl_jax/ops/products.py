@@ -26,6 +26,11 @@ def narrow_like(x: Float[Array, "..."], other: Float[Array, "..."]) -> Float[Arr
     return x.astype(other.dtype) if other.dtype == jnp.bfloat16 else x
 
 
+def widen(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x in float32, or in its own type if that is wider."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def inner_products(x: Float[Array, "... C in"], y: Float[Array, "... D in"]) -> Float[Array, "... C D"]:
     """``x yᵀ``: the inner product of every row of x with every row of y. Leading axes broadcast."""
     return over_leading(_inner_products, x, y)
@@ -62,7 +67,7 @@ def weighted_outer_products(
 
 def squared_lengths(x: Float[Array, "... C in"]) -> Float[Array, "... C"]:
     """The squared length of every row, in float32 at least."""
-    return jnp.sum(jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32))), axis=-1)
+    return jnp.sum(jnp.square(widen(x)), axis=-1)
 
 
 def block_squared_lengths(x: Float[Array, "... C columns"], blocks: int) -> Float[Array, "... blocks C"]:

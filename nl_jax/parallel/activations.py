@@ -4,13 +4,11 @@ Without a constraint XLA's partitioner chooses. It then keeps whole on every dev
 so that the memory of a device grows with the mesh.
 """
 
-from typing import Any
-
 import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from nl_jax.parallel.mesh import AXES
+from nl_jax.parallel.mesh import own_mesh
 from nl_jax.parallel.sharding import gathered_shardings, mesh_axes
 from nl_jax.trees import PyTree
 
@@ -25,7 +23,7 @@ def constrain(x: Array, *names: str | None) -> Array:
         x: an array of any rank.
         names: the logical name of each axis, such as "batch" or "heads", or None for an axis that is not split.
     """
-    mesh = _own_mesh()
+    mesh = own_mesh()
     if mesh is None:
         return x
     axes = (mesh_axes(mesh, name, size) for name, size in zip(names, x.shape, strict=True))
@@ -40,13 +38,5 @@ def gather_parameters(model: PyTree) -> PyTree:
     A program that uses a parameter once gathers it there. One that uses it in every step of a loop, as a text that is
     read chunk by chunk, would gather it in each.
     """
-    mesh = _own_mesh()
+    mesh = own_mesh()
     return model if mesh is None else jax.lax.with_sharding_constraint(model, gathered_shardings(mesh, model))
-
-
-def _own_mesh() -> Any:
-    """The mesh that is set, if `parse_mesh` can have made it; else None."""
-    mesh: Any = jax.sharding.get_abstract_mesh()
-    # inside of `over_sequence` the axis sequence is manual
-    automatic = all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types) or mesh.manual_axes == ("sequence",)
-    return mesh if mesh.axis_names == AXES and automatic else None

@@ -12,6 +12,18 @@ from nl_jax.errors import InputError
 from nl_jax.parallel.sharding import batch_parts, batch_sharding
 
 
+def rows_of_part(mesh: Mesh, batch_size: int) -> int:
+    """The number of rows in each of the parts into which the mesh splits a batch.
+
+    Raises:
+        InputError: if the mesh does not split ``batch_size`` evenly.
+    """
+    parts = batch_parts(mesh)
+    if batch_size % parts:
+        raise InputError(f"--batch_size={batch_size}: expected a multiple of {parts}, among which the mesh splits it")
+    return batch_size // parts
+
+
 def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " b"]:
     """The rows of a global batch that this process' devices hold, in ascending order.
 
@@ -20,10 +32,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " b"]:
     Raises:
         InputError: if the mesh does not split ``batch_size`` evenly.
     """
-    parts = batch_parts(mesh)
-    if batch_size % parts:
-        raise InputError(f"--batch_size={batch_size}: expected a multiple of {parts}, among which the mesh splits it")
-    size = batch_size // parts
+    size = rows_of_part(mesh, batch_size)
     return (_local_parts(mesh)[:, None] * size + np.arange(size)).ravel()
 
 

@@ -67,6 +67,17 @@ def parse_mesh(text: str | None = None, devices: Sequence[jax.Device] | None = N
     return jax.make_mesh(shape, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES), devices=devices)
 
 
+def own_mesh() -> Any:
+    """The mesh that is set (``jax.set_mesh``), if `parse_mesh` can have made it; else None.
+
+    Other meshes have other axes, and the partitioner decides what lies where. The axis ``sequence`` may be manual, as
+    it is inside of `nl_jax.parallel.sequence.over_sequence`.
+    """
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    automatic = all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types) or mesh.manual_axes == ("sequence",)
+    return mesh if mesh.axis_names == AXES and automatic else None
+
+
 def _parse_sizes(text: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for pair in text.split(","):

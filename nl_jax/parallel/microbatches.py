@@ -1,14 +1,13 @@
 """Splits a batch into microbatches within each device's share, so that no sequence moves to another device."""
 
-import math
 from typing import Any
 
 import jax
 from jaxtyping import Array
 
 from nl_jax.parallel.activations import constrain
-from nl_jax.parallel.mesh import AXES
-from nl_jax.parallel.sharding import MESH_AXES
+from nl_jax.parallel.mesh import own_mesh
+from nl_jax.parallel.sharding import batch_parts
 
 PyTree = Any
 
@@ -22,8 +21,8 @@ def split_batch(batch: PyTree, count: int) -> PyTree:
     Raises:
         ValueError: if the microbatches cannot be equal on all devices.
     """
-    mesh: Any = jax.sharding.get_abstract_mesh()
-    shares = math.prod(mesh.shape[axis] for axis in MESH_AXES["batch"]) if mesh.axis_names == AXES else 1
+    mesh = own_mesh()
+    shares = 1 if mesh is None else batch_parts(mesh)
 
     def split(x: Array) -> Array:
         if len(x) % (shares * count):

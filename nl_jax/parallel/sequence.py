@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from nl_jax.parallel.mesh import AXES
+from nl_jax.parallel.mesh import own_mesh
 from nl_jax.parallel.sharding import batch_parts
 
 AXIS = "sequence"
@@ -26,8 +26,8 @@ Layers = TypeVar("Layers")
 
 def shards_of(time: int) -> int:
     """Over how many devices a text of this length is split on the mesh that is set; 1 if they do not divide it."""
-    mesh: Any = jax.sharding.get_abstract_mesh()
-    if mesh.axis_names != AXES or set(mesh.axis_types) != {jax.sharding.AxisType.Auto}:
+    mesh = own_mesh()
+    if mesh is None or mesh.manual_axes:  # a manual axis: this device has its share of the text already
         return 1
     return mesh.shape[AXIS] if time and time % mesh.shape[AXIS] == 0 else 1
 

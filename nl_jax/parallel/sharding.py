@@ -88,14 +88,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def gathered_shardings(mesh: Any, tree: PyTree) -> PyTree:
-    """As `parameter_shardings`, but not split over ``fsdp``."""
+    """`parameter_shardings` as ``PartitionSpec``, without the axis ``fsdp``."""
 
-    def gathered(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
-        names = logical_axes(path_name(path)) or ()
-        axes = (mesh_axes(mesh, name, size) for name, size in zip(names, leaf.shape, strict=False))
-        return PartitionSpec(*(None if split and "fsdp" in split else split for split in axes))
+    def gathered(sharding: NamedSharding) -> PartitionSpec:
+        return PartitionSpec(*(None if "fsdp" in (axes or ()) else axes for axes in sharding.spec))
 
-    return jax.tree_util.tree_map_with_path(gathered, tree)
+    return jax.tree.map(gathered, parameter_shardings(mesh, tree))
 
 
 def batch_parts(mesh: Mesh) -> int:

@@ -77,12 +77,13 @@ def restore_newest(
                 why = _line(error)
             if all_true(restored is not None) and restored is not None:
                 items = {name: _like(tree, restored[name]) for name, tree in templates.items()}
+                whole = True
                 try:  # all processes together, since they hold parts of the arrays
                     if checked:
                         check_digests(restored[_DIGESTS], items, _jsons(restored[_METADATA], iterator))
                 except Exception as error:
-                    why = _line(error)
-                else:
+                    whole, why = False, _line(error)
+                if all_true(whole):
                     return Checkpoint(step, items, restored[_METADATA])
             logging.warning("skipped %s: cannot be read (%s)", directory / str(step), why)
     raise InputError(
@@ -95,7 +96,7 @@ def _found(directory: Path) -> list[int]:
     """Steps of the checkpoints that are complete, newest first; a warning reports each that is not."""
     for partial in sorted(directory.glob("*.orbax-checkpoint-tmp*")):
         logging.warning("skipped %s: partly written", partial)
-    return _steps(directory)
+    return saved_steps(directory)
 
 
 def _reading_options() -> ocp.CheckpointManagerOptions:
@@ -149,9 +150,9 @@ class CheckpointWriter:
         if from_writer(lambda: step in self._manager.all_steps()):
             return
         args: dict[str, Any] = {name: ocp.args.StandardSave(named_leaves(tree)) for name, tree in items.items()}
-        args[_METADATA] = ocp.args.JsonSave(dict(metadata))
-        args[_POSITION] = ocp.args.JsonSave(iterator.get_state())
-        args[_DIGESTS] = ocp.args.JsonSave(digests_of(items, _jsons(dict(metadata), iterator)))
+        jsons = _jsons(dict(metadata), iterator)
+        jsons[_DIGESTS] = digests_of(items, jsons)
+        args |= {name: ocp.args.JsonSave(content) for name, content in jsons.items()}
         with self._named_errors(f"that of step {step} or the one before it"):
             self._manager.save(step, args=ocp.args.Composite(**args))
 
@@ -168,7 +169,7 @@ class CheckpointWriter:
         try:
             yield
         except Exception as error:
-            kept = ", ".join(map(str, _steps(self._directory))) or "none"
+            kept = ", ".join(map(str, saved_steps(self._directory))) or "none"
             raise StorageError(
                 f"{self._directory}: a checkpoint, {which}, could not be written ({reason(error)}); there: {kept}"
             ) from error
@@ -177,7 +178,7 @@ class CheckpointWriter:
 def _prepare(directory: Path, resumed_from: int) -> None:
     """Checks the entries of the directory, and moves checkpoints aside that the run will write again."""
     _check_ours(directory)
-    for step in _steps(directory):
+    for step in saved_steps(directory):
         if step > resumed_from:
             _move_aside(directory / str(step))
 
@@ -193,15 +194,15 @@ def _check_ours(directory: Path) -> None:
             )
 
 
-def _steps(directory: Path) -> list[int]:
-    """Steps of the complete checkpoints, newest first."""
+def saved_steps(directory: Path) -> list[int]:
+    """Steps of the complete checkpoints in a directory, newest first."""
     names = [path.name for path in directory.glob("*") if path.is_dir()]
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
 def _jsons(metadata: dict[str, Any], iterator: grain.DatasetIterator | None) -> dict[str, Any]:
     """What a checkpoint holds beside arrays, by name on disk."""
-    return {_METADATA: metadata, **({} if iterator is None else {"data": iterator.get_state()})}
+    return {_METADATA: metadata, **({} if iterator is None else {_POSITION: iterator.get_state()})}
 
 
 def _line(error: Exception) -> str:

@@ -50,7 +50,7 @@ class SkippedSteps:
             TrainingDiverged: the step is the last of `SKIPPED_IN_A_ROW` skipped ones.
         """
         values, where = _values_and_place(outputs)
-        what = _not_finite(_of_all_levels(values), where)
+        what = _not_finite(values, where)
         if what is None:
             self.in_a_row = 0
             return values
@@ -73,12 +73,12 @@ def finite_outputs(name: str, step: int, outputs: Mapping[str, Any]) -> dict[str
             or the levels of a continuum memory that learns in context, if any.
     """
     values, where = _values_and_place(outputs)
-    check_finite(name, step, _of_all_levels(values), where)
+    check_finite(name, step, values, where)
     return values
 
 
 def check_finite(name: str, step: int, values: Mapping[str, float], where: str | None = None) -> None:
-    """Raises `TrainingDiverged` unless all values of a step, by name, are finite."""
+    """Raises `TrainingDiverged` unless all values of a step, by name, are finite but for norms of single levels."""
     what = _not_finite(values, where)
     if what is not None:
         raise TrainingDiverged(f"{name} diverged at step {step}{what}; a lower learning rate may help")
@@ -112,13 +112,12 @@ def _values_and_place(outputs: Mapping[str, Any]) -> tuple[dict[str, float], str
     return values, f"level {', '.join(names)}" if names else "its gradient"
 
 
-def _of_all_levels(values: Mapping[str, float]) -> dict[str, float]:
-    """Loss and gradient norm; the norms of single levels decide nothing."""
-    return {key: value for key, value in values.items() if "/" not in key}
-
-
 def _not_finite(values: Mapping[str, float], where: str | None) -> str | None:
-    """Says in words which values are not finite, and where; None if all are finite."""
+    """Says in words which values are not finite, and where; None if all are finite.
+
+    Norms of single levels, such as ``grad_norm/cms_0``, decide nothing.
+    """
+    values = {key: value for key, value in values.items() if "/" not in key}
     if all(map(math.isfinite, values.values())):
         return None
     what = ", ".join(f"{key} {value:g}" for key, value in values.items())

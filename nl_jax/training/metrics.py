@@ -25,6 +25,11 @@ _START = '{"model": '  # the beginning of every line of metrics.jsonl
 _FLUSH_SECONDS = 120.0  # time between two flushes, after which TensorBoard sees new events
 
 
+def is_measured(key: str) -> bool:
+    """Whether a value in ``metrics.jsonl`` differs from run to run: a speed, a time, or the memory of the device."""
+    return key == "tokens_per_second" or key.startswith(("seconds/", "memory/"))
+
+
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """Reads the rows of ``metrics.jsonl``, oldest first. A last line that was cut off during writing is left out.
 

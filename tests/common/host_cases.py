@@ -8,9 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from launcher_cases import is_measured
-
 import nl_jax
+from nl_jax.training.metrics import is_measured
 
 ROOT = Path(nl_jax.__file__).parents[1]
 SMALL = ["--models=transformer", "--batch_size=4", "--seq_len=16", "--eval_every=4", "--checkpoint_every=2"]

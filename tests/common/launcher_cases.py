@@ -20,11 +20,6 @@ MODEL_FIGURES = (
 )
 
 
-def is_measured(key):
-    """Whether a figure of metrics.jsonl differs from run to run: speeds, times and the memory of the device."""
-    return key == "tokens_per_second" or key.startswith(("seconds/", "memory/"))
-
-
 def error_line(capsys):
     """What is on stderr, if it is one line and stdout is empty."""
     captured = capsys.readouterr()

@@ -112,6 +112,37 @@ def test_groups_of_devices_are_axes_of_the_mesh(groups, axes):
     assert traffic(text, {"a": 2, "b": 4}).collectives[0].axes == axes
 
 
+CALLED = """
+%called (x: f32[4,128]) -> f32[16,128] {
+  %x = f32[4,128]{1,0} parameter(0)
+  ROOT %g = f32[16,128]{1,0} all-gather(%x), replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+ENTRY"""
+
+
+def with_line(line):
+    """The text with a computation that gathers, and a line in the entry that may run it."""
+    return TEXT.replace("\nENTRY", CALLED).replace("  %start = ", f"  {line}\n  %start = ")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "%c = f32[16,128] call(%m1), to_apply=%called",
+        "%c = f32[16,128] conditional(%start, %m1), branch_computations={%called}",
+    ],
+)
+def test_what_a_call_runs_counts_and_every_branch_of_a_conditional(line):
+    before, after = (traffic(text, {"a": 2, "b": 4}).collectives[0] for text in (TEXT, with_line(line)))
+    assert (after.times, after.bytes) == (before.times + 1, before.bytes + 3 * ROW)
+
+
+def test_a_conditional_of_an_unknown_form_is_an_error():
+    with pytest.raises(InputError, match="conditional c: expected branch_computations"):
+        traffic(with_line("%c = f32[16,128] conditional(%p, %m1), true_computation=%called"), {"a": 2, "b": 4})
+
+
 def test_groups_of_an_unknown_form_are_an_error():
     text = TEXT.replace("replica_groups=mesh['a'=2,'b'=4] {'b'}", "replica_groups=all")
     with pytest.raises(InputError, match="not of a known form"):

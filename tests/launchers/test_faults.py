@@ -10,7 +10,7 @@ import pytest
 
 from experiments import faults
 from experiments.fault_rounds import disturbed_run, rounds
-from experiments.fault_rounds.disturbed_run import Command
+from experiments.fault_rounds.disturbed_run import Command, write_text
 from experiments.fault_rounds.kinds import KINDS
 from experiments.fault_rounds.kinds_of_four import KINDS_OF_FOUR
 from experiments.fault_rounds.rounds import Outcome
@@ -20,10 +20,10 @@ FAILED = Outcome("kill_step", -9, None, 0.1, 2.0, ["the figures are not those of
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """The command, and the figures of a run in this process."""
+    """The command, and the figures of a run that nothing disturbs."""
     directory = tmp_path_factory.mktemp("faults")
     command = Command(directory / "text.txt", directory / "cache")
-    command.text.write_text(" ".join(str(7919 * n % 3001) for n in range(4000)))
+    write_text(command.text)
     figures, _ = rounds.undisturbed(command, directory / "undisturbed")
     return command, figures
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from host_cases import ends_of, environment, free_port, start
+from toy_model import Toy
 
 from nl_jax import InputError
 from nl_jax.data import ByteTokenizer, Document, evaluation_batches, pack, train_iterator
@@ -119,17 +120,6 @@ def test_one_process_holds_all_rows_of_several_devices():
 
 
 # Two processes.
-
-
-class Toy(nnx.Module):
-    """A bigram model of low rank, with the calling convention of a language model."""
-
-    def __init__(self, rngs):
-        self.embed = nnx.Embed(257, 16, rngs=rngs)
-        self.final_norm = nnx.RMSNorm(16, rngs=rngs)
-
-    def __call__(self, tokens, state=None):
-        return self.embed.attend(self.final_norm(self.embed(tokens))), state
 
 
 def train(workdir, mesh, signal_before=0):

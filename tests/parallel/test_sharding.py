@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from launcher_cases import is_measured
 
 from nl_jax.data import ByteTokenizer, Document, evaluation_batches, pack, train_iterator
 from nl_jax.errors import InputError
@@ -24,6 +23,7 @@ from nl_jax.parallel import parameter_shardings, parse_mesh, state_shardings
 from nl_jax.parallel.sharding import STATE_AXES
 from nl_jax.parameter_axes import logical_axes
 from nl_jax.training import fit, init_state, make_optimizer, read_metrics
+from nl_jax.training.metrics import is_measured
 from nl_jax.trees import named_leaves
 
 PACKED = pack([Document("test", Path(__file__).read_bytes())], ByteTokenizer())

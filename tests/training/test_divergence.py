@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from launcher_cases import is_measured
 
 from nl_jax.data import ByteTokenizer, Document, evaluation_batches, pack, train_iterator
 from nl_jax.parallel import parse_mesh
@@ -28,6 +27,7 @@ from nl_jax.training import (
     training_schedule,
 )
 from nl_jax.training.divergence import SKIPPED_IN_A_ROW, check_parameters
+from nl_jax.training.metrics import is_measured
 from nl_jax.trees import select_leaves
 
 POISON = ord("~")  # a token whose batches are not finite

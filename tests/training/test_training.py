@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from launcher_cases import is_measured
+from toy_model import Toy
 
 from nl_jax import InputError
 from nl_jax.data import ByteTokenizer, Document, evaluation_batches, pack, train_iterator
@@ -36,22 +36,12 @@ from nl_jax.training import (
     restore_newest,
     train_step,
 )
+from nl_jax.training.metrics import is_measured
 
 STEPS = 300
 TEXT = Path(loop.__file__).read_bytes()
 PACKED = pack([Document("loop.py", TEXT)], ByteTokenizer())
 SIZES = {"batch_size": 4, "seq_len": 16}
-
-
-class Toy(nnx.Module):
-    """A bigram model of low rank, with the calling convention of a language model."""
-
-    def __init__(self, rngs):
-        self.embed = nnx.Embed(257, 16, rngs=rngs)
-        self.final_norm = nnx.RMSNorm(16, rngs=rngs)
-
-    def __call__(self, tokens, state=None):
-        return self.embed.attend(self.final_norm(self.embed(tokens))), state
 
 
 def toy():
