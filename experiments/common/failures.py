@@ -20,6 +20,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -114,14 +115,16 @@ def without_tracebacks() -> Iterator[None]:
     loggers, only, failing = [logging.getLogger(name) for name in ("absl", "asyncio")], WithoutTracebacks(), False
     hook = sys.unraisablehook
 
-    def unless_closed(unraisable: Any) -> None:
+    def unless_abandoned(unraisable: Any) -> None:
         # A read or write that has failed leaves others under way, whose results nothing waits for any more.
-        if "Event loop is closed" not in str(unraisable.exc_value):
+        code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
+        of_orbax = code is not None and "orbax" in Path(code.co_filename).parts
+        if not of_orbax and "Event loop is closed" not in str(unraisable.exc_value):
             hook(unraisable)
 
     for logger in loggers:
         logger.addFilter(only)
-    sys.unraisablehook = unless_closed
+    sys.unraisablehook = unless_abandoned
     try:
         yield
     except StorageError:

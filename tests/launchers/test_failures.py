@@ -1,11 +1,13 @@
 """What launchers share: a workdir with one owner, one line and a documented exit code for what goes wrong."""
 
 import errno
+import gc
 import io
 import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -15,6 +17,7 @@ from launcher_cases import error_line
 from locks import free
 
 from experiments.common import launcher
+from experiments.common.failures import without_tracebacks
 from nl_jax import InputError, StorageError
 from nl_jax.training import TrainingDiverged, TrainingInterrupted
 
@@ -129,3 +132,18 @@ def test_output_that_cannot_be_written():
         done = subprocess.run([sys.executable, "-c", SCRIPT], stdout=full, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, len(done.stderr.splitlines())) == (3, 1)
     assert "No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize(("file", "shown"), [("site-packages/orbax/checkpoint/reading.py", False), ("mine.py", True)])
+def test_only_reads_that_orbax_abandons_are_quiet(file, shown, capsys, monkeypatch):
+    """A read that fails leaves others under way; Python reports such a coroutine, if it fails at its end, by a hook."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # not pytest's own
+    program = "async def read():\n  try:\n    await pause\n  except GeneratorExit:\n    raise Exception('no file')\n"
+    names = {"pause": types.coroutine(lambda: (yield))()}
+    exec(compile(program, file, "exec"), names)
+    with without_tracebacks():
+        coroutine = names["read"]()
+        coroutine.send(None)
+        del coroutine
+        gc.collect()
+    assert ("Traceback" in capsys.readouterr().err) == shown
