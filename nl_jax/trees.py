@@ -71,6 +71,12 @@ def own_buffers(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
 
 
+def shallow_copy(tree: PyTree) -> PyTree:
+    """A copy of the containers of a pytree, such as a module, with the same arrays; changing it leaves the tree."""
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, leaves)
+
+
 def strong(x: Any) -> Array:
     """Converts to a strongly typed array, as scans need: the weak dtype of a Python number could change in them."""
     x = jnp.asarray(x)

@@ -40,7 +40,7 @@ from nl_jax.modules.continuum_memory import OfEachSequence
 from nl_jax.ops import widen
 from nl_jax.optim import clip_by_norm, smooth_norm
 from nl_jax.parallel.activations import constrain, gather_parameters
-from nl_jax.trees import own_buffers
+from nl_jax.trees import own_buffers, shallow_copy
 
 # The weights of a level: a FeedForward [layers, batch, ...]; nested levels also hold the next faster level's start.
 Weights = Any
@@ -305,8 +305,7 @@ def own_blocks(weights: Sequence[Weights]) -> list[FeedForward]:
 
 def with_levels(model: Any, levels: Sequence[FeedForward]) -> Any:
     """The model with these blocks in its continuum memory, converted to the dtypes of the model."""
-    leaves, structure = jax.tree.flatten(model)
-    copy = jax.tree.unflatten(structure, leaves)
+    copy = shallow_copy(model)
     own = model.blocks.cms.levels
     copy.blocks.cms.levels = nnx.List([OfEachSequence(_like(new, old)) for new, old in zip(levels, own, strict=True)])
     return copy

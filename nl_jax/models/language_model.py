@@ -75,19 +75,29 @@ class LanguageModel(nnx.Module):
         The model is causal: logits at t depend on tokens up to t only. A text may be split over any number of calls.
         ``at_boundary`` means the same as for ``MemoryMixer``.
         """
-        config = self.config
-        embedding = self.embed.embedding[...]  # used directly, since nnx.Embed keeps the dtype it was built with
-        dtype = embedding.dtype if config.dtype == "float32" else jnp.dtype(config.dtype)
         # a model that learns in context is read chunk by chunk, each of which needs what the one before has taught
         shards = 1 if self.learns_in_context else shards_of(tokens.shape[1])
         axes = ("batch", "time" if shards > 1 else None, None)
-        x = constrain((embedding[tokens] * config.width**0.5).astype(dtype), *axes)
+        x = constrain(self.embedded(tokens), *axes)
         if shards > 1:
             x, state = self._read_split(x, state, shards, at_boundary=at_boundary)
         else:
-            x, state = self._read(x, state, at_boundary=at_boundary)
-        logits = matmul(self.final_norm(constrain(x, *axes)).astype(dtype), embedding.T)
-        return widen(logits), state
+            x, state = self.read_blocks(x, state, at_boundary=at_boundary)
+        return self.logits(constrain(x, *axes)), state
+
+    def embedded(self, tokens: Int[Array, "batch time"]) -> Float[Array, "batch time width"]:
+        """The residual stream before the first block."""
+        embedding = self.embed.embedding[...]  # used directly, since nnx.Embed keeps the dtype it was built with
+        return (embedding[tokens] * self.config.width**0.5).astype(self._dtype)
+
+    def logits(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time vocab"]:
+        """The logits of the token after each token, from the residual stream after the last block."""
+        return widen(matmul(self.final_norm(x).astype(self._dtype), self.embed.embedding[...].T))
+
+    @property
+    def _dtype(self) -> Any:
+        dtype = self.config.dtype
+        return self.embed.embedding[...].dtype if dtype == "float32" else jnp.dtype(dtype)
 
     def _read_block(
         self, block: Block, x: Float[Array, "batch time width"], state: Any, *, at_boundary: bool
@@ -96,16 +106,18 @@ class LanguageModel(nnx.Module):
         x, state = cast_matrices(block, self.config.dtype)(x, state, at_boundary=at_boundary)
         return constrain(x, "batch", None, None), state
 
-    def _read(self, x: Float[Array, "batch time width"], state: Any, *, at_boundary: bool) -> tuple[Array, Any]:
-        """Output of the last block, and the state of all."""
-        config = self.config
+    def read_blocks(
+        self, x: Float[Array, "batch time width"], state: Any = None, *, at_boundary: bool = False
+    ) -> tuple[Float[Array, "batch time width"], Any]:
+        """The residual stream after the last block, and the state of all, also for a model of some of the blocks."""
+        config, num_layers = self.config, len(jax.tree.leaves(self.blocks)[0])
         body = remat(lambda x, inputs: self._read_block(inputs[0], x, inputs[1], at_boundary=at_boundary), config.remat)
         unroll = config.unroll
         if unroll is None:
-            unroll = self.learns_in_context or config.num_layers <= UNROLLED_LAYERS
+            unroll = self.learns_in_context or num_layers <= UNROLLED_LAYERS
         if unroll:
             states = []
-            for layer in range(config.num_layers):
+            for layer in range(num_layers):
                 x, last = body(x, jax.tree.map(lambda leaf, layer=layer: leaf[layer], (self.blocks, state)))
                 states.append(last)
             return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)

@@ -1,0 +1,367 @@
+"""Ad-hoc level stacking (§7.3): the MLPs of a trained model become levels, each with its own update frequency.
+
+A level owns a *change* of some matrices of some blocks, which starts at zero and is added to the model's own weights.
+So the model is as it was until a level has learned, and stays so if all learning rates are 0. After each chunk of text
+one backward pass of its next-token loss gives the gradient of every change; a level sums them until it is due
+(Eq. 71). Blocks before the first that a level owns have no backward pass.
+
+A level that owns part of the hidden units of an MLP splits it: the parts run side by side and are summed (Eq. 74), with
+the output of the whole MLP at the start. Levels that own different blocks make a chain (Eq. 73).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from nl_jax.errors import InputError
+from nl_jax.levels import Level, Schedule, ScheduleState
+from nl_jax.models.language_model import LanguageModel
+from nl_jax.optim import clip_by_norm
+from nl_jax.pretrained.observed import Observed
+from nl_jax.trees import own_buffers, shallow_copy
+
+MATRICES = {  # paths in a block
+    **{name: ("cms", "levels", 0, name) for name in ("gate", "up", "down")},
+    **{name: ("mixer", name) for name in ("query", "key", "value", "output")},
+}
+RULES = ("preconditioned", "gradient_descent", "adam")
+REGIMES = ("online", "meta")
+
+
+@dataclasses.dataclass(frozen=True)
+class StackedLevel:
+    """One level: which weights of a model it moves, how often, and by which rule.
+
+    Attributes:
+      name: of the level, unique.
+      period: number of chunks between two updates.
+      learning_rate: of the rule. With 0 the level stays at the model's weights.
+      blocks: indices of the blocks whose matrices it owns; negative ones count from the last block.
+      matrices: names in ``MATRICES``.
+      units: the part of an MLP's hidden units that it owns, as two fractions from 0 to 1.
+      rank: number of columns and rows of the two factors of a change; None moves whole matrices.
+      retention: factor of the change at each update, from 0 to 1; 1 forgets nothing.
+      rule: "preconditioned" multiplies the summed gradient by the inverse covariance of the matrix's inputs, of all
+        that the level has seen (Eq. 46-47 with the least-squares preconditioner): it moves the answers to new inputs,
+        and hardly those to old ones. "gradient_descent" takes the mean gradient, clipped to norm 1, and "adam" is Adam
+        on the mean gradient.
+      ridge: of "preconditioned": added to the covariance, in units of the inputs' mean squared norm. It is the number of
+        equal inputs after which a step for this input is half of the first.
+      regime: "online" takes gradients as constants (first order); "meta" lets an outer gradient flow through updates.
+    """
+
+    name: str
+    period: int = 1
+    learning_rate: float = 0.5
+    blocks: tuple[int, ...] = (-4, -3, -2, -1)
+    matrices: tuple[str, ...] = ("down",)
+    units: tuple[float, float] = (0.0, 1.0)
+    rank: int | None = None
+    retention: float = 1.0
+    rule: str = "preconditioned"
+    ridge: float = 1.0
+    regime: str = "online"
+
+    def __post_init__(self):
+        """Checks the values."""
+        for name, known in (("rule", RULES), ("regime", REGIMES)):
+            if getattr(self, name) not in known:
+                raise InputError(f"level {self.name!r}: {name}={getattr(self, name)!r}; expected {' or '.join(known)}")
+        for name in self.matrices:
+            if name not in MATRICES:
+                raise InputError(f"level {self.name!r}: matrix {name!r}; expected one of {', '.join(MATRICES)}")
+        low, high = self.units
+        if not 0 <= low < high <= 1:
+            raise InputError(f"level {self.name!r}: units={self.units}; expected two fractions, 0 <= low < high <= 1")
+        if self.units != (0.0, 1.0) and not set(self.matrices) <= {"gate", "up", "down"}:
+            raise InputError(f"level {self.name!r}: units are of an MLP; expected its matrices gate, up, down alone")
+        for name, value, low, high in (
+            ("learning_rate", self.learning_rate, 0.0, np.inf),
+            ("retention", self.retention, 0.0, 1.0),
+            ("ridge", self.ridge, 1e-6, np.inf),
+        ):
+            if not (low <= value <= high and np.isfinite(value)):
+                raise InputError(f"level {self.name!r}: {name}={value}; expected a finite number from {low:g} to {high:g}")
+        if not self.blocks or not self.matrices:
+            raise InputError(f"level {self.name!r}: owns nothing; expected at least one block and one matrix")
+        if self.rank is not None and (self.rank < 1 or self.rule == "preconditioned"):
+            raise InputError(
+                f"level {self.name!r}: rank={self.rank} with rule {self.rule!r}; expected at least 1, and another rule "
+                "than 'preconditioned', which needs whole matrices"
+            )
+
+
+class Seen(NamedTuple):
+    """What the inputs of a matrix were so far."""
+
+    products: Float[Array, "blocks in in"]  # sum of x xᵀ
+    count: Float[Array, " blocks"]  # number of inputs
+
+
+class Changes(NamedTuple):
+    """State of a level."""
+
+    change: dict[str, Any]  # by matrix: [blocks, in, out], or the two factors [blocks, in, rank], [blocks, rank, out]
+    optimizer: Any
+    seen: dict[str, Seen]  # by matrix, for a level with a preconditioner
+
+
+class Chunk(NamedTuple):
+    """The data of a step."""
+
+    tokens: Int[Array, "batch time"]
+    targets: Int[Array, "batch time"]
+    mask: Float[Array, "batch time"]  # 1 for targets that count
+    state: Any = None  # of the mixers before the chunk; None at the start of a text
+
+
+class Read(NamedTuple):
+    """What reading a chunk gave, before it was learned."""
+
+    losses: Float[Array, "batch time"]  # nats of every target
+    state: Any  # of the mixers after it
+    surprise: dict[str, Float[Array, ""]]  # by level: norm of the gradient
+
+
+class StackedModel:
+    """A model with levels on it; make it with `stack_levels`. Its methods are pure."""
+
+    def __init__(self, model: LanguageModel, levels: Sequence[StackedLevel]):
+        self.model, self.levels = model, tuple(levels)
+        count = model.config.num_layers
+        for level in self.levels:
+            strange = [block for block in level.blocks if not -count <= block < count]
+            if strange:
+                raise InputError(f"level {level.name!r}: block {strange[0]}; expected {-count} to {count - 1}")
+        self._check_disjoint()
+        self.first = min(min(self.blocks(level)) for level in self.levels)  # the first block with a backward pass
+
+    def blocks(self, level: StackedLevel) -> list[int]:
+        """Indices of a level's blocks, in order."""
+        return sorted({block % self.model.config.num_layers for block in level.blocks})
+
+    def schedule(self) -> Schedule:
+        """The levels under one clock; a step takes a `Chunk` and gives a `Read`."""
+        return Schedule([self._level(level) for level in self.levels], self._flow, has_aux=True)
+
+    def init(self, chunk: Chunk | None = None) -> ScheduleState:
+        """The state before the first chunk: no change."""
+        blank = jnp.zeros((1, 1), jnp.int32)
+        data = Chunk(blank, blank, jnp.ones((1, 1))) if chunk is None else chunk
+        return self.schedule().init(None, data)
+
+    def changed(self, state: ScheduleState) -> LanguageModel:
+        """The model with all changes added to its weights: one that anything can read, sample from or export."""
+        return with_changes(self, {level.name: state.levels[level.name].change for level in self.levels})
+
+    def read(self, state: ScheduleState, tokens: Int[Array, "batch time"], mixers: Any = None) -> tuple[Array, Any]:
+        """Logits and the mixers' state, as ``model(tokens, mixers)``, by the model with its changes."""
+        return self.changed(state)(tokens, mixers)
+
+    def _check_disjoint(self) -> None:
+        names = [level.name for level in self.levels]
+        if len(set(names)) < len(names) or not names:
+            raise InputError(f"levels {', '.join(names) or 'none'}: expected one or more, each with a name of its own")
+        for i, one in enumerate(self.levels):
+            for other in self.levels[i + 1 :]:
+                both = set(one.matrices) & set(other.matrices), set(self.blocks(one)) & set(self.blocks(other))
+                apart = one.units[1] <= other.units[0] or other.units[1] <= one.units[0]
+                if all(both) and not apart:
+                    matrix, block = (min(found) for found in both)
+                    raise InputError(
+                        f"levels {one.name!r} and {other.name!r} both own {matrix!r} of block {block}; expected blocks, "
+                        "matrices or units of their own"
+                    )
+
+    def zeros(self, level: StackedLevel) -> dict[str, Any]:
+        """A level's change before it has learned; a low-rank one has a random first factor, and a second of zeros."""
+        change: dict[str, Any] = {}
+        for i, name in enumerate(level.matrices):
+            rows, columns = (len(range(*part)) for part in self.part(level, name))
+            count = len(level.blocks)
+            if level.rank is None:
+                change[name] = jnp.zeros((count, rows, columns))
+                continue
+            first = jax.random.normal(jax.random.key(i), (count, rows, level.rank)) * rows**-0.5
+            change[name] = (first, jnp.zeros((count, level.rank, columns)))
+        return change
+
+    def part(self, level: StackedLevel, name: str) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Rows and columns of a matrix that a level owns."""
+        rows, columns = _matrix(self.model.blocks, name).kernel[...].shape[1:]
+        hidden = rows if name == "down" else columns
+        low, high = (round(fraction * hidden) for fraction in level.units)
+        return ((low, high), (0, columns)) if name == "down" else ((0, rows), (low, high))
+
+    def _nothing_seen(self, level: StackedLevel) -> dict[str, Seen]:
+        """By matrix, no inputs; empty for a level without a preconditioner."""
+        if level.rule != "preconditioned":
+            return {}
+        sizes = {name: high - low for name in level.matrices for low, high in [self.part(level, name)[0]]}
+        blocks = len(level.blocks)
+        return {name: Seen(jnp.zeros((blocks, n, n)), jnp.zeros(blocks)) for name, n in sizes.items()}
+
+    def _level(self, level: StackedLevel) -> Level:
+        transformation = _transformation(level)
+
+        def start(change):
+            return Changes(own_buffers(change), transformation.init(change), self._nothing_seen(level))
+
+        def update(state, context):
+            gradient, seen, count = context
+            seen = jax.tree.map(jnp.add, state.seen, seen)
+            if level.rule == "preconditioned":
+                optimizer = state.optimizer
+                step = {name: _solve(seen[name], gradient[name], level.ridge) for name in gradient}
+                step = jax.tree.map(lambda x: -level.learning_rate * x, step)
+            else:
+                mean = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), gradient)
+                step, optimizer = transformation.update(mean, state.optimizer, state.change)
+            change = jax.tree.map(lambda old, new: level.retention * old + new, state.change, step)
+            return Changes(change, optimizer, seen)
+
+        return Level(
+            level.name,
+            level.period,
+            init=lambda key, data: start(self.zeros(level)),
+            update=update,
+            read=lambda state, query: state.change,
+            gather="sum",
+            start=start,
+            context="gradients and inputs, summed",
+            objective="next token",
+            parts=lambda state: (state.change, (state.optimizer, state.seen)),
+        )
+
+    def _flow(self, read: Any, chunk: Chunk) -> Any:
+        changes = {level.name: read(level.name) for level in self.levels}
+        observed = {level.name: self._nothing_seen(level) for level in self.levels}
+        lower, upper = _split(chunk.state, self.first)
+        lowest = shallow_copy(self.model)
+        lowest.blocks = jax.tree.map(lambda leaf: leaf[: self.first], self.model.blocks)
+        x, below = lowest.read_blocks(self.model.embedded(chunk.tokens), lower)
+
+        def loss(changes, observed):
+            model = with_changes(self, changes, self.first, observed)
+            y, above = model.read_blocks(x, upper)
+            losses = optax.softmax_cross_entropy_with_integer_labels(model.logits(y), chunk.targets)
+            return jnp.sum(losses * chunk.mask), (losses, jax.tree.map(lambda *s: jnp.concatenate(s), below, above))
+
+        (gradients, seen), (losses, state) = jax.grad(loss, argnums=(0, 1), has_aux=True)(changes, observed)
+        surprise = {name: optax.tree.norm(gradient) for name, gradient in gradients.items()}
+        contexts = {
+            level.name: (gradients[level.name], seen[level.name], jnp.sum(chunk.mask)) for level in self.levels
+        }
+        contexts |= {
+            level.name: jax.lax.stop_gradient(contexts[level.name]) for level in self.levels if level.regime == "online"
+        }
+        return contexts, Read(losses, state, surprise)
+
+
+def stack_levels(model: LanguageModel, levels: Sequence[StackedLevel]) -> StackedModel:
+    """Puts levels on a trained model (§7.3).
+
+    Args:
+      model: a ``LanguageModel`` whose own continuum memory does not learn in context.
+      levels: the levels, of which no two own the same weights.
+
+    Raises:
+      InputError: for a model that learns in context already, or levels that own the same weights.
+
+    Examples:
+      >>> from nl_jax.models import LanguageModel, named_config
+      >>> model = LanguageModel(named_config("transformer", "tiny", num_layers=2), rngs=nnx.Rngs(0))
+      >>> fast = StackedLevel("fast", blocks=(1,), units=(0.0, 0.5))
+      >>> slow = StackedLevel("slow", period=4, blocks=(1,), units=(0.5, 1.0))
+      >>> stacked = stack_levels(model, [fast, slow])
+      >>> print(stacked.schedule().table(8))
+      fast  ████████
+      slow  ···█···█
+    """
+    if model.learns_in_context:
+        raise InputError(f"cms_regime={model.config.cms_regime!r}: the model has levels that learn; expected 'outer'")
+    return StackedModel(model, levels)
+
+
+def with_changes(
+    stacked: StackedModel,
+    changes: Mapping[str, Mapping[str, Any]],
+    first: int = 0,
+    observed: Mapping[str, Mapping[str, Seen]] | None = None,
+) -> LanguageModel:
+    """The model with the changes of all levels added to its weights.
+
+    Args:
+      stacked: the levels and their model.
+      changes: by level and matrix.
+      first: the returned model has the blocks from this one on.
+      observed: zeros by level and matrix, whose gradient is to be what the matrices' inputs were (`Observed`).
+    """
+    model = shallow_copy(stacked.model)
+    model.blocks = blocks = jax.tree.map(lambda leaf: leaf[first:], stacked.model.blocks)
+    observing: dict[str, Seen] = {}
+    for level in stacked.levels:
+        index = np.asarray(stacked.blocks(level)) - first
+        for name, change in changes[level.name].items():
+            matrix = _matrix(blocks, name)
+            (top, bottom), (left, right) = stacked.part(level, name)
+            delta = jnp.matmul(*change) if isinstance(change, tuple) else change
+            kernel = matrix.kernel[...]
+            matrix.kernel[...] = kernel.at[index, top:bottom, left:right].add(delta.astype(kernel.dtype))
+            if observed and name in observed[level.name]:
+                count, rows = kernel.shape[:2]
+                all_of_it = observing.get(name, Seen(jnp.zeros((count, rows, rows)), jnp.zeros(count)))
+                products, inputs = observed[level.name][name]
+                observing[name] = Seen(
+                    all_of_it.products.at[index, top:bottom, top:bottom].add(products),
+                    all_of_it.count.at[index].add(inputs),
+                )
+    for name, seen in observing.items():
+        _put(blocks, name, Observed(_matrix(blocks, name), *seen))
+    return model
+
+
+def _transformation(level: StackedLevel) -> optax.GradientTransformation:
+    if level.rule == "preconditioned":
+        return optax.identity()
+    if level.rule == "adam":
+        return optax.adam(level.learning_rate, eps_root=1e-16 if level.regime == "meta" else 0.0)
+    return optax.chain(clip_by_norm(1.0), optax.scale(-level.learning_rate))
+
+
+def _solve(
+    seen: Seen, gradient: Float[Array, "blocks in out"], ridge: float
+) -> Float[Array, "blocks in out"]:
+    """``(Σ x xᵀ + ridge · mean ‖x‖² · I)⁻¹ G`` for each block; zero where nothing has been seen."""
+    size = seen.products.shape[-1]
+    norm = jnp.trace(seen.products, axis1=-2, axis2=-1) / jnp.maximum(seen.count, 1.0)
+    diagonal = jnp.where(norm > 0, ridge * norm, 1.0)[:, None, None] * jnp.eye(size)
+    return jax.vmap(lambda a, g: jax.scipy.linalg.solve(a, g, assume_a="pos"))(seen.products + diagonal, gradient)
+
+
+def _matrix(block: Any, name: str) -> Any:
+    """The linear layer of a block, or of stacked blocks."""
+    return functools.reduce(_child, MATRICES[name], block)
+
+
+def _put(block: Any, name: str, layer: Any) -> None:
+    """Replaces the linear layer of a block."""
+    *path, last = MATRICES[name]
+    setattr(functools.reduce(_child, path, block), last, layer)
+
+
+def _child(node: Any, key: str | int) -> Any:
+    return node[key] if isinstance(key, int) else getattr(node, key)
+
+
+def _split(state: Any, first: int) -> tuple[Any, Any]:
+    """The state of the blocks before ``first``, and of those from it on."""
+    return jax.tree.map(lambda leaf: leaf[:first], state), jax.tree.map(lambda leaf: leaf[first:], state)
