@@ -11,14 +11,15 @@ Names = tuple[str | None, ...]
 # Path of a parameter (a regular expression for its end) -> names of its axes. The first row that matches applies.
 PARAMETER_AXES: tuple[tuple[str, Names], ...] = (
     (r"embed\.embedding", ("vocab", "embed")),
+    (r"unembed\.kernel", ("embed", "vocab")),
     (r"final_norm\.scale", ("embed",)),
     (r"blocks\.mixer_norm\.scale", ("layers", "embed")),
     (r"blocks\.mixer\.output\.kernel", ("layers", "heads", "embed")),
-    (r"blocks\.mixer\.output_norm\.scale", ("layers", "head_dim")),
+    (r"blocks\.mixer\.(output|query|key)_norm\.scale", ("layers", "head_dim")),
     (r"blocks\.mixer\.conv\.kernel", ("layers", "taps", "embed")),
     (r"blocks\.mixer\.(query|key|value|(eta|alpha|mu)\.linear)\.kernel", ("layers", "embed", "heads")),
     (r"blocks\.mixer\.\w+_read", ("layers", "heads", "head_dim")),
-    (r"blocks\.mixer\.(\w+_bias|\w+\.linear\.bias)", ("layers", "heads")),
+    (r"blocks\.mixer\.(\w+_bias|\w+\.linear\.bias|(query|key|value)\.bias)", ("layers", "heads")),
     (r"blocks\.mixer\.memory_gates", ("layers", "heads", "memories")),
     (r"blocks\.mixer\.memories\.\d+\.layers\.0", ("layers", "heads", "embed", "memory_hidden")),
     (r"blocks\.mixer\.memories\.\d+\.layers\.\d+", ("layers", "heads", "memories", "memory_hidden", "embed")),

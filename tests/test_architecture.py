@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up: a room imports from those before it only.
 ROOMS = (
     *("_xla", "errors", "files", "trees", "parameter_axes", "plotting", "ops", "memory", "levels", "optim", "tasks"),
-    *("data", "parallel", "modules", "models", "streaming", "costs", "evaluation", "training"),
+    *("data", "parallel", "modules", "models", "pretrained", "streaming", "costs", "evaluation", "training"),
 )
 HELPERS = ("common", "benchmarking", "optimizer_comparison", "subject_changes", "fault_rounds")
 LINES, FUNCTION_LINES = 400, 60

@@ -44,7 +44,9 @@ def forward_flops(config: LanguageModelConfig, batch_size: int, length: int) -> 
     layer = Counter(feed_forward=tokens * len(config.cms_periods) * 3 * width * config.mlp_hidden)
     layer["projections"] = tokens * 4 * width**2  # query, key, value, output
     if isinstance(mixer, Attention):
-        layer["attention"] = batch_size * 2 * width * _pairs_in_tiles(length, min(length, mixer.context_length))
+        queries = mixer.num_heads * mixer.head_dim
+        layer["projections"] = tokens * 2 * width * (queries + mixer.num_kv_heads * mixer.head_dim)
+        layer["attention"] = batch_size * 2 * queries * _pairs_in_tiles(length, min(length, mixer.context_length))
     else:
         gates = sum(isinstance(coefficient, Gate) for coefficient in (mixer.eta, mixer.alpha, mixer.mu))
         layer["projections"] += tokens * gates * width * mixer.num_heads

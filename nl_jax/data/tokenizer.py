@@ -73,6 +73,9 @@ class HuggingFaceTokenizer:
 
     Raises:
         InputError: if there is no such file, or it is not a tokenizer.
+
+    Attributes:
+        content: what the file holds.
     """
 
     def __init__(self, path: str):
@@ -82,11 +85,29 @@ class HuggingFaceTokenizer:
             raise InputError(f"tokenizer {path!r}: no such file; expected a Hugging Face tokenizer.json")
         try:
             content = file.read_bytes()  # read once, so that the digest is that of the content in use
+        except OSError as error:
+            raise InputError(f"tokenizer {path!r}: cannot be read ({error.strerror})") from error
+        self._set_up(content, f"tokenizer {path!r}")
+
+    @classmethod
+    def from_json(cls, content: bytes, name: str) -> "HuggingFaceTokenizer":
+        """The tokenizer whose ``tokenizer.json`` would have this content; messages call it ``name``.
+
+        Raises:
+            InputError: if it is not a tokenizer.
+        """
+        self = cls.__new__(cls)
+        self._set_up(content, name)
+        return self
+
+    def _set_up(self, content: bytes, name: str) -> None:
+        try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the package raises plain Exception
-            raise InputError(f"tokenizer {path!r}: expected a Hugging Face tokenizer.json, but {error}") from error
+            raise InputError(f"{name}: expected a Hugging Face tokenizer.json, but {error}") from error
+        self.content = content
         self.digest = hashlib.sha256(content).hexdigest()
-        self._name = f"tokenizer {path!r}"
+        self._name = name
         # The file may ask for truncation and padding; a corpus needs every token and no padding.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -126,6 +147,25 @@ class HuggingFaceTokenizer:
         ends = byte_of_character[np.maximum.accumulate(np.array(encoding.offsets)[:, 1])]
         ends[-1] = len(text)
         return ids, np.diff(ends, prepend=0).astype(np.int32)
+
+    def encode_marked(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Returns the ids of a text in which special tokens that are spelled out count as tokens, as in a chat.
+
+        Args:
+            text: any text.
+            add_special_tokens: whether tokens are added that the file puts around every text, such as its beginning.
+        """
+        marked = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        marked.encode_special_tokens = False
+        return marked.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token that is spelled so, or None."""
+        return self._tokenizer.token_to_id(token)
+
+    def token(self, token_id: int) -> str | None:
+        """The spelling of a token, or None for an unknown id."""
+        return self._tokenizer.id_to_token(token_id)
 
     def _knows(self, word: str) -> bool:
         try:

@@ -42,6 +42,9 @@ class LanguageModelConfig:
         accepted.
       dtype: type of activations and of matrix products, "float32" or "bfloat16". Parameters and the states of memories
         are float32 in either (``precision.py``).
+      tied_head: whether the logits are products with the embedding; else with a matrix of their own.
+      scaled_embedding: whether embeddings are multiplied by ``width ** 0.5``.
+      norm_epsilon: of the root mean square norms of blocks and of the output; those inside a mixer have their own.
     """
 
     mixer: str
@@ -60,6 +63,9 @@ class LanguageModelConfig:
     remat: str = "none"
     mixer_options: tuple[tuple[str, Any], ...] = ()
     dtype: str = "float32"
+    tied_head: bool = True
+    scaled_embedding: bool = True
+    norm_epsilon: float = 1e-6
 
     def __post_init__(self):
         """Checks the values that no module checks."""

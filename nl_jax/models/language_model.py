@@ -1,4 +1,4 @@
-"""The language model: embedding, a stack of equal blocks, final norm, and logits from the tied embedding."""
+"""The language model: embedding, a stack of equal blocks, final norm, and logits from the embedding or an own head."""
 
 import functools
 from typing import Any
@@ -12,6 +12,7 @@ from nl_jax.models.config import LanguageModelConfig
 from nl_jax.models.precision import cast_matrices
 from nl_jax.models.remat import remat
 from nl_jax.modules import Attention, Block, ContinuumMemory, mixer
+from nl_jax.modules.layers import linear
 from nl_jax.ops import matmul, widen
 from nl_jax.parallel.activations import constrain
 from nl_jax.parallel.sequence import over_sequence, over_sequence_together, shards_of
@@ -21,15 +22,17 @@ UNROLLED_LAYERS = 4  # compile in 20 s, a scan in 15 s; a step is a tenth faster
 
 def _block(config: LanguageModelConfig, rngs: nnx.Rngs) -> Block:
     # residual branches start smaller in deeper models, so that the scale of the stream does not grow with depth
-    scale = (2 * config.num_layers) ** -0.5
+    scale, epsilon = (2 * config.num_layers) ** -0.5, config.norm_epsilon
     options = dict(config.mixer_options)
     if config.mixer == "attention":
         options["context_length"] = config.context_length
     sizes = {"width": config.width, "num_heads": config.num_heads, "chunk_size": config.chunk_size}
     sequence_mixer = mixer(config.mixer, **sizes, output_scale=scale, rngs=rngs, **options)
     levels: dict[str, Any] = {"periods": config.cms_periods, "variant": config.cms_variant}
-    cms = ContinuumMemory(config.width, config.mlp_hidden, **levels, output_scale=scale, rngs=rngs)
-    return Block(config.width, sequence_mixer, cms, rngs=rngs)
+    cms = ContinuumMemory(
+        config.width, config.mlp_hidden, **levels, output_scale=scale, norm_epsilon=epsilon, rngs=rngs
+    )
+    return Block(config.width, sequence_mixer, cms, norm_epsilon=epsilon, rngs=rngs)
 
 
 class LanguageModel(nnx.Module):
@@ -49,7 +52,8 @@ class LanguageModel(nnx.Module):
         )
         make = nnx.vmap(lambda rngs: _block(config, rngs), in_axes=0, out_axes=0)
         self.blocks = make(rngs.split(config.num_layers))
-        self.final_norm = nnx.RMSNorm(config.width, rngs=rngs)
+        self.final_norm = nnx.RMSNorm(config.width, epsilon=config.norm_epsilon, rngs=rngs)
+        self.unembed = None if config.tied_head else linear(config.width, config.vocab_size, rngs=rngs)
         start = jnp.full(len(config.cms_periods), jnp.log(config.cms_rate))
         self.cms_log_rate = nnx.Param(start) if self.learns_in_context else None
 
@@ -88,11 +92,13 @@ class LanguageModel(nnx.Module):
     def embedded(self, tokens: Int[Array, "batch time"]) -> Float[Array, "batch time width"]:
         """The residual stream before the first block."""
         embedding = self.embed.embedding[...]  # used directly, since nnx.Embed keeps the dtype it was built with
-        return (embedding[tokens] * self.config.width**0.5).astype(self._dtype)
+        scale = self.config.width**0.5 if self.config.scaled_embedding else 1.0
+        return (embedding[tokens] * scale).astype(self._dtype)
 
     def logits(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time vocab"]:
         """The logits of the token after each token, from the residual stream after the last block."""
-        return widen(matmul(self.final_norm(x).astype(self._dtype), self.embed.embedding[...].T))
+        head = self.embed.embedding[...].T if self.unembed is None else self.unembed.kernel[...]
+        return widen(matmul(self.final_norm(x).astype(self._dtype), head))
 
     @property
     def _dtype(self) -> Any:

@@ -28,10 +28,11 @@ class Block(nnx.Module):
       width: of the residual stream.
       mixer: the sequence mixer.
       cms: the feed-forward part.
+      norm_epsilon: of the mixer's norm.
     """
 
-    def __init__(self, width: int, mixer: Mixer, cms: ContinuumMemory, *, rngs: nnx.Rngs):
-        self.mixer_norm = nnx.RMSNorm(width, rngs=rngs)
+    def __init__(self, width: int, mixer: Mixer, cms: ContinuumMemory, *, norm_epsilon: float = 1e-6, rngs: nnx.Rngs):
+        self.mixer_norm = nnx.RMSNorm(width, epsilon=norm_epsilon, rngs=rngs)
         self.mixer = mixer
         self.cms = cms
 

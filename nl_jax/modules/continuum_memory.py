@@ -1,6 +1,7 @@
 """Continuum Memory System (§7): MLP blocks, each with its own update frequency (Eq. 70-74)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,10 @@ VARIANTS = ("sequential", "nested", "nested_first_order", "independent")
 class FeedForward(nnx.Module):
     """One level: a pre-norm residual SwiGLU MLP, ``x + down(silu(gate(n)) * up(n))`` with ``n = RMSNorm(x)``."""
 
-    def __init__(self, width: int, hidden: int, *, output_scale: float = 1.0, rngs: nnx.Rngs):
-        self.norm = nnx.RMSNorm(width, rngs=rngs)
+    def __init__(
+        self, width: int, hidden: int, *, output_scale: float = 1.0, norm_epsilon: float = 1e-6, rngs: nnx.Rngs
+    ):
+        self.norm = nnx.RMSNorm(width, epsilon=norm_epsilon, rngs=rngs)
         self.gate = linear(width, hidden, rngs=rngs)
         self.up = linear(width, hidden, rngs=rngs)
         self.down = linear(hidden, width, scale=output_scale, rngs=rngs)
@@ -59,6 +62,7 @@ class ContinuumMemory(nnx.Module):
       variant: "sequential" (Eq. 73) and "nested" (Eq. 72) are chains, which differ in how they learn in context;
         "nested_first_order" is "nested" whose slow levels take first-order gradients of where faster ones start;
         "independent" (Eq. 74) blocks see the same input, and a learned weighted sum combines them.
+      norm_epsilon: of the blocks' norms.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class ContinuumMemory(nnx.Module):
         *,
         variant: str = "sequential",
         output_scale: float = 1.0,
+        norm_epsilon: float = 1e-6,
         rngs: nnx.Rngs,
     ):
         if not periods or any(isinstance(p, bool) or not isinstance(p, int) or p < 1 for p in periods):
@@ -78,7 +83,8 @@ class ContinuumMemory(nnx.Module):
         if variant not in VARIANTS:
             raise ValueError(f"variant={variant!r} must be one of {', '.join(map(repr, VARIANTS))}")
         self.periods, self.variant = tuple(periods), variant
-        self.levels = nnx.List([FeedForward(width, hidden, output_scale=output_scale, rngs=rngs) for _ in periods])
+        options: Any = {"output_scale": output_scale, "norm_epsilon": norm_epsilon, "rngs": rngs}
+        self.levels = nnx.List([FeedForward(width, hidden, **options) for _ in periods])
         self.mixture = nnx.Param(jnp.ones(len(periods))) if variant == "independent" else None
 
     def __call__(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:

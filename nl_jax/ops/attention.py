@@ -21,8 +21,8 @@ BLOCK_SIZE = 128  # queries, and keys, of a tile
 
 def blockwise_attention(
     query: Float[Array, "batch time heads head_dim"],
-    key: Float[Array, "batch keys heads head_dim"],
-    value: Float[Array, "batch keys heads head_dim"],
+    key: Float[Array, "batch keys kv_heads head_dim"],
+    value: Float[Array, "batch keys kv_heads head_dim"],
     *,
     window: int | None = None,
     empty: Int[Array, ""] | None = None,
@@ -35,7 +35,8 @@ def blockwise_attention(
     of products in the type of the inputs.
 
     Args:
-      query: of the last ``time`` tokens.
+      query: of the last ``time`` tokens. Heads in the order of keys' heads: each of these serves ``heads // kv_heads``
+        queries' heads that follow each other (grouped-query attention).
       key: of all tokens, so that those of the queries are the last; ``keys >= time``.
       value: likewise.
       window: tokens that each sees, itself included (Eq. 63 of arXiv 2512.24695); None for all (Eq. 62).
@@ -43,9 +44,12 @@ def blockwise_attention(
       block_size: a head's tile has at most its square of scores.
 
     Raises:
-      ValueError: for fewer keys than queries, or a window or block size below 1.
+      ValueError: for fewer keys than queries, a number of heads that keys' heads do not divide, or a window or block
+        size below 1.
     """
     time, keys = query.shape[1], key.shape[1]
+    if query.shape[2] % key.shape[2]:
+        raise ValueError(f"{key.shape[2]} heads of keys must divide {query.shape[2]} heads of queries")
     if keys < time:
         raise ValueError(f"{keys} keys for {time} queries: expected at least one for each")
     window = keys if window is None else window
@@ -64,18 +68,21 @@ class _Tiling(NamedTuple):
     key_size: int
     offset: int  # the first query is that of this key's token
     window: int
+    groups: int  # queries' heads that share a head of keys
     cut: np.ndarray  # tiles of which some queries see a part
     whole: np.ndarray  # tiles that all their queries see whole
 
     def mask(self, i: Array, j: Array, empty: Array | None) -> Array:
-        """What query block i sees of key block j, [key_size, query_size]."""
+        """What query block i sees of key block j, [key_size, groups * query_size]."""
         key = j * self.key_size + jnp.arange(self.key_size)[:, None]
         distance = self.offset + i * self.query_size + jnp.arange(self.query_size) - key
         seen = (distance >= 0) & (distance < self.window)
-        return seen if empty is None else seen & (key >= empty)
+        return jnp.tile(seen if empty is None else seen & (key >= empty), (1, self.groups))
 
 
-def _tiling(time: int, keys: int, window: int, block_size: int) -> _Tiling:
+def _tiling(query: Array, key: Array, window: int, block_size: int) -> _Tiling:
+    time, keys, groups = query.shape[1], key.shape[1], query.shape[2] // key.shape[2]
+
     def even(length: int, limit: int) -> int:
         return -(-length // -(-length // limit))
 
@@ -88,14 +95,19 @@ def _tiling(time: int, keys: int, window: int, block_size: int) -> _Tiling:
     end = start + key_size - 1
     needed = (start <= last) & (end > first - window)
     whole = (end <= first) & (start > last - window)
-    return _Tiling(query_size, key_size, offset, window, np.argwhere(needed & ~whole), np.argwhere(needed & whole))
+    return _Tiling(
+        query_size, key_size, offset, window, groups, np.argwhere(needed & ~whole), np.argwhere(needed & whole)
+    )
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(4, 5))
 def _attention(query, key, value, empty, window, block_size):
-    """Outputs, and the logarithm of each query's sum of exponentials, [blocks, batch, heads, query_size]."""
+    """Outputs, and the logarithm of each query's sum of exponentials, [blocks, batch, kv_heads, groups * query_size].
+
+    In a block the queries of a group of heads stand one after the other, so that they share products with keys.
+    """
     time, head_dim = query.shape[1], query.shape[-1]
-    tiling = _tiling(time, key.shape[1], window, block_size)
+    tiling = _tiling(query, key, window, block_size)
     wide = jnp.promote_types(query.dtype, jnp.float32)
     lowest = _lowest(wide)
     queries, keys, values = _cut(tiling, query * head_dim**-0.5, key, value)
@@ -116,10 +128,10 @@ def _attention(query, key, value, empty, window, block_size):
         total = _at(sums, i) * rescale + jnp.sum(weights, axis=-2)
         return (_put(outputs, y, i), _put(maxima, maximum, i), _put(sums, total, i)), None
 
-    rows = (*queries.shape[:3], tiling.query_size)
+    rows = queries.shape[:4]
     carry = (jnp.zeros((*rows[:3], head_dim, rows[3]), wide), jnp.full(rows, lowest), jnp.zeros(rows, wide))
     outputs, maxima, sums = _run(tile, carry, tiling, empty)
-    y = _join(jnp.swapaxes(outputs / sums[..., None, :], -1, -2), time).astype(value.dtype)
+    y = _join(jnp.swapaxes(outputs / sums[..., None, :], -1, -2), time, tiling.groups).astype(value.dtype)
     return y, maxima + jnp.log(sums)
 
 
@@ -128,7 +140,7 @@ def _attention_jvp(window, block_size, primals, tangents):
     query, key, value, empty = primals
     y, log_sums = _attention(query, key, value, empty, window, block_size)
     saved = query, key, value, empty, y, log_sums
-    tiling = _tiling(query.shape[1], key.shape[1], window, block_size)
+    tiling = _tiling(query, key, window, block_size)
     change = apply_linear(partial(_tangent, tiling), partial(_cotangent, tiling), saved, tuple(tangents[:3]))
     return (y, log_sums), change
 
@@ -152,9 +164,10 @@ def _tangent(tiling, saved, tangents):
         outputs = _put(outputs, _at(outputs, i) + dy, i)
         return (outputs, _put(means, _at(means, i) + jnp.sum(d_scores, axis=-2), i)), None
 
-    shape = (*queries.shape[:3], query.shape[-1], tiling.query_size)
+    shape = (*queries.shape[:3], query.shape[-1], queries.shape[3])
     outputs, means = _run(tile, (jnp.zeros(shape, wide), jnp.zeros_like(log_sums)), tiling, empty)
-    dy = _join(jnp.swapaxes(outputs, -1, -2), time) - _join(means[..., None], time) * y.astype(wide)
+    dy, mean = (_join(u, time, tiling.groups) for u in (jnp.swapaxes(outputs, -1, -2), means[..., None]))
+    dy = dy - mean * y.astype(wide)
     return dy.astype(y.dtype), means
 
 
@@ -164,10 +177,10 @@ def _cotangent(tiling, saved, cotangents):
     cotangent, of_log_sums = cotangents
     time, wide, scale = query.shape[1], log_sums.dtype, query.shape[-1] ** -0.5
     queries, keys, values = _cut(tiling, query * scale, key, value)
-    cotangents = _blocks(cotangent, tiling.query_size)
+    cotangents = _blocks(cotangent, tiling.query_size, tiling.groups)
     # Σ_s p_s (dL/dp_s), which the softmax takes away, is the product of output and cotangent
     mean = jnp.sum(y.astype(wide) * cotangent.astype(wide), axis=-1, keepdims=True)
-    means = jnp.squeeze(_blocks(mean, tiling.query_size), -1) - of_log_sums
+    means = jnp.squeeze(_blocks(mean, tiling.query_size, tiling.groups), -1) - of_log_sums
 
     def tile(masked, carry, pair):
         d_queries, d_keys, d_values = carry
@@ -183,9 +196,9 @@ def _cotangent(tiling, saved, cotangents):
         d_keys, d_values = _put(d_keys, _at(d_keys, j) + dk, j), _put(d_values, _at(d_values, j) + dv, j)
         return (d_queries, d_keys, d_values), None
 
-    shapes = (*queries.shape[:3], query.shape[-1], tiling.query_size), keys.shape, keys.shape
+    shapes = (*queries.shape[:3], query.shape[-1], queries.shape[3]), keys.shape, keys.shape
     d_queries, d_keys, d_values = _run(tile, tuple(jnp.zeros(shape, wide) for shape in shapes), tiling, empty)
-    dq = _join(jnp.swapaxes(d_queries, -1, -2), time) * scale
+    dq = _join(jnp.swapaxes(d_queries, -1, -2), time, tiling.groups) * scale
     dk, dv = (_join(blocks, key.shape[1]) for blocks in (d_keys, d_values))
     return dq.astype(query.dtype), dk.astype(key.dtype), dv.astype(value.dtype)
 
@@ -219,20 +232,28 @@ def _product(subscripts: str, a: Array, b: Array, dtype: Any) -> Array:
 
 
 def _cut(tiling, query, key, value):
-    return _blocks(query, tiling.query_size), _blocks(key, tiling.key_size), _blocks(value, tiling.key_size)
+    queries = _blocks(query, tiling.query_size, tiling.groups)
+    return queries, _blocks(key, tiling.key_size), _blocks(value, tiling.key_size)
 
 
-def _blocks(x: Float[Array, "batch time heads head_dim"], size: int) -> Float[Array, "count batch heads size head_dim"]:
-    """Cut along time, zeros behind the end; a block is one piece of memory."""
+def _blocks(
+    x: Float[Array, "batch time heads head_dim"], size: int, groups: int = 1
+) -> Float[Array, "count batch kv_heads rows head_dim"]:
+    """Cut along time, zeros behind the end; a block is one piece of memory, with ``groups * size`` rows a head."""
     batch, time, heads, head_dim = x.shape
     count = -(-time // size)
     x = jnp.pad(x, ((0, 0), (0, count * size - time), (0, 0), (0, 0)))
-    return jnp.transpose(x.reshape(batch, count, size, heads, head_dim), (1, 0, 3, 2, 4))
+    x = jnp.transpose(x.reshape(batch, count, size, heads // groups, groups, head_dim), (1, 0, 3, 4, 2, 5))
+    return x.reshape(count, batch, heads // groups, groups * size, head_dim)
 
 
-def _join(x: Float[Array, "count batch heads size head_dim"], time: int) -> Float[Array, "batch time heads head_dim"]:
-    count, batch, heads, size, head_dim = x.shape
-    return jnp.transpose(x, (1, 0, 3, 2, 4)).reshape(batch, count * size, heads, head_dim)[:, :time]
+def _join(
+    x: Float[Array, "count batch kv_heads rows head_dim"], time: int, groups: int = 1
+) -> Float[Array, "batch time heads head_dim"]:
+    count, batch, heads, rows, head_dim = x.shape
+    x = x.reshape(count, batch, heads, groups, rows // groups, head_dim)
+    x = jnp.transpose(x, (1, 0, 4, 2, 3, 5))
+    return x.reshape(batch, count * rows // groups, heads * groups, head_dim)[:, :time]
 
 
 def _at(blocks: Array, index: Array) -> Array:

@@ -23,6 +23,7 @@ FIELDS = {
     **{"mixer": "titans", "vocab_size": 12, "width": 16, "num_layers": 3, "num_heads": 4, "mlp_hidden": 7},
     **{"cms_periods": (4, 8), "cms_regime": "meta", "cms_variant": "nested", "cms_rate": 0.25, "chunk_size": 4},
     **{"context_length": 5, "unroll": False, "remat": "dots", "dtype": "bfloat16"},
+    **{"tied_head": False, "scaled_embedding": False, "norm_epsilon": 1e-5},
     "mixer_options": (("eta", ("softplus", 2.0)), ("deep", ((1, (2, "a")), None, True, -0.5))),
 }
 OWN = {

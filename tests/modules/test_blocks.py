@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from nl_jax.modules import Attention, Block, ContinuumMemory, mixer
-from nl_jax.modules.mixers.attention import rotary
+from nl_jax.modules.mixers.rotary import rotary
 
 WIDTH, HEADS = 8, 2
 apply = jax.jit(lambda module, x, state=None: module(x, state))

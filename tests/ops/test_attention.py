@@ -113,8 +113,29 @@ def test_memory_is_linear_in_the_number_of_tokens():
     assert bytes_of(4096) < 2.1 * bytes_of(2048)
 
 
+@pytest.mark.parametrize(("queries", "keys", "window", "empty"), [(37, 37, None, None), (20, 33, 13, 13), (1, 9, 4, 5)])
+def test_groups_of_query_heads_share_keys_and_values(queries, keys, window, empty):
+    query, key, value, cotangent = inputs(queries, keys)
+    query, cotangent = (jnp.concatenate([x, x[:, ::-1]], axis=2) for x in (query, cotangent))  # 6 heads for 3
+
+    def attend(query, key, value, repeats=1):
+        key, value = (jnp.repeat(x, repeats, axis=2) for x in (key, value))
+        first = None if empty is None else jnp.asarray(empty)
+        return blockwise_attention(query, key, value, window=window, empty=first, block_size=8)
+
+    grouped = outputs_and_gradients(attend, query, key, value, cotangent)
+    repeated = outputs_and_gradients(lambda *arrays: attend(*arrays, repeats=2), query, key, value, cotangent)
+    for a, e in zip(grouped, repeated, strict=True):
+        np.testing.assert_allclose(a, e, atol=1e-5)
+    _, tangents = jax.jvp(attend, (query, key, value), (query, value, key))
+    _, expected = jax.jvp(lambda *arrays: attend(*arrays, repeats=2), (query, key, value), (query, value, key))
+    np.testing.assert_allclose(tangents, expected, atol=1e-5)
+
+
 def test_bad_arguments():
     query, key, value, _ = inputs(3, 3)
+    with pytest.raises(ValueError, match="3 heads of keys must divide 2 heads of queries"):
+        blockwise_attention(query[:, :, :2], key, value)
     for options, problem in [({"window": 0}, "window=0"), ({"block_size": 0}, "block_size=0")]:
         with pytest.raises(ValueError, match=f"{problem} must be at least 1"):
             blockwise_attention(query, key, value, **options)

@@ -1,15 +1,15 @@
 """Causal softmax attention with rotary positions (Eq. 62-63): the non-parametric memory, whose state is its context."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from nl_jax.modules.layers import CausalConv, linear, start_as_induction
+from nl_jax.modules.mixers.rotary import BASE, rotary, rotary_frequencies
 from nl_jax.ops import blockwise_attention
 from nl_jax.parallel.sequence import Shard
 
@@ -20,42 +20,10 @@ class AttentionState(NamedTuple):
     With a convolution also its last three inputs, ``conv``. Its sizes and types never change.
     """
 
-    keys: Float[Array, "batch context heads head_dim"]
-    values: Float[Array, "batch context heads head_dim"]
+    keys: Float[Array, "batch context kv_heads head_dim"]
+    values: Float[Array, "batch context kv_heads head_dim"]
     position: Int[Array, ""]  # how many of the keys hold a token: it stops growing at the context's length
     conv: Float[Array, "batch 3 channels"] | None = None
-
-
-def rotary(x: Float[Array, "batch time heads head_dim"], start: int = 0) -> Float[Array, "batch time heads head_dim"]:
-    """Rotary position embedding (Su et al., 2021), base 10,000, first half of the channels paired with the second.
-
-    Args:
-      x: of tokens that follow each other.
-      start: position of the first; attention depends on differences of positions only.
-    """
-    half = x.shape[-1] // 2
-    cos, sin = (table[start:, None] for table in _angles(start + x.shape[1], half, x.dtype))
-    first, second = x[..., :half].astype(cos.dtype), x[..., half:].astype(cos.dtype)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
-
-
-def _angles(length: int, half: int, dtype: Any) -> tuple[Float[Array, "length half"], Float[Array, "length half"]]:
-    """Cosine and sine of every position's angles, in float32 at least.
-
-    A position is a multiple of ``size`` and a rest. Both have small tables, exact to the last digit however large the
-    position is, and the angle-addition formulas join them.
-    """
-    size = int(np.ceil(np.sqrt(length)))
-    frequency = 10_000.0 ** (-np.arange(half) / half)
-    coarse, fine = (np.arange(size)[:, None] * (step * frequency) for step in (size, 1))
-    wide = jnp.promote_types(dtype, jnp.float32)
-    tables = [jnp.asarray(f(angles), wide) for angles in (coarse, fine) for f in (np.cos, np.sin)]
-    # the barrier keeps XLA from folding the joined table into a constant of the program
-    cos_coarse, sin_coarse, cos_fine, sin_fine = jax.lax.optimization_barrier(tables)
-    cos_coarse, sin_coarse = cos_coarse[:, None], sin_coarse[:, None]
-    cos = cos_coarse * cos_fine - sin_coarse * sin_fine
-    sin = sin_coarse * cos_fine + cos_coarse * sin_fine
-    return cos.reshape(-1, half)[:length], sin.reshape(-1, half)[:length]
 
 
 class Attention(nnx.Module):
@@ -65,12 +33,20 @@ class Attention(nnx.Module):
 
     Args:
       width: of input and output.
-      num_heads: must divide width into an even head size.
+      num_heads: number of query heads; must divide width into an even head size where ``head_dim`` is not given.
       context_length: tokens that each token sees, itself included, and that the state remembers.
       convolution: a causal convolution of queries, keys and values before RoPE, as self-modifying Titans have.
+      num_kv_heads: number of key and value heads, each shared by ``num_heads // num_kv_heads`` query heads
+        (grouped-query attention: Ainslie et al., 2023); None for as many as query heads.
+      head_dim: size of a head; None for ``width // num_heads``.
+      bias: biases of queries, keys and values, which start at 0 (Qwen2).
+      qk_norm: a root mean square norm with a learned scale of each head's query and key, before RoPE (Qwen3).
+      norm_epsilon: of these norms.
+      rope_base: base of the rotary frequencies.
+      rope_scaling: (name, value) pairs as for `rotary_frequencies`; none leave the frequencies as they are.
 
     Raises:
-      ValueError: for a head count that does not divide width into even head sizes, or a context length below 1.
+      ValueError: for sizes that do not fit each other, or an unknown scaling.
     """
 
     attend = staticmethod(blockwise_attention)  # replaced to compare speeds (experiments)
@@ -82,27 +58,47 @@ class Attention(nnx.Module):
         *,
         context_length: int,
         convolution: bool = False,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        bias: bool = False,
+        qk_norm: bool = False,
+        norm_epsilon: float = 1e-6,
+        rope_base: float = BASE,
+        rope_scaling: Sequence[tuple[str, Any]] = (),
         output_scale: float = 1.0,
         rngs: nnx.Rngs,
     ):
-        if num_heads < 1 or width % (2 * num_heads):
+        if head_dim is None and (num_heads < 1 or width % (2 * num_heads)):
             raise ValueError(f"num_heads={num_heads} must divide width={width} into even head sizes")
+        self.head_dim = width // num_heads if head_dim is None else head_dim
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"head_dim={head_dim} must be even and at least 2")
         if context_length < 1:
             raise ValueError(f"context_length={context_length} must be at least 1")
-        self.num_heads = num_heads
+        self.num_heads, self.num_kv_heads = num_heads, num_heads if num_kv_heads is None else num_kv_heads
+        if self.num_kv_heads < 1 or num_heads < 1 or num_heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}")
+        if convolution and self.num_kv_heads != num_heads:
+            raise ValueError(f"num_kv_heads={num_kv_heads}: a convolution needs as many as num_heads={num_heads}")
         self.context_length = context_length
-        self.query = linear(width, width, rngs=rngs)
-        self.key = linear(width, width, rngs=rngs)
-        self.value = linear(width, width, rngs=rngs)
-        self.conv = CausalConv(3 * width, rngs=rngs) if convolution else None
+        self.frequencies = tuple(rotary_frequencies(self.head_dim // 2, rope_base, dict(rope_scaling)).tolist())
+        queries, keys = (heads * self.head_dim for heads in (num_heads, self.num_kv_heads))
+        start = 0.0 if bias else None
+        self.query = linear(width, queries, bias=start, rngs=rngs)
+        self.key = linear(width, keys, bias=start, rngs=rngs)
+        self.value = linear(width, keys, bias=start, rngs=rngs)
+        self.query_norm, self.key_norm = (
+            nnx.RMSNorm(self.head_dim, epsilon=norm_epsilon, rngs=rngs) if qk_norm else None for _ in range(2)
+        )
+        self.conv = CausalConv(3 * queries, rngs=rngs) if convolution else None
         if self.conv is not None:
             start_as_induction(self.query, self.key, self.conv)
-        self.output = linear(width, width, scale=output_scale, rngs=rngs)
+        self.output = linear(queries, width, scale=output_scale, rngs=rngs)
 
     def init_state(self, batch_size: int) -> AttentionState:
         """No tokens yet; keys and values are kept in the parameters' type."""
         dtype = self.key.kernel[...].dtype
-        shape = (batch_size, self.context_length, self.num_heads, self.query.out_features // self.num_heads)
+        shape = (batch_size, self.context_length, self.num_kv_heads, self.head_dim)
         conv = None if self.conv is None else self.conv.init_state(batch_size).astype(dtype)
         return AttentionState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32), conv)
 
@@ -123,13 +119,14 @@ class Attention(nnx.Module):
         keys = jnp.concatenate([state.keys.astype(key.dtype), key], axis=1)
         values = jnp.concatenate([state.values.astype(value.dtype), value], axis=1)
         if fresh:
-            y = self.attend(rotary(query), rotary(key), value, window=self.context_length)
+            query, key = (rotary(u, 0, self.frequencies) for u in (query, key))
+            y = self.attend(query, key, value, window=self.context_length)
         else:
             y = self._attend_after(query, keys, values, self._held(state))
         held = jnp.minimum(self._held(state) + time, self.context_length)
         new = AttentionState(keys[:, time:], values[:, time:], held, conv)
         new = jax.tree.map(lambda u, before: u.astype(before.dtype), new, state)
-        return self.output(y.reshape(x.shape)), new
+        return self.output(y.reshape(*x.shape[:2], -1)), new
 
     def read_shard(
         self, x: Float[Array, "batch time width"], state: AttentionState | None, shard: Shard
@@ -146,7 +143,7 @@ class Attention(nnx.Module):
         values = jnp.concatenate([shard.before(state.values, value), value], axis=1)
         y = self._attend_after(query, keys, values, self._held(state) + shard.index * x.shape[1])
         conv = None if conv is None else conv.astype(inputs.dtype)
-        return self.output(y.reshape(x.shape)), (key, value), conv
+        return self.output(y.reshape(*x.shape[:2], -1)), (key, value), conv
 
     def state_after(self, state: AttentionState | None, own: tuple[Array, Array], conv: Array | None) -> AttentionState:
         """The state after a text that `read_shard` has read, from keys and values of all its tokens."""
@@ -172,11 +169,14 @@ class Attention(nnx.Module):
             projected = jnp.concatenate(parts, axis=-1)
             projected, conv = self.conv(projected, before(projected))
             parts = jnp.split(projected, 3, axis=-1)
-        heads = (*x.shape[:2], self.num_heads, x.shape[-1] // self.num_heads)
-        return *(u.reshape(heads) for u in parts), conv
+        query, key, value = (u.reshape(*x.shape[:2], -1, self.head_dim) for u in parts)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = (norm(u).astype(u.dtype) for norm, u in ((self.query_norm, query), (self.key_norm, key)))
+        return query, key, value, conv
 
     def _attend_after(self, query: Array, keys: Array, values: Array, position: Int[Array, ""]) -> Array:
         """Answers to queries whose keys come after ``context_length`` others, of which ``position`` hold a token."""
         # positions count from the first key that the state has room for, so that they stay small in a long text
-        query, empty = rotary(query, self.context_length), jnp.maximum(self.context_length - position, 0)
-        return self.attend(query, rotary(keys), values, window=self.context_length, empty=empty)
+        empty = jnp.maximum(self.context_length - position, 0)
+        query, keys = rotary(query, self.context_length, self.frequencies), rotary(keys, 0, self.frequencies)
+        return self.attend(query, keys, values, window=self.context_length, empty=empty)
