@@ -1,0 +1,297 @@
+"""A continual learner: a pre-trained model that goes on learning from texts and labelled examples, and is asked."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nl_jax.data import Tokenizer
+from nl_jax.errors import Diverged, InputError
+from nl_jax.files import local_path
+from nl_jax.levels import ScheduleState
+from nl_jax.models.chunk import all_finite, diverged_levels
+from nl_jax.models.language_model import LanguageModel
+from nl_jax.pretrained.level_stacking import Chunk, StackedLevel, StackedModel, stack_levels
+from nl_jax.streaming import saved
+from nl_jax.streaming.answers import likeliest
+from nl_jax.streaming.generation import sample
+from nl_jax.trees import named_leaves
+
+Example = str | tuple[str, str]  # a text, or a text and its label
+FORMAT = 1
+QUESTION = "{text}\nlabel:"  # what an answer follows; the answer starts with a space
+
+
+class Learned(NamedTuple):
+    """The result of `ContinualLearner.learn`."""
+
+    examples: int
+    tokens: int  # number of targets
+    loss: float  # nats per target, each predicted before it was learned; NaN without targets
+    surprise: dict[str, float]  # by level: mean norm of the gradient of a chunk
+    updated: dict[str, int]  # by level: number of updates
+
+
+class Score(NamedTuple):
+    """The result of `ContinualLearner.score`."""
+
+    loss: float  # nats per target; NaN without targets
+    accuracy: float  # of the labels of labelled examples, among all labels known; NaN without any
+    tokens: int  # number of targets
+
+
+class ContinualLearner:
+    """A model and levels on it, which learn from a stream of texts and of labelled examples.
+
+    A text is learned as text. Of a labelled example, ``question`` with the text is read, and the label after it is
+    learned. What is held does not grow with the stream: the changes of the levels, and the labels' names.
+
+    Args:
+      model: a ``LanguageModel`` that does not learn in context, such as ``load_pretrained().model``.
+      tokenizer: its tokenizer.
+      levels: the levels; None takes `default_levels`.
+      chunk: number of tokens after which what was read is learned; longer texts are cut, and remembered by the
+        attention, up to the model's context length.
+      batch_size: number of examples that are read together. They are learned in one step of the schedule.
+      question: the format of a labelled example, with ``{text}`` in it.
+
+    Examples:
+      >>> from flax import nnx
+      >>> from nl_jax.data import ByteTokenizer
+      >>> from nl_jax.models import named_config
+      >>> model = LanguageModel(named_config("transformer", "tiny", num_layers=2), rngs=nnx.Rngs(0))
+      >>> learner = ContinualLearner(model, ByteTokenizer(), [StackedLevel("fast", blocks=(1,))])
+      >>> for _ in range(20):
+      ...     learned = learner.learn([("the sky", "blue"), ("the grass", "green")])
+      >>> learner.predict(["the sky", "the grass"])
+      ['blue', 'green']
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        levels: Sequence[StackedLevel] | None = None,
+        *,
+        chunk: int = 128,
+        batch_size: int = 16,
+        question: str = QUESTION,
+    ):
+        if "{text}" not in question:
+            raise InputError(f"question={question!r}: expected '{{text}}' in it, where the text of an example stands")
+        for name, value in (("chunk", chunk), ("batch_size", batch_size)):
+            if value < 1:
+                raise InputError(f"{name}={value}: expected at least 1")
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise InputError(
+                f"{tokenizer}: {tokenizer.vocab_size} tokens; expected at most the model's {model.config.vocab_size}"
+            )
+        self.tokenizer, self.chunk, self.batch_size, self.question = tokenizer, chunk, batch_size, question
+        self._stacked = stack_levels(model, default_levels(model) if levels is None else levels)
+        self._state = self._stacked.init()
+        self._labels: dict[str, list[int]] = {}  # tokens of every label that was learned
+
+    @property
+    def levels(self) -> tuple[StackedLevel, ...]:
+        """The levels."""
+        return self._stacked.levels
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All labels learned so far, in the order in which they came."""
+        return tuple(self._labels)
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model with all that was learned in its weights."""
+        return _changed(self._stacked.model, self.levels, self._state)
+
+    def learn(self, examples: Sequence[Example]) -> Learned:
+        """Reads and learns texts and labelled examples, in their order.
+
+        Raises:
+          Diverged: if a chunk gives a loss or a level that is not finite; the state before that chunk is kept.
+        """
+        examples = _checked(examples)
+        for example in examples:
+            if not isinstance(example, str):
+                self._labels.setdefault(example[1], self._answer(example[1]))
+        nats, count, step = 0.0, 0.0, int(self._state.step)
+        surprises: list[dict[str, Any]] = []
+        for chunks in self._chunks(examples):
+            mixers = None
+            for i, chunk in enumerate(chunks):
+                keep = i + 1 < len(chunks)
+                model, state = self._stacked.model, self._state
+                new, losses, mixers, surprise = _learn(model, self.levels, state, chunk._replace(state=mixers), keep)
+                self._state = self._kept(new, losses)
+                nats, count = nats + float(losses), count + float(np.sum(chunk.mask))
+                surprises.append(surprise)
+        done = int(self._state.step)
+        updated = {level.name: done // level.period - step // level.period for level in self.levels}
+        mean = {name: float(np.mean([s[name] for s in surprises])) for name in surprises[0]} if surprises else {}
+        return Learned(len(examples), int(count), nats / count if count else float("nan"), mean, updated)
+
+    def predict(self, texts: Sequence[str], labels: Sequence[str] | None = None) -> list[str]:
+        """The label of each text that the model finds most likely, among ``labels`` or all that it has learned."""
+        known = self._labels if labels is None else {label: self._answer(label) for label in labels}
+        if not known:
+            raise InputError("no label was learned yet; expected labels=[...], or labelled examples first")
+        found = likeliest(self.model, [self._asked(text) for text in texts], list(known.values()), batch_size=32)
+        names = list(known)
+        return [names[i] for i in found.index]
+
+    def score(self, examples: Sequence[Example]) -> Score:
+        """Loss and accuracy on examples, without learning from them."""
+        examples = _checked(examples)
+        nats, count, model = 0.0, 0.0, self.model
+        for chunks in self._chunks(examples):
+            mixers = None
+            for i, chunk in enumerate(chunks):
+                losses, mixers = _losses(model, chunk._replace(state=mixers), i + 1 < len(chunks))
+                nats, count = nats + float(losses), count + float(np.sum(chunk.mask))
+        pairs = [example for example in examples if not isinstance(example, str)]
+        accuracy = float("nan")
+        if pairs:
+            labels = list(dict.fromkeys([*self._labels, *(label for _, label in pairs)]))
+            found = self.predict([text for text, _ in pairs], labels)
+            accuracy = float(np.mean([label == answer for (_, label), answer in zip(pairs, found, strict=True)]))
+        return Score(nats / count if count else float("nan"), accuracy, int(count))
+
+    def ask(self, prompt: str, **options: Any) -> str:
+        """Continues a prompt; ``options`` are those of `nl_jax.streaming.generation.sample`."""
+        ids, _ = self.tokenizer.encode(prompt.encode())
+        return self.tokenizer.decode(np.asarray(list(sample(self.model, ids, **options)), int))
+
+    def snapshot(self) -> tuple[ScheduleState, dict[str, list[int]]]:
+        """What was learned, for ``rollback``. It costs nothing, since arrays are never changed in place."""
+        return self._state, dict(self._labels)
+
+    def rollback(self, snapshot: tuple[ScheduleState, dict[str, list[int]]]) -> None:
+        """Goes back to a snapshot."""
+        self._state, self._labels = snapshot[0], dict(snapshot[1])
+
+    def save(self, directory: str | Path) -> None:
+        """Saves what was learned, without the model, in place of an earlier one.
+
+        Raises:
+          InputError: if the directory holds anything but a saved learner.
+          StorageError: if it cannot be written; the earlier one stays.
+        """
+        saved.replace(local_path(directory), named_leaves(self._state), self._metadata())
+
+    def load(self, directory: str | Path) -> None:
+        """Takes over what was learned by a learner with the same model and levels.
+
+        Raises:
+          InputError: if there is none, or it belongs to another model or other levels; the message names the
+            difference.
+        """
+        path = saved.newest(local_path(directory))
+        metadata, own = saved.read_metadata(path), json.loads(json.dumps(self._metadata()))
+        for name in ("format", "model", "weights", "tokenizer", "levels", "question"):
+            if metadata.get(name) != own[name]:
+                raise InputError(f"{path}: {name} {metadata.get(name)}; expected {own[name]}")
+        template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), named_leaves(self._state))
+        leaves = saved.read_state(path, template)
+        structure = jax.tree.structure(self._state)
+        self._state = jax.tree.unflatten(structure, [leaves[name] for name in named_leaves(self._state)])
+        self._labels = {label: self._answer(label) for label in metadata["labels"]}
+
+    def _metadata(self) -> dict[str, Any]:
+        model = self._stacked.model
+        weights = np.asarray(model.embed.embedding[...])[:256].tobytes()
+        return {
+            "format": FORMAT,
+            "model": model.config.to_json(),
+            "weights": hashlib.sha256(weights).hexdigest(),
+            "tokenizer": self.tokenizer.digest,
+            "levels": [level._asdict() if hasattr(level, "_asdict") else vars(level) for level in self.levels],
+            "question": self.question,
+            "labels": list(self._labels),
+            "waiting": [],
+            "frozen": [],
+        }
+
+    def _kept(self, new: ScheduleState, losses: Any) -> ScheduleState:
+        if bool(jnp.isfinite(losses)) and bool(_finite(new)):
+            return new
+        step, names = int(self._state.step), diverged_levels(new) or [level.name for level in self.levels]
+        raise Diverged(
+            f"level {names[0]!r} diverged in chunk {step}; the state before it is kept", level=names[0], position=step
+        )
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text.encode())[0].tolist()
+
+    def _asked(self, text: str) -> list[int]:
+        return [self.tokenizer.separator_id, *self._ids(self.question.format(text=text))]
+
+    def _answer(self, label: str) -> list[int]:
+        return [*self._ids(" " + label), self.tokenizer.separator_id]
+
+    def _row(self, example: Example) -> tuple[list[int], int]:
+        """Tokens of an example, and the number of those that are not learned."""
+        if isinstance(example, str):
+            return [self.tokenizer.separator_id, *self._ids(example), self.tokenizer.separator_id], 1
+        prompt = self._asked(example[0])
+        return [*prompt, *self._answer(example[1])], len(prompt)
+
+    def _chunks(self, examples: Sequence[Example]) -> Iterator[list[Chunk]]:
+        """The chunks of each batch of examples."""
+        for begin in range(0, len(examples), self.batch_size):
+            rows = [self._row(example) for example in examples[begin : begin + self.batch_size]]
+            length = max(len(tokens) for tokens, _ in rows) - 1
+            size = min(self.chunk, 1 << max(4, (length - 1).bit_length()))  # few lengths, since each is compiled
+            whole = -(-length // size) * size
+            table = np.zeros((self.batch_size, whole + 1), np.int32)
+            mask = np.zeros((self.batch_size, whole), np.float32)
+            for i, (tokens, given) in enumerate(rows):
+                table[i, : len(tokens)] = tokens
+                mask[i, given - 1 : len(tokens) - 1] = 1.0
+            starts = range(0, whole, size)
+            yield [Chunk(table[:, a : a + size], table[:, a + 1 : a + size + 1], mask[:, a : a + size]) for a in starts]
+
+
+def default_levels(model: LanguageModel) -> tuple[StackedLevel, ...]:
+    """Levels for a pre-trained model of any size."""
+    last = tuple(range(-min(4, model.config.num_layers), 0))
+    return (StackedLevel("fast", blocks=last, units=(0.0, 0.5)), StackedLevel("slow", period=8, blocks=last, units=(0.5, 1.0)))
+
+
+def _checked(examples: Sequence[Example]) -> list[Example]:
+    if isinstance(examples, str):
+        raise InputError("examples: one text; expected a list of texts, or of (text, label)")
+    for example in examples:
+        pair = isinstance(example, tuple | list) and len(example) == 2 and all(isinstance(x, str) for x in example)
+        if not (isinstance(example, str) or pair):
+            raise InputError(f"example {example!r}: expected a text, or (text, label)")
+    return list(examples)
+
+
+@functools.partial(jax.jit, static_argnames=("levels", "keep"))
+def _learn(model: LanguageModel, levels: tuple[StackedLevel, ...], state: ScheduleState, chunk: Chunk, keep: bool) -> Any:
+    """The state after a chunk, its summed loss, the mixers' state if it is to be kept, and the surprise by level."""
+    new, read = StackedModel(model, levels).schedule().step(state, chunk)
+    return new, jnp.sum(read.losses * chunk.mask), read.state if keep else None, read.surprise
+
+
+@functools.partial(jax.jit, static_argnames="keep")
+def _losses(model: LanguageModel, chunk: Chunk, keep: bool) -> Any:
+    logits, mixers = model(chunk.tokens, chunk.state)
+    losses = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, chunk.targets[..., None], -1)[..., 0]
+    return jnp.sum(losses * chunk.mask), mixers if keep else None
+
+
+@functools.partial(jax.jit, static_argnames="levels")
+def _changed(model: LanguageModel, levels: tuple[StackedLevel, ...], state: ScheduleState) -> LanguageModel:
+    return StackedModel(model, levels).changed(state)
+
+
+_finite = jax.jit(all_finite)
