@@ -121,7 +121,7 @@ class LanguageModel(nnx.Module):
         unroll = config.unroll
         if unroll is None:
             unroll = self.learns_in_context or num_layers <= UNROLLED_LAYERS
-        if unroll:
+        if unroll and num_layers:
             states = []
             for layer in range(num_layers):
                 x, last = body(x, jax.tree.map(lambda leaf, layer=layer: leaf[layer], (self.blocks, state)))

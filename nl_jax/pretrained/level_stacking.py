@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 from nl_jax.errors import InputError
 from nl_jax.levels import Level, Schedule, ScheduleState
 from nl_jax.models.language_model import LanguageModel
-from nl_jax.optim import clip_by_norm
+from nl_jax.optim import clip_by_norm, smooth_norm
 from nl_jax.pretrained.observed import Observed
 from nl_jax.trees import own_buffers, shallow_copy
 
@@ -89,7 +89,9 @@ class StackedLevel:
             ("ridge", self.ridge, 1e-6, np.inf),
         ):
             if not (low <= value <= high and np.isfinite(value)):
-                raise InputError(f"level {self.name!r}: {name}={value}; expected a finite number from {low:g} to {high:g}")
+                raise InputError(
+                    f"level {self.name!r}: {name}={value}; expected a finite number from {low:g} to {high:g}"
+                )
         if not self.blocks or not self.matrices:
             raise InputError(f"level {self.name!r}: owns nothing; expected at least one block and one matrix")
         if self.rank is not None and (self.rank < 1 or self.rule == "preconditioned"):
@@ -211,6 +213,7 @@ class StackedModel:
 
     def _level(self, level: StackedLevel) -> Level:
         transformation = _transformation(level)
+        norms = {name: optax.tree.norm(_matrix(self.model.blocks, name).kernel[...]) for name in level.matrices}
 
         def start(change):
             return Changes(own_buffers(change), transformation.init(change), self._nothing_seen(level))
@@ -225,6 +228,7 @@ class StackedModel:
             else:
                 mean = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), gradient)
                 step, optimizer = transformation.update(mean, state.optimizer, state.change)
+            step = _limited(step, norms)
             change = jax.tree.map(lambda old, new: level.retention * old + new, state.change, step)
             return Changes(change, optimizer, seen)
 
@@ -257,9 +261,7 @@ class StackedModel:
 
         (gradients, seen), (losses, state) = jax.grad(loss, argnums=(0, 1), has_aux=True)(changes, observed)
         surprise = {name: optax.tree.norm(gradient) for name, gradient in gradients.items()}
-        contexts = {
-            level.name: (gradients[level.name], seen[level.name], jnp.sum(chunk.mask)) for level in self.levels
-        }
+        contexts = {level.name: (gradients[level.name], seen[level.name], jnp.sum(chunk.mask)) for level in self.levels}
         contexts |= {
             level.name: jax.lax.stop_gradient(contexts[level.name]) for level in self.levels if level.regime == "online"
         }
@@ -337,9 +339,21 @@ def _transformation(level: StackedLevel) -> optax.GradientTransformation:
     return optax.chain(clip_by_norm(1.0), optax.scale(-level.learning_rate))
 
 
-def _solve(
-    seen: Seen, gradient: Float[Array, "blocks in out"], ridge: float
-) -> Float[Array, "blocks in out"]:
+def _limited(step: dict[str, Any], norms: Mapping[str, Array]) -> dict[str, Any]:
+    """A step that is at most as large as the matrices that it moves, whatever the learning rate is."""
+    return {name: _shortened(part, norms[name]) for name, part in step.items()}
+
+
+def _shortened(tree: Any, limit: Array) -> Any:
+    # scaled by the largest entry first, since the squares of a long step overflow
+    largest = functools.reduce(jnp.maximum, (jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)))
+    largest = jnp.where(largest > 0, largest, 1.0)
+    unit = jax.tree.map(lambda leaf: leaf / largest, tree)
+    scale = jnp.minimum(largest, limit / jnp.maximum(smooth_norm(unit), 1e-6))
+    return jax.tree.map(lambda leaf: leaf * scale, unit)
+
+
+def _solve(seen: Seen, gradient: Float[Array, "blocks in out"], ridge: float) -> Float[Array, "blocks in out"]:
     """``(Σ x xᵀ + ridge · mean ‖x‖² · I)⁻¹ G`` for each block; zero where nothing has been seen."""
     size = seen.products.shape[-1]
     norm = jnp.trace(seen.products, axis1=-2, axis2=-1) / jnp.maximum(seen.count, 1.0)

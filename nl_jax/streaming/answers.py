@@ -64,7 +64,11 @@ def likeliest(
 
 
 def _best(
-    model: LanguageModel, first: Float[np.ndarray, "rows vocab"], state: Any, answers: Sequence[Sequence[int]], size: int
+    model: LanguageModel,
+    first: Float[np.ndarray, "rows vocab"],
+    state: Any,
+    answers: Sequence[Sequence[int]],
+    size: int,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Index and nats of the best answer of each prompt of a batch, and the number of answers read."""
     bound = first[:, [answer[0] for answer in answers]]

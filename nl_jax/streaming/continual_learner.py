@@ -262,7 +262,10 @@ class ContinualLearner:
 def default_levels(model: LanguageModel) -> tuple[StackedLevel, ...]:
     """Levels for a pre-trained model of any size."""
     last = tuple(range(-min(4, model.config.num_layers), 0))
-    return (StackedLevel("fast", blocks=last, units=(0.0, 0.5)), StackedLevel("slow", period=8, blocks=last, units=(0.5, 1.0)))
+    return (
+        StackedLevel("fast", blocks=last, units=(0.0, 0.5)),
+        StackedLevel("slow", period=8, blocks=last, units=(0.5, 1.0)),
+    )
 
 
 def _checked(examples: Sequence[Example]) -> list[Example]:
@@ -276,7 +279,9 @@ def _checked(examples: Sequence[Example]) -> list[Example]:
 
 
 @functools.partial(jax.jit, static_argnames=("levels", "keep"))
-def _learn(model: LanguageModel, levels: tuple[StackedLevel, ...], state: ScheduleState, chunk: Chunk, keep: bool) -> Any:
+def _learn(
+    model: LanguageModel, levels: tuple[StackedLevel, ...], state: ScheduleState, chunk: Chunk, keep: bool
+) -> Any:
     """The state after a chunk, its summed loss, the mixers' state if it is to be kept, and the surprise by level."""
     new, read = StackedModel(model, levels).schedule().step(state, chunk)
     return new, jnp.sum(read.losses * chunk.mask), read.state if keep else None, read.surprise
