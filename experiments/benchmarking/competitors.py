@@ -4,7 +4,6 @@ They are a Transformer with the attention of JAX, and models in PyTorch. The lat
 or a CUDA device. Building one raises ModuleNotFoundError if its package is not installed.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax
 from flax import nnx
 
 from experiments.benchmarking.timed_programs import Program, Sizes, our_program
+from experiments.benchmarking.torch_models import in_torch, torch_program, torch_transformer
 from nl_jax.models import LanguageModel, named_config
 
 
@@ -32,74 +32,7 @@ def jax_attention(sizes: Sizes) -> Program:
     return our_program(config, sizes.batch_size, sizes.length, memory_limit=sizes.memory_limit, init_model=init_model)
 
 
-def _in_torch(build: Callable[[Sizes], Program]) -> Callable[[Sizes], Program]:
-    """Makes a program be built on the same kind of device as JAX, with JAX's precision of matrix products (TF32)."""
-
-    @functools.wraps(build)
-    def on_device(sizes: Sizes) -> Program:
-        import torch
-
-        backend = jax.default_backend()
-        if backend not in ("cpu", "gpu"):
-            raise NotImplementedError(f"JAX runs on {backend}; PyTorch runs on CPU or a CUDA device")
-        torch.set_float32_matmul_precision("high")
-        with torch.device("cuda" if backend == "gpu" else "cpu"):
-            return build(sizes)
-
-    return on_device
-
-
-@_in_torch
-def torch_transformer(sizes: Sizes) -> Program:
-    """The Transformer of ``nl_jax.models`` in PyTorch, with the fused ``scaled_dot_product_attention``."""
-    import torch
-    from torch.nn import functional as F
-
-    width, head_dim = sizes.width, sizes.width // sizes.num_heads
-
-    def matrix(size_out: int, size_in: int) -> torch.nn.Parameter:
-        return torch.nn.Parameter(torch.randn(size_out, size_in) * size_in**-0.5)
-
-    def scale() -> torch.nn.Parameter:
-        return torch.nn.Parameter(torch.ones(width))
-
-    embedding, final_norm = matrix(sizes.vocab_size, width), scale()
-    layers = [
-        {
-            "mixer_norm": scale(),
-            "query_key_value": matrix(3 * width, width),
-            "output": matrix(width, width),
-            "norm": scale(),
-            "gate_up": matrix(2 * sizes.mlp_hidden, width),
-            "down": matrix(width, sizes.mlp_hidden),
-        }
-        for _ in range(sizes.num_layers)
-    ]
-    frequency = 10_000.0 ** (-torch.arange(head_dim // 2) / (head_dim // 2))
-    angle = torch.arange(sizes.length)[:, None] * frequency
-    cos, sin = angle.cos(), angle.sin()  # [time, head_dim / 2]
-
-    def rotary(x: torch.Tensor) -> torch.Tensor:
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
-
-    def loss(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        x = F.embedding(inputs, embedding) * width**0.5
-        for layer in layers:
-            projected = F.linear(F.rms_norm(x, (width,), layer["mixer_norm"]), layer["query_key_value"])
-            # [batch, time, 3 width] -> three of [batch, heads, time, head_dim]
-            query, key, value = projected.unflatten(-1, (3, sizes.num_heads, head_dim)).permute(2, 0, 3, 1, 4)
-            y = F.scaled_dot_product_attention(rotary(query), rotary(key), value, is_causal=True)
-            x = x + F.linear(y.transpose(1, 2).flatten(2), layer["output"])
-            gate, up = F.linear(F.rms_norm(x, (width,), layer["norm"]), layer["gate_up"]).chunk(2, dim=-1)
-            x = x + F.linear(F.silu(gate) * up, layer["down"])
-        logits = F.linear(F.rms_norm(x, (width,), final_norm), embedding)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-    return _torch_program(sizes, [embedding, final_norm, *(p for layer in layers for p in layer.values())], loss)
-
-
-@_in_torch
+@in_torch
 def titans_pytorch(sizes: Sizes) -> Program:
     """``MemoryAsContextTransformer`` of titans-pytorch, with the options of its README."""
     from titans_pytorch import MemoryAsContextTransformer
@@ -120,10 +53,10 @@ def titans_pytorch(sizes: Sizes) -> Program:
 
         return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
-    return _torch_program(sizes, list(model.parameters()), loss)
+    return torch_program(sizes, list(model.parameters()), loss)
 
 
-@_in_torch
+@in_torch
 def nested_learning(sizes: Sizes) -> Program:
     """Hope of nested-learning with two CMS levels and chunks of 64, including the pass that updates its memories."""
     import torch
@@ -155,36 +88,7 @@ def nested_learning(sizes: Sizes) -> Program:
         with torch.no_grad():
             model(inputs, teach_signal=signal)
 
-    return _torch_program(sizes, [p for p in model.parameters() if p.requires_grad], loss, learn)
-
-
-def _torch_program(
-    sizes: Sizes,
-    parameters: list[Any],
-    loss: Callable[[Any, Any], Any],
-    after_backward: Callable[[Any], None] = lambda inputs: None,
-) -> Program:
-    """Training by AdamW with gradient clipping on a batch of random tokens."""
-    import torch
-
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    tokens = torch.randint(sizes.vocab_size, (sizes.batch_size, sizes.length + 1))
-    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-
-    def step() -> float:
-        optimizer.zero_grad()
-        value = loss(inputs, targets)
-        value.backward()
-        after_backward(inputs)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        return value.item()
-
-    def forward() -> float:
-        with torch.no_grad():
-            return loss(inputs, targets).item()
-
-    return Program(sum(p.numel() for p in parameters), step, forward)
+    return torch_program(sizes, [p for p in model.parameters() if p.requires_grad], loss, learn)
 
 
 COMPETITORS: dict[str, Callable[[Sizes], Program]] = {

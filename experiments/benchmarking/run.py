@@ -25,6 +25,15 @@ LENGTHS = {
     "compile": ["1024:4"],
     "remat": ["1024:2"],
     "gradients": [f"{64 * 2**i}:1" for i in range(7)],
+    "gpu": ["8192:4", "32768:1"],
+}
+# What a subject takes for flags that are not given; the other subjects measure all models, and in float32.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "gpu": {
+        "models": ["transformer", "delta_net", "hope", "titans", "gated_delta_net"],
+        "preset": "base",
+        "dtype": "bfloat16",
+    }
 }
 Figures = dict[str, Any]
 
@@ -44,10 +53,16 @@ class Run:
     def __init__(self, subject: str, values: flags.FlagValues):
         self.values = values
         self.workdir = launcher.own_workdir(values)
+        for name, value in ({"models": list(MODEL_NAMES)} | DEFAULTS.get(subject, {})).items():
+            if values[name].value is None:
+                values[name].value = value
+        if subject == "gpu":
+            os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")  # read when JAX starts, below
         for name in ("width", "num_heads", "num_layers", "chunk_size", "repeats"):
             launcher.check_range(values, name, 1)
         launcher.check_range(values, "matrix_size", 1, 2**14)
-        launcher.check_range(values, "max_seconds", 0)
+        for name in ("max_seconds", "max_minutes"):
+            launcher.check_range(values, name, 0)
         if values.memory_gib is not None:
             launcher.check_range(values, "memory_gib", 0)
         launcher.check_names("models", values.models, MODEL_NAMES, required=True)
@@ -55,7 +70,8 @@ class Run:
         self.lengths = _parse_lengths(values.lengths or LENGTHS[subject])
         self.depths = _parse_depths(values.depths)
         use_cpu_cores()
-        self.memory_limit = _device_memory() * 0.75 if values.memory_gib is None else values.memory_gib * 2**30
+        share = 0.95 if subject == "gpu" else 0.75
+        self.memory_limit = _device_memory() * share if values.memory_gib is None else values.memory_gib * 2**30
 
         configs = {name: self.config(name, max(self.lengths)[0], values.num_layers) for name in values.models}
         for name, config in configs.items():
@@ -64,7 +80,7 @@ class Run:
             except ValueError as error:
                 raise InputError(f"model {name!r} cannot be built: {error}") from error
         given = {"subject": subject, **values.flag_values_dict()}
-        del given["workdir"]
+        del given["workdir"], given["max_minutes"]  # with more minutes a run goes on
         metadata = {"flags": given, "models": {name: config.to_json() for name, config in configs.items()}}
         self.record = Record(
             self.workdir,
@@ -75,8 +91,11 @@ class Run:
         self.figures = self.record.figures
 
     def config(self, model: str, length: int, num_layers: int) -> LanguageModelConfig:
-        """The configuration of a model; configurations differ in the mixer only."""
+        """The configuration of a model; configurations differ in the mixer only, or are those of a preset."""
         values = self.values
+        sizes = {"chunk_size": values.chunk_size, "context_length": length, **compute_fields(values)}
+        if values.preset is not None:
+            return named_config(model, values.preset, **sizes)
         return named_config(
             model,
             "tiny",
@@ -86,9 +105,7 @@ class Run:
             num_layers=num_layers,
             mlp_hidden=2 * values.width,
             cms_periods=(1,),
-            chunk_size=values.chunk_size,
-            context_length=length,
-            **compute_fields(values),
+            **sizes,
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 from matplotlib.figure import Figure
 
+from experiments.benchmarking.gpu import gpu
 from experiments.benchmarking.measurements import compile_time, exponent, gradient_norms, measure, remat_figures
 from experiments.benchmarking.run import Figures, Run
 from experiments.common import launcher
@@ -201,4 +202,5 @@ SUBJECTS: dict[str, Callable[[Run], None]] = {
     "compile": compile_times,
     "remat": remat,
     "gradients": gradients,
+    "gpu": gpu,
 }

@@ -25,7 +25,7 @@ from experiments.common.failures import Terminated, fail, print_anything, withou
 from experiments.common.host_flags import hosts_of
 from experiments.common.more_steps import continued
 from experiments.common.supervisor import CHILD, module_of, supervise
-from nl_jax import InputError, StorageError
+from nl_jax import InputError, StorageError, __version__
 from nl_jax.files import local_path, locked, write_atomically
 from nl_jax.models import LanguageModelConfig
 from nl_jax.parallel.hosts import all_true, from_writer, is_writer
@@ -34,6 +34,7 @@ from nl_jax.training.metrics import METRICS
 CONFIG = "config.json"
 RESULTS = "results.json"
 LOCK = ".nl_jax.lock"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 COMPARED = ("flags", "data", "models")  # parts of the configuration that must be unchanged when a run resumes
 # Flags with the paths of a run's inputs. They may change when it resumes, since "data" holds digests of the contents.
 INPUT_FLAGS = ("data", "text_key", "skip_bad", "tokenizer", "texts", "images", "start_from")
@@ -335,8 +336,8 @@ def mean_and_spread(figures: Sequence[float], digits: int = 3) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on."""
-    packages = ("nl-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "nl-jax": __version__, **packages}  # it may run without installation
 
 
 def check_same(workdir: Path, what: str, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:

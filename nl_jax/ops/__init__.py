@@ -1,6 +1,7 @@
 """What XLA needs, behind mathematical names: products, decay matrices, triangular systems, attention in blocks."""
 
 from nl_jax.ops.attention import blockwise_attention
+from nl_jax.ops.causal_attention import causal_attention
 from nl_jax.ops.decay import decay_matrix, shift
 from nl_jax.ops.products import (
     block_squared_lengths,
@@ -23,6 +24,7 @@ __all__ = [
     "apply_linear",
     "block_squared_lengths",
     "blockwise_attention",
+    "causal_attention",
     "decay_matrix",
     "gram",
     "inner_products",

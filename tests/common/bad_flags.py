@@ -156,6 +156,11 @@ BENCHMARK = [
     (["mixers", "--repeats=0"], "--repeats=0: expected at least 1"),
     (["mixers", "--matrix_size=99999"], "--matrix_size=99999: expected 1 to 16384"),
     (["mixers", "--num_heads=3"], "cannot be built: num_heads=3"),
+    (["gpu", "--preset=enormous"], "unknown preset 'enormous'"),
+    (["gpu", "--max_minutes=-1"], "--max_minutes=-1.0: expected at least 0"),
+    (["gpu", "--models=gpt"], "--models=gpt: expected some of hope,"),
+    (["gpu", "--lengths=8192"], "--lengths=8192: expected tokens:batch pairs"),
+    (["gpu", "--dtype=float16"], "flag --dtype=float16: value should be one of <float32|bfloat16>"),
 ]
 
 TOPOLOGY = [

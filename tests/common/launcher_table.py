@@ -146,6 +146,11 @@ RUNS = {
             "benchmark mixers", f"{TIMED} --lengths=8:1,16:1 --competitors=", REPEATS, ((JSON_FILE, 3), (JSON_FILE, 1))
         ),
         Run("benchmark compile", f"{TIMED} --lengths=8:1 --depths=1,2", REPEATS),
+        Run(
+            "benchmark gpu",
+            "--preset=tiny --matrix_size=8 --repeats=1 --models=transformer --lengths=8:1 --competitors=",
+            ("--chunk_size=8", "chunk_size 64 there, 8 here"),
+        ),
         Run("faults", "--rounds=1 --kinds=kill_step", ("--rounds=2", "rounds 1 there, 2 here")),
         Run("benchmark remat", f"{TIMED} --lengths=8:1", REPEATS),
         Run("benchmark gradients", f"{TIMED} --models=linear_attention_pp --lengths=8:1,16:1", REPEATS),

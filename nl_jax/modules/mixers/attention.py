@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from nl_jax.modules.layers import CausalConv, linear, start_as_induction
 from nl_jax.modules.mixers.rotary import BASE, rotary, rotary_frequencies
-from nl_jax.ops import blockwise_attention
+from nl_jax.ops import causal_attention
 from nl_jax.parallel.sequence import Shard
 
 
@@ -49,7 +49,7 @@ class Attention(nnx.Module):
       ValueError: for sizes that do not fit each other, or an unknown scaling.
     """
 
-    attend = staticmethod(blockwise_attention)  # replaced to compare speeds (experiments)
+    attend = staticmethod(causal_attention)  # replaced to compare speeds (experiments)
 
     def __init__(
         self,
