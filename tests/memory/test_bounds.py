@@ -180,6 +180,7 @@ def assert_finite(outcomes):
             marks=pytest.mark.slow,
         ),
         ("oja", {"eta": ("sigmoid", 5.0), "alpha": ("sigmoid", 0.0), "allow_neg_eigval": True}, 1024),
+        ("mesa", {"eta": ("softplus", 1e4), "alpha": 1.0}, 512),
         ("ttt_linear", {}, 1024),
         ("ttt_linear", {"objective": "dot_product"}, 64),
         pytest.param(
@@ -211,7 +212,7 @@ def compositions(draw):
     """A mixer with memories, and values for any of its options; several of them exclude each other."""
     name = draw(st.sampled_from([name for name in MIXERS if name not in ATTENTION]))
     given: dict = {"chunk_size": draw(st.sampled_from([1, 4, 16, 64]))}
-    choices = {
+    choices: dict = {
         "rule": RULES,
         "delta": (True, False),
         "delta_after_retention": (True, False),
@@ -242,6 +243,8 @@ def compositions(draw):
         }
         if name in ("ttt_mlp", "titans", "atlas"):
             choices["gated"] = (True, False)
+    if name == "mesa":
+        choices = {"iterations": (1, 8, 100), "eta": choices["eta"], "alpha": choices["alpha"]}
     for option, values in choices.items():
         if draw(st.booleans()):
             given[option] = draw(st.sampled_from(values))
