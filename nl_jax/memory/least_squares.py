@@ -16,7 +16,7 @@ may be added. Two things keep the rounding errors of long sums away: each sum ca
 lost (Kahan, 1965), and the solution is refined with the residual of the system.
 
 Measured in float32 with 64-element keys, chunks of 16 and 100,000 tokens, as the relative error of the answers (three
-spectra of the keys, the last with a large common mean): these sums 3e-7, 5e-6 and 4e-5; without the carried part 6e-6,
+spectra of the keys, the last with a large common mean): these sums 6e-7, 9e-6 and 7e-5; without the carried part 6e-6,
 9e-5 and 7e-4; the covariance (H + λ I)⁻¹ by Woodbury's formula 1e-6 to 2e-6, and the factor R of H + λ I = Rᵀ R by QR
 decompositions 4e-5 to 8e-5. The covariance is not kept for what it cannot do: it becomes indefinite where ‖k‖²
 exceeds λ by the inverse of the rounding error, in Joseph's form, too, and a constant λ under retention costs an inverse

@@ -199,6 +199,15 @@ def test_options_that_were_unstable(name, options, time):
     assert_finite(run(name, {"chunk_size": 16, **options}, time))
 
 
+def test_an_mlp_learns_dot_products_in_bfloat16():
+    """Whose gradient has the values' type."""
+    options = {"objective": "dot_product", "chunk_size": 16}
+    module = nnx.eval_shape(lambda: mixer("atlas", width=WIDTH, num_heads=HEADS, rngs=nnx.Rngs(0), **options))
+    module = jax.eval_shape(lambda m: jax.tree.map(lambda p: p.astype(jnp.bfloat16), m), module)
+    y, _ = jax.eval_shape(lambda m, x: m(x), module, jax.ShapeDtypeStruct((1, 40, WIDTH), jnp.bfloat16))
+    assert y.dtype == jnp.bfloat16
+
+
 def test_gradients_of_the_defaults_stay_small_on_repeated_text():
     """Steps of a chunk's equal keys add up to at most one; where they added up to 3.4 the gradient reached 1e9."""
     outcomes = run("self_modifying_titans", {"chunk_size": 16}, 1024, seed=1)
