@@ -18,7 +18,7 @@ PARAMETER_AXES: tuple[tuple[str, Names], ...] = (
     (r"blocks\.mixer\.(output|query|key)_norm\.scale", ("layers", "head_dim")),
     (r"blocks\.mixer\.conv\.kernel", ("layers", "taps", "embed")),
     (r"blocks\.mixer\.(query|key|value|(eta|alpha|mu)\.linear)\.kernel", ("layers", "embed", "heads")),
-    (r"blocks\.mixer\.\w+_read", ("layers", "heads", "head_dim")),
+    (r"blocks\.mixer\.(\w+_read|ridge)", ("layers", "heads", "head_dim")),
     (r"blocks\.mixer\.(\w+_bias|\w+\.linear\.bias|(query|key|value)\.bias)", ("layers", "heads")),
     (r"blocks\.mixer\.memory_gates", ("layers", "heads", "memories")),
     (r"blocks\.mixer\.memories\.\d+\.layers\.0", ("layers", "heads", "embed", "memory_hidden")),

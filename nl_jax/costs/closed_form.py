@@ -12,7 +12,7 @@ from flax import nnx
 
 from nl_jax.memory import Memory
 from nl_jax.models import LanguageModel, LanguageModelConfig
-from nl_jax.modules import Attention, MemoryMixer, Oja, SelfModifyingTitans
+from nl_jax.modules import Attention, MemoryMixer, Mesa, Oja, SelfModifyingTitans
 from nl_jax.modules.mixers.coefficients import Gate
 from nl_jax.ops.attention import BLOCK_SIZE as TILE_SIZE
 from nl_jax.ops.decay import DECAY_BLOCK_SIZE
@@ -36,8 +36,8 @@ def forward_flops(config: LanguageModelConfig, batch_size: int, length: int) -> 
         continuum memory); ``projections`` (by slow weights of the mixer, including its output); ``attention`` (scores,
         and sums over values). Memories have the parts ``generation`` (of keys, values, coefficients, targets and
         queries), ``gradients`` (answers at the boundary, and the backward pass), ``w0`` (answers of the initial weights
-        to keys), ``decay``, ``gram``, ``solve`` (right side, inverse, and their product), ``writes`` and
-        ``reads``.
+        to keys), ``decay``, ``gram``, ``solve`` (right side, inverse, and their product; of Mesa all iterations),
+        ``writes`` and ``reads``.
     """
     mixer: Any = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0))).blocks.mixer
     tokens, width = batch_size * length, config.width
@@ -96,8 +96,11 @@ def _answer(layers: list[_Layer]) -> int:
     return sum(layer.weights for layer in layers)
 
 
-def _subchunk(mixer: MemoryMixer | Oja | SelfModifyingTitans, c: int) -> Counter[str]:
+def _subchunk(mixer: MemoryMixer | Mesa | Oja | SelfModifyingTitans, c: int) -> Counter[str]:
     """Multiply-adds for a subchunk of ``c`` tokens, of one head of one sequence."""
+    if isinstance(mixer, Mesa):  # every iteration reads one half of the memory, and the answer the other one
+        (key, both), read = mixer.groups[0].architecture.shapes()[0], c * mixer.head_dim * (mixer.head_dim + 2 * c)
+        return Counter(decay=_decay(c), writes=c * key * both, solve=mixer.iterations * read, reads=read)
     has_momentum, has_window = mixer.mu is not None, mixer.chunking.window > 1
     parts: Counter[str] = Counter()
     if isinstance(mixer, SelfModifyingTitans):

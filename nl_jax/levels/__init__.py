@@ -1,5 +1,6 @@
 """Levels and schedules: learners, each with its own state, context and update frequency, composed into one system."""
 
+from nl_jax.levels.from_least_squares import from_least_squares
 from nl_jax.levels.from_memory import MemoryLevelState, Pair, from_memory
 from nl_jax.levels.from_parts import Learner, from_loss, from_optax
 from nl_jax.levels.level import Context, Level
@@ -29,6 +30,7 @@ __all__ = [
     "by_initialisation",
     "by_parameters",
     "first_order",
+    "from_least_squares",
     "from_loss",
     "from_memory",
     "from_optax",

@@ -4,6 +4,13 @@ from nl_jax.memory.architectures import Architecture
 from nl_jax.memory.description import RULES, Memory, Rule, memory_of
 from nl_jax.memory.guards import limit_cotangent, limit_norm
 from nl_jax.memory.learning import Layers, Tokens, Weights, apply_layer, end_of_memory, learn_chunk, read_memory
+from nl_jax.memory.least_squares import (
+    LeastSquares,
+    init_least_squares,
+    learn_least_squares,
+    least_squares_weights,
+    read_least_squares,
+)
 from nl_jax.memory.objectives import OBJECTIVES, Objective, dot_product, huber, l2, lp
 from nl_jax.memory.recurrence import (
     Chunk,
@@ -26,6 +33,7 @@ __all__ = [
     "Chunk",
     "Decay",
     "Layers",
+    "LeastSquares",
     "Memory",
     "Objective",
     "Rule",
@@ -39,8 +47,11 @@ __all__ = [
     "end_of_chunk",
     "end_of_memory",
     "huber",
+    "init_least_squares",
     "l2",
     "learn_chunk",
+    "learn_least_squares",
+    "least_squares_weights",
     "limit_cotangent",
     "limit_norm",
     "limit_strength",
@@ -48,6 +59,7 @@ __all__ = [
     "memory_of",
     "read_chunk",
     "read_chunk_transposed",
+    "read_least_squares",
     "read_memory",
     "sequential_update",
     "solve_chunk",

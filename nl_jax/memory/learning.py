@@ -111,7 +111,8 @@ def _gradients(memory: Memory, weights: Layers, tokens: Tokens, up_bias: Array |
 
     shapes = jax.eval_shape(lambda: forward(None)[1][1])
     answer, pull, (inputs, outputs) = jax.vjp(forward, [jnp.zeros(o.shape, o.dtype) for o in shapes], has_aux=True)
-    at_answer = memory.objective.gradient(answer, tokens.values)
+    # the dot product's gradient has the values' type, which may be narrower than the answer's
+    at_answer = memory.objective.gradient(answer, tokens.values).astype(answer.dtype)
     gradients = pull(at_answer)[0]
     slope = None if memory.rule.form == "paper" else _slope(memory, inputs, gradients, at_answer)
     return _Gradients(inputs, outputs, gradients, slope)

@@ -1,7 +1,8 @@
-"""What XLA needs, behind mathematical names: products, decay matrices, triangular systems, attention in blocks."""
+"""What XLA needs, behind mathematical names: products, decay matrices, linear systems, attention in blocks."""
 
 from nl_jax.ops.attention import blockwise_attention
 from nl_jax.ops.causal_attention import causal_attention
+from nl_jax.ops.conjugate_gradients import solve_positive_definite
 from nl_jax.ops.decay import decay_matrix, shift
 from nl_jax.ops.products import (
     block_squared_lengths,
@@ -34,6 +35,7 @@ __all__ = [
     "over_leading",
     "scale_blocks",
     "shift",
+    "solve_positive_definite",
     "solve_unit_lower",
     "squared_lengths",
     "weighted_outer_products",

@@ -40,6 +40,7 @@ def test_every_model(name, sizes, batch_size, length):
         ("ttt_linear", {"rule": "implicit", "objective": "huber", "window": 3}),
         ("gated_delta_net", {"mu": ("sigmoid", 1.0)}),
         ("linear_attention", {"rule": "normalized"}),
+        ("mesa", {"iterations": 3}),
         ("attention", {"convolution": True}),
         ("sliding_window_attention", {"window": 17}),
     ],

@@ -180,6 +180,7 @@ def assert_finite(outcomes):
             marks=pytest.mark.slow,
         ),
         ("oja", {"eta": ("sigmoid", 5.0), "alpha": ("sigmoid", 0.0), "allow_neg_eigval": True}, 1024),
+        ("mesa", {"eta": ("softplus", 1e4), "alpha": 1.0}, 512),
         ("ttt_linear", {}, 1024),
         ("ttt_linear", {"objective": "dot_product"}, 64),
         pytest.param(
@@ -198,6 +199,15 @@ def test_options_that_were_unstable(name, options, time):
     assert_finite(run(name, {"chunk_size": 16, **options}, time))
 
 
+def test_an_mlp_learns_dot_products_in_bfloat16():
+    """Whose gradient has the values' type."""
+    options = {"objective": "dot_product", "chunk_size": 16}
+    module = nnx.eval_shape(lambda: mixer("atlas", width=WIDTH, num_heads=HEADS, rngs=nnx.Rngs(0), **options))
+    module = jax.eval_shape(lambda m: jax.tree.map(lambda p: p.astype(jnp.bfloat16), m), module)
+    y, _ = jax.eval_shape(lambda m, x: m(x), module, jax.ShapeDtypeStruct((1, 40, WIDTH), jnp.bfloat16))
+    assert y.dtype == jnp.bfloat16
+
+
 def test_gradients_of_the_defaults_stay_small_on_repeated_text():
     """Steps of a chunk's equal keys add up to at most one; where they added up to 3.4 the gradient reached 1e9."""
     outcomes = run("self_modifying_titans", {"chunk_size": 16}, 1024, seed=1)
@@ -211,7 +221,7 @@ def compositions(draw):
     """A mixer with memories, and values for any of its options; several of them exclude each other."""
     name = draw(st.sampled_from([name for name in MIXERS if name not in ATTENTION]))
     given: dict = {"chunk_size": draw(st.sampled_from([1, 4, 16, 64]))}
-    choices = {
+    choices: dict = {
         "rule": RULES,
         "delta": (True, False),
         "delta_after_retention": (True, False),
@@ -242,6 +252,8 @@ def compositions(draw):
         }
         if name in ("ttt_mlp", "titans", "atlas"):
             choices["gated"] = (True, False)
+    if name == "mesa":
+        choices = {"iterations": (1, 8, 100), "eta": choices["eta"], "alpha": choices["alpha"]}
     for option, values in choices.items():
         if draw(st.booleans()):
             given[option] = draw(st.sampled_from(values))

@@ -56,7 +56,7 @@ def options_of(mixer):
     function, sources = MIXERS[mixer], []
     if not inspect.isclass(function):
         sources.append(Attention if mixer in ("attention", "sliding_window_attention") else MemoryMixer)
-    if mixer not in ("attention", "sliding_window_attention", "oja"):
+    if mixer not in ("attention", "sliding_window_attention", "oja", "mesa"):
         sources.append(memory_of)
     found = {}
     for source in (s.__init__ if inspect.isclass(s) else s for s in (*sources, function)):

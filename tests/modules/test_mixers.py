@@ -158,7 +158,7 @@ def test_allow_neg_eigval_reach_minus_one():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["self_modifying_titans", "titans", "ttt_mlp", "ttt_linear", "atlas", "delta_net", "oja"]
+    "name", ["self_modifying_titans", "titans", "ttt_mlp", "ttt_linear", "atlas", "delta_net", "oja", "mesa"]
 )
 def test_meta_gradient_is_exact(name):
     with jax.enable_x64(True):
@@ -248,6 +248,8 @@ def test_default_rule_is_bounded_over_65536_tokens(chunk, alpha):
         ("titans", {"depth": 3, "gated": True}, "depth=3: a gated memory has depth 2"),
         ("delta_net", {"window": 2}, "window=2 must be at least 1, and 1 with a delta term"),
         ("delta_net", {"unknown": 1}, "unknown"),
+        ("mesa", {"iterations": 0}, "iterations=0 must be an integer of at least 1"),
+        ("mesa", {"chunk_size": 0}, "chunk_size=0 must be at least 1"),
         ("oja", {"mu": 0.5}, "unexpected keyword argument 'mu'"),
         ("oja", {"chunk_size": 0}, "chunk_size=0 must be at least 1"),
         ("attention", {"num_heads": 0}, "num_heads=0"),

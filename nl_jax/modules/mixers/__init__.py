@@ -2,6 +2,7 @@
 
 from nl_jax.modules.mixers.attention import Attention, AttentionState
 from nl_jax.modules.mixers.memory_mixer import MemoryMixer
+from nl_jax.modules.mixers.mesa import Mesa
 from nl_jax.modules.mixers.oja import Oja
 from nl_jax.modules.mixers.registry import MIXERS, mixer
 from nl_jax.modules.mixers.self_modifying_titans import PAPER_FORM, SelfModifyingTitans
@@ -15,6 +16,7 @@ __all__ = [
     "Memories",
     "MemoryMixer",
     "MemoryState",
+    "Mesa",
     "Oja",
     "SelfModifyingTitans",
     "mixer",

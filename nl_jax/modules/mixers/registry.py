@@ -12,6 +12,7 @@ from nl_jax.memory import Architecture
 from nl_jax.modules.mixers.attention import Attention
 from nl_jax.modules.mixers.coefficients import MOMENTUM_BIAS, RETENTION_BIAS
 from nl_jax.modules.mixers.memory_mixer import MemoryMixer
+from nl_jax.modules.mixers.mesa import Mesa
 from nl_jax.modules.mixers.oja import Oja
 from nl_jax.modules.mixers.parameters import head_size
 from nl_jax.modules.mixers.self_modifying_titans import SelfModifyingTitans
@@ -129,6 +130,7 @@ MIXERS: dict[str, Callable[..., Any]] = {
     "delta_net": delta_net,
     "gated_delta_net": gated_delta_net,
     "oja": Oja,
+    "mesa": Mesa,
     "ttt_linear": ttt_linear,
     "ttt_mlp": ttt_mlp,
     "titans": titans,
