@@ -231,7 +231,9 @@ class ContinualLearner:
         return self.tokenizer.encode(text.encode())[0].tolist()
 
     def _asked(self, text: str) -> list[int]:
-        return [self.tokenizer.separator_id, *self._ids(self.question.format(text=text))]
+        """Tokens of a question, after separators that make its length a multiple of 8: each length is compiled."""
+        ids = self._ids(self.question.format(text=text))
+        return [self.tokenizer.separator_id] * (8 - len(ids) % 8) + ids
 
     def _answer(self, label: str) -> list[int]:
         return [*self._ids(" " + label), self.tokenizer.separator_id]
