@@ -28,8 +28,8 @@ class TensorInfo(NamedTuple):
 class _Cursor:
     """Reads values one after the other."""
 
-    def __init__(self, content: np.memmap):
-        self.content, self.at = memoryview(content), 0
+    def __init__(self, content: np.ndarray):
+        self.content, self.at = content.data, 0
 
     def scalars(self, form: str, count: int = 1) -> tuple[Any, ...]:
         values = struct.unpack_from(f"<{count}{form}", self.content, self.at)
@@ -54,7 +54,7 @@ class _Cursor:
         return [self.value(inner) for _ in range(count)]
 
 
-def read_header(path: Path, content: np.memmap) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
+def read_header(path: Path, content: np.ndarray) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
     """The metadata and the tensors of a GGUF file, both by name.
 
     Args:
@@ -69,7 +69,7 @@ def read_header(path: Path, content: np.memmap) -> tuple[dict[str, Any], dict[st
     tensors: dict[str, tuple[tuple[int, ...], int, int]] = {}
     doing = "its header"
     try:
-        magic, version = bytes(content[:4]), struct.unpack_from("<I", content, 4)[0]
+        magic, version = bytes(content[:4]), struct.unpack_from("<I", content.data, 4)[0]
         if magic != b"GGUF" or version not in VERSIONS:
             raise InputError(f"{path}: not a GGUF file of version 2 or 3 (little-endian)")
         cursor.at = 8
