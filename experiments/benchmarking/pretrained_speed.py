@@ -91,7 +91,7 @@ def theirs(given: Pretrained, tokens: Int[np.ndarray, "batch time"]) -> Calls:
         token, cache = last["token"], last["cache"]
         for _ in range(DECODED):
             token, cache = read(token, cache)
-        cache.crop(tokens.shape[1])
+        cache.crop(-DECODED)
         return float(token[0, 0])
 
     def prefill() -> float:
