@@ -6,6 +6,7 @@
     python -m experiments.benchmark remat --workdir=runs/remat --num_layers=6 --models=hope,transformer
     python -m experiments.benchmark gradients --workdir=runs/gradients --models=hope,titans
     python -m experiments.benchmark gpu --workdir=runs/gpu --matrix_size=8192
+    python -m experiments.benchmark pretrained --workdir=runs/pretrained --pretrained=default
 
 mixers     a training step (forward, backward, AdamW) and the forward pass alone: tokens/s, FLOPs, memory
 scaling    time and memory of a training step, and size of the model's state, against sequence length, with fitted
@@ -16,6 +17,8 @@ gradients  norm of the gradient of the loss at the memories' initial weights aga
            default corpus, before training
 gpu        a training step of the models of --preset in bfloat16 beside PyTorch's Transformer with fused attention, as
            it is and by torch.compile; then other chunk sizes, and attention in blocks. It ends after --max_minutes.
+pretrained tokens/s at which a pre-trained model reads a prompt and writes an answer, in float32, by itself and by
+           transformers where that and torch are installed
 
 The speeds of mixers are also given as ratios to two Transformers: that of this project, whose attention works in
 blocks, and jax_attention, the same program with `jax.nn.dot_product_attention`, which holds all scores at once.
@@ -79,6 +82,8 @@ def define_flags() -> flags.FlagValues:
         None,
         "A step that needs more is not run. Default: 3/4 of memory; for gpu 95 % of JAX's.",
     )
+    text = "Hugging Face directory or GGUF file, for pretrained, or 'default'."
+    define(define_path, "pretrained", "default", text)
     define(flags.DEFINE_integer, "matrix_size", 4096, "Rows of the square matrices whose product gives the peak.")
     return values
 

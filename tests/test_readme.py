@@ -74,12 +74,13 @@ def test_every_command_gets_past_all_checks(name, arguments, text, tmp_path, mon
     monkeypatch.setattr(launcher, "check_workdir", stop)
     for reader in ("generate", "stream"):
         monkeypatch.setattr(module_of(reader), "chosen_model", stop)
+    monkeypatch.setattr(module_of("generate"), "load_pretrained", stop)
     # what these name would have to be there already
     arguments = [word for word in arguments if not word.startswith(("--start_from", "--data", "--texts"))]
     more = [f"--data={text}"] if name in WITH_TEXT else []
     more += [f"--texts={text},{text.with_name('other.txt')}"] if name == "subjects" else []
     assert module_of(name).main([name, *arguments, *more]) == 2
-    assert error_line(capsys) == "error: as far as the workdir"
+    assert error_line(capsys).endswith(": as far as the workdir")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -25,6 +25,7 @@ LENGTHS = {
     "compile": ["1024:4"],
     "remat": ["1024:2"],
     "gradients": [f"{64 * 2**i}:1" for i in range(7)],
+    "pretrained": ["512:1"],
     "gpu": ["8192:4", "32768:1"],
 }
 # What a subject takes for flags that are not given; the other subjects measure all models, and in float32.
@@ -35,6 +36,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "dtype": "bfloat16",
     }
 }
+OTHERS = ("torch", "transformers", "titans-pytorch", "nested-learning")  # packages whose versions are recorded
 Figures = dict[str, Any]
 
 
@@ -69,7 +71,8 @@ class Run:
         launcher.check_names("competitors", values.competitors, COMPETITORS)
         self.lengths = _parse_lengths(values.lengths or LENGTHS[subject])
         self.depths = _parse_depths(values.depths)
-        use_cpu_cores()
+        if subject != "pretrained":  # one text is read by all cores together
+            use_cpu_cores()
         share = 0.95 if subject == "gpu" else 0.75
         self.memory_limit = _device_memory() * share if values.memory_gib is None else values.memory_gib * 2**30
 
@@ -129,4 +132,4 @@ def _device_memory() -> int:
 
 def _competitor_versions() -> dict[str, str]:
     installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
-    return {name: installed[name] for name in ("torch", "titans-pytorch", "nested-learning") if name in installed}
+    return {name: installed[name] for name in OTHERS if name in installed}

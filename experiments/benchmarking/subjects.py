@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments.benchmarking.gpu import gpu
 from experiments.benchmarking.measurements import compile_time, exponent, gradient_norms, measure, remat_figures
+from experiments.benchmarking.pretrained_speed import pretrained
 from experiments.benchmarking.run import Figures, Run
 from experiments.common import launcher
 from nl_jax import InputError
@@ -203,4 +204,5 @@ SUBJECTS: dict[str, Callable[[Run], None]] = {
     "remat": remat,
     "gradients": gradients,
     "gpu": gpu,
+    "pretrained": pretrained,
 }

@@ -12,6 +12,7 @@ from nl_jax.data.tokenizer import (
     continuation,
     decode_stream,
     load_tokenizer,
+    until_stop,
     whole_characters,
 )
 from nl_jax.tasks.parity import PARITY_VOCABULARY, parity_batch
@@ -49,6 +50,7 @@ __all__ = [
     "recall_batch",
     "split_documents",
     "train_iterator",
+    "until_stop",
     "whole_characters",
     "windows",
 ]

@@ -227,3 +227,29 @@ def decode_stream(tokenizer: Tokenizer, ids: Iterable[int], context: Sequence[in
             yield text
             start, end = end, len(read)
     yield continuation(tokenizer, read[start:end], read[end:])
+
+
+def until_stop(texts: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+    """Yields a text that arrives in pieces up to the first of several stop strings, which is left out.
+
+    A piece waits while it may be the beginning of a stop string.
+
+    Args:
+        texts: the pieces; no more are taken once a stop string is complete.
+        stops: strings that are not empty; none let everything through.
+    """
+    waiting = ""
+    for text in texts:
+        waiting += text
+        found = [waiting.find(stop) for stop in stops if stop in waiting]
+        if found:
+            if min(found):
+                yield waiting[: min(found)]
+            return
+        possible = [n for stop in stops for n in range(1, len(stop)) if waiting.endswith(stop[:n])]
+        ready = len(waiting) - max(possible, default=0)
+        if ready:
+            yield waiting[:ready]
+        waiting = waiting[ready:]
+    if waiting:
+        yield waiting

@@ -1,5 +1,6 @@
 """Reads GGUF files: llama.cpp's format, with configuration, tokenizer and possibly quantised tensors in one file."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from nl_jax.errors import InputError
+from nl_jax.pretrained.dequantise import dequantise
+from nl_jax.pretrained.gguf_header import read_header
 from nl_jax.pretrained.optional import needed
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -30,6 +33,7 @@ OF_LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+EXPECTED = "expected F32, F16, BF16, Q4_0, Q4_1 or Q8_0"
 FACTORS = "rope_freqs.weight"  # what divides each rotary frequency
 
 
@@ -48,21 +52,19 @@ class GGUFFile:
     def __init__(self, path: Path):
         self.path = path
         self._gguf = needed("gguf", f"{path}: a GGUF file")
-        try:
-            reader = self._gguf.GGUFReader(str(path))
-        except Exception as error:  # of many kinds, by where the file is damaged
-            raise InputError(f"{path}: not a GGUF file, damaged or cut off ({error})") from error
-        self._fields = reader.fields
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self._content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+        self._fields, self._tensors = read_header(path, self._content)
         self.architecture = self.field("general.architecture")
         if self.architecture not in ARCHITECTURES:
             expected = f"expected one of {', '.join(ARCHITECTURES)}"
             raise InputError(f"{path}: general.architecture is {self.architecture!r}; {expected}")
+        for name in self._tensors:
+            self._stored(name)
         self._names = {_hf_name(name): name for name in self._tensors if name != FACTORS}
 
     def field(self, name: str, default: Any = None) -> Any:
         """A value of the metadata."""
-        return self._fields[name].contents() if name in self._fields else default
+        return self._fields.get(name, default)
 
     def hf_config(self) -> dict[str, Any]:
         """The metadata as the ``config.json`` of a Hugging Face directory would have it."""
@@ -76,9 +78,7 @@ class GGUFFile:
         width, heads = value("embedding_length"), value("attention.head_count")
         config = {
             "model_type": self.architecture,
-            "vocab_size": self._tensors["token_embd.weight"].shape[1].item()
-            if "token_embd.weight" in self._tensors
-            else None,
+            "vocab_size": self._tensors["token_embd.weight"].shape[0] if "token_embd.weight" in self._tensors else None,
             "hidden_size": width,
             "num_hidden_layers": value("block_count"),
             "num_attention_heads": heads,
@@ -112,28 +112,48 @@ class GGUFFile:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, known without reading it."""
-        return tuple(int(size) for size in reversed(self._tensors[self._names[name]].shape))
+        return self._tensors[self._names[name]].shape
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor in float32; rows of queries and keys are ordered so that rotations pair channel i with i + half."""
+        """A tensor in its floating-point type, or float32.
+
+        Rows of queries and keys are ordered so that rotations pair channel i with i + half, as Hugging Face does.
+        """
         array = self._dequantised(self._names[name]).reshape(self.shape(name))
         heads = {"q_proj": "head_count", "k_proj": "head_count_kv"}.get(name.split(".")[-2])
         if heads is None or self.architecture not in PAIRED:
             return array
-        count = self.field(f"{self.architecture}.attention.{heads}") or self.field(
-            f"{self.architecture}.attention.head_count"
-        )
+        prefix = f"{self.architecture}.attention."
+        count = self.field(prefix + heads) or self.field(prefix + "head_count")
         rows = array.reshape(count, -1, 2, *array.shape[1:])
         return rows.swapaxes(1, 2).reshape(array.shape)
 
-    def _dequantised(self, own_name: str) -> np.ndarray:
-        tensor = self._tensors[own_name]
+    def _stored(self, own_name: str) -> np.ndarray:
+        """The bytes of a tensor, [rows, bytes of a row]; `InputError` where the file ends before its end."""
+        info, gguf = self._tensors[own_name], self._gguf
+        place = f"{self.path}: tensor {own_name!r}"
         try:
-            return self._gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        except (NotImplementedError, ValueError) as error:
-            kind = tensor.tensor_type.name
-            expected = "expected F32, F16, BF16, Q4_0, Q4_1 or Q8_0"
-            raise InputError(f"{self.path}: tensor {own_name!r} is of type {kind}; {expected}") from error
+            block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(info.kind)]
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{place} is of the unknown type {info.kind}; {EXPECTED}") from error
+        rows, columns = math.prod(info.shape[:-1]), info.shape[-1] if info.shape else 1
+        if columns % block:
+            raise InputError(f"{place} has rows of {columns} values; expected a multiple of {block}")
+        count = rows * columns // block * size
+        stored = self._content[info.start : info.start + count]
+        if len(stored) < count:
+            raise InputError(
+                f"{place} ends at byte {info.start + count}, but the file at {len(self._content)}: cut off"
+            )
+        return np.asarray(stored).reshape(rows, -1)
+
+    def _dequantised(self, own_name: str) -> np.ndarray:
+        stored, kind = self._stored(own_name), self._tensors[own_name].kind
+        try:
+            return dequantise(stored, kind, self._gguf)
+        except NotImplementedError as error:
+            name = self._gguf.GGMLQuantizationType(kind).name
+            raise InputError(f"{self.path}: tensor {own_name!r} is of type {name}; {EXPECTED}") from error
 
 
 def _hf_name(name: str) -> str:

@@ -24,7 +24,7 @@ def _gpt2() -> list[pre_tokenizers.PreTokenizer]:
 
 
 # How a text is cut into words before merging, by the file's ``tokenizer.ggml.pre``.
-_PRE_TOKENIZERS = {
+PRE_TOKENIZERS = {
     "default": _gpt2,
     "gpt-2": _gpt2,
     "smollm": lambda: [pre_tokenizers.Digits(individual_digits=True), *_gpt2()],
@@ -43,8 +43,8 @@ def tokenizer_of(file: GGUFFile) -> HuggingFaceTokenizer:
     kind, pre = file.field("tokenizer.ggml.model"), file.field("tokenizer.ggml.pre", "default")
     if kind != "gpt2":
         raise InputError(f"{file.path}: tokenizer.ggml.model is {kind!r}; expected 'gpt2', which is byte-level BPE")
-    if pre not in _PRE_TOKENIZERS:
-        expected = f"expected one of {', '.join(_PRE_TOKENIZERS)}"
+    if pre not in PRE_TOKENIZERS:
+        expected = f"expected one of {', '.join(PRE_TOKENIZERS)}"
         raise InputError(f"{file.path}: tokenizer.ggml.pre is {pre!r}; {expected}")
     tokens, merges = file.field("tokenizer.ggml.tokens"), file.field("tokenizer.ggml.merges")
     if not tokens or merges is None:
@@ -56,7 +56,7 @@ def tokenizer_of(file: GGUFFile) -> HuggingFaceTokenizer:
     tokenizer = tokenizers.Tokenizer(model)
     if pre == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[pre]())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre]())
     tokenizer.decoder = decoders.ByteLevel()
     types = file.field("tokenizer.ggml.token_type") or []
     for type_, add in ((CONTROL, tokenizer.add_special_tokens), (USER_DEFINED, tokenizer.add_tokens)):

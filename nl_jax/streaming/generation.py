@@ -3,7 +3,7 @@
 import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +15,51 @@ from nl_jax.models.chunk import learn_chunk
 from nl_jax.models.in_context import with_learned
 from nl_jax.models.language_model import LanguageModel
 from nl_jax.models.reading import start
+from nl_jax.trees import shallow_copy
 
+ROOM = 128  # tokens by which the room of a state grows
 SEEDS = 2**31  # seeds are from 0 to one less than this
+
+
+class Sampling(NamedTuple):
+    """How a token is drawn from logits. The tokens that ``top_k`` leaves are then cut by ``top_p``."""
+
+    temperature: Float[Array, ""]  # divides the logits; 0 takes the likeliest token
+    top_k: Int[Array, ""]  # only the k likeliest tokens can be drawn
+    top_p: Float[Array, ""]  # only the likeliest tokens that together have this probability; always the likeliest one
 
 
 @jax.jit
 def next_token(
-    model: LanguageModel, tokens: Int[Array, "1 T"], state: Any, key: Array, temperature: Float[Array, ""]
+    model: LanguageModel, tokens: Int[Array, "1 T"], state: Any, key: Array, sampling: Sampling
 ) -> tuple[Int[Array, "1 1"], Any, Bool[Array, ""]]:
     """Reads `tokens` from `state` on (None at the start of a text) and samples the next token.
 
     Returns:
       The next token, the state before it, and whether its logits are finite. If not, the token is meaningless.
     """
-    logits, state = model(tokens, state)
-    last = logits[:, -1].astype(jnp.float32)
-    sampled = jax.random.categorical(key, last / jnp.maximum(temperature, 1e-6))
-    return jnp.where(temperature > 0, sampled, last.argmax(-1))[:, None], state, jnp.all(jnp.isfinite(last))
+    x, state = model.read_blocks(model.embedded(tokens), state)
+    last = model.logits(x[:, -1:])[:, 0].astype(jnp.float32)  # of the last token only: the head is a large matrix
+    return draw(last, key, sampling)[:, None], state, jnp.all(jnp.isfinite(last))
+
+
+def draw(logits: Float[Array, "batch vocab"], key: Array, sampling: Sampling) -> Int[Array, " batch"]:
+    """One token of each row of logits, drawn as ``sampling`` says."""
+    temperature, top_k, top_p = sampling
+    scaled = logits / jnp.maximum(temperature, 1e-6)
+
+    def likely(scaled: Float[Array, "batch vocab"]) -> Float[Array, "batch vocab"]:
+        ordered = jnp.sort(scaled, axis=-1, descending=True)
+        ordered = jnp.where(jnp.arange(ordered.shape[-1]) < top_k, ordered, -jnp.inf)
+        share = jax.nn.softmax(ordered)
+        before = jnp.cumsum(share, axis=-1) - share  # probability of the tokens that are likelier
+        lowest = jnp.min(jnp.where((before < top_p) & (share > 0), ordered, jnp.inf), axis=-1, keepdims=True)
+        return jnp.where(scaled >= jnp.minimum(lowest, ordered[..., :1]), scaled, -jnp.inf)
+
+    # sorting a large vocabulary takes as long as a tenth of a small model, so it is left out where it changes nothing
+    cut = (temperature > 0) & ((top_k < logits.shape[-1]) | (top_p < 1))
+    scaled = jax.lax.cond(cut, likely, lambda scaled: scaled, scaled)
+    return jnp.where(temperature > 0, jax.random.categorical(key, scaled), logits.argmax(-1))
 
 
 def sample(
@@ -40,6 +68,8 @@ def sample(
     *,
     num_tokens: int = 100,
     temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float = 1.0,
     seed: int = 0,
     state: Any = None,
     frozen: Iterable[str] = (),
@@ -54,6 +84,8 @@ def sample(
       prompt: at least one token.
       num_tokens: number of tokens to sample, 0 or more.
       temperature: divides the logits: below 1 sharpens the distribution; 0 takes the likeliest token.
+      top_k: only this many of the likeliest tokens can be drawn; None for all.
+      top_p: of these only the likeliest that together have this probability (nucleus sampling: Holtzman et al., 2020).
       seed: random seed, from 0 to 2³¹ - 1.
       state: the state that ``read`` returned for the text before the prompt; None starts a text.
       frozen: names of levels that do not learn.
@@ -67,12 +99,38 @@ def sample(
         raise ValueError("prompt: no tokens; expected at least one to go on from")
     _check_integer("num_tokens", num_tokens, 0)
     _check_integer("seed", seed, 0, SEEDS)
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise ValueError(f"temperature={temperature}: expected a finite number of at least 0")
+    sampling = checked_sampling(temperature, top_k, top_p, model.config.vocab_size)
     keys = jax.random.split(jax.random.key(seed), num_tokens)
     if model.learns_in_context:
-        return _while_learning(model, tokens, keys, jnp.float32(temperature), state, frozenset(frozen))
-    return _reading(model, tokens, keys, jnp.float32(temperature), state)
+        return _while_learning(model, tokens, keys, sampling, state, frozenset(frozen))
+    if state is None:
+        model = with_room(model, len(tokens) + num_tokens)
+    return _reading(model, tokens, keys, sampling, state)
+
+
+def checked_sampling(temperature: float, top_k: int | None, top_p: float, vocab_size: int) -> Sampling:
+    """The arguments of `sample` as arrays; ``ValueError`` for one that is invalid."""
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature={temperature}: expected a finite number of at least 0")
+    if top_k is not None:
+        _check_integer("top_k", top_k, 1)
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p}: expected a number above 0 and at most 1")
+    count = vocab_size if top_k is None else min(top_k, vocab_size)
+    return Sampling(jnp.float32(temperature), jnp.int32(count), jnp.float32(top_p))
+
+
+def with_room(model: LanguageModel, length: int) -> LanguageModel:
+    """The model whose state has room for no more tokens than needed, where its mixers are attention.
+
+    Every token of a text of ``length`` tokens sees what it would with more room, and costs less.
+    """
+    room = -(-length // ROOM) * ROOM  # so that texts of about the same length share a program
+    if getattr(model.blocks.mixer, "context_length", 0) <= room:
+        return model
+    copy = shallow_copy(model)
+    copy.blocks.mixer.context_length = room
+    return copy
 
 
 def checked_tokens(tokens: Iterable[Any], vocab_size: int) -> list[int]:
@@ -94,15 +152,15 @@ def _check_integer(name: str, value: Any, low: int, end: float = math.inf) -> No
         raise ValueError(f"{name}={value!r}: expected an integer {expected}")
 
 
-def _reading(model: Any, text: list[int], keys: Array, temperature: Array, state: Any) -> Iterator[int]:
+def _reading(model: Any, text: list[int], keys: Array, sampling: Sampling, state: Any) -> Iterator[int]:
     tokens = jnp.asarray(text, jnp.int32)[None]
     for key in keys:
-        tokens, state, finite = next_token(model, tokens, state, key, temperature)
+        tokens, state, finite = next_token(model, tokens, state, key, sampling)
         yield _finite(tokens, finite)
 
 
 def _while_learning(
-    model: Any, text: list[int], keys: Array, temperature: Array, state: Any, frozen: frozenset[str]
+    model: Any, text: list[int], keys: Array, sampling: Sampling, state: Any, frozen: frozenset[str]
 ) -> Iterator[int]:
     """Samples while learning: a chunk is learned once the token after it is known, since that is its last target."""
     chunk = min(model.config.cms_periods)
@@ -115,7 +173,7 @@ def _while_learning(
             reader, mixers, read = with_learned(model, state), state.levels["mixers"], 0
             text = text[chunk:]
         tokens = jnp.asarray(text[read:], jnp.int32)[None]
-        tokens, mixers, finite = next_token(reader, tokens, mixers, key, temperature)
+        tokens, mixers, finite = next_token(reader, tokens, mixers, key, sampling)
         read = len(text)
         text.append(_finite(tokens, finite))
         yield text[-1]

@@ -116,7 +116,14 @@ class Stream:
         return Fed(len(losses) * self.chunk, float(np.mean(losses)) if losses else math.nan, mean, updated)
 
     def generate(
-        self, prompt: Sequence[int] | bytes = b"", num_tokens: int = 100, temperature: float = 0.8, seed: int = 0
+        self,
+        prompt: Sequence[int] | bytes = b"",
+        num_tokens: int = 100,
+        temperature: float = 0.8,
+        seed: int = 0,
+        *,
+        top_k: int | None = None,
+        top_p: float = 1.0,
     ) -> list[int]:
         """Samples tokens that continue the stream's text and the prompt, without changing the stream.
 
@@ -127,6 +134,7 @@ class Stream:
           num_tokens: number of tokens to sample, 0 or more.
           temperature: divides the logits: below 1 sharpens the distribution; 0 takes the likeliest token.
           seed: random seed, from 0 to 2³¹ - 1.
+          top_k, top_p: as for `nl_jax.streaming.generation.sample`.
 
         Raises:
           ValueError: for an invalid argument, or if neither the stream nor the prompt has a token to start from.
@@ -136,6 +144,7 @@ class Stream:
         if not text:
             raise ValueError("prompt=b'': expected a token, since the stream has not read any")
         options: dict[str, Any] = {"num_tokens": num_tokens, "temperature": temperature, "seed": seed}
+        options |= {"top_k": top_k, "top_p": top_p}
         return list(sample(self.model, text, **options, state=self._state, frozen=self._frozen))
 
     def freeze(self, level: str) -> None:

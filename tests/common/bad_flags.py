@@ -63,6 +63,11 @@ GENERATE = [
     (["--num_tokens=0"], "--num_tokens=0: expected at least 1"),
     (["--temperature=-1"], "--temperature=-1.0: expected at least 0"),
     (["--prompt=\udcff"], "--prompt: not UTF-8"),
+    (["--top_k=-1"], "--top_k=-1: expected at least 0"),
+    (["--top_p=0"], "--top_p=0.0: expected a number above 0"),
+    (["--stop="], "--stop=: expected some text"),
+    (["--chat"], "--chat: expected --pretrained"),
+    (["--pretrained=default"], "--workdir: given with --pretrained"),
 ]
 
 STREAM = [

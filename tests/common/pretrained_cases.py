@@ -69,6 +69,8 @@ def frequencies(config, d):
     rates = scaling.get("rope_theta", config["rope_theta"]) ** (-np.arange(d // 2) / (d // 2))
     if scaling.get("type") == "linear":
         return rates / scaling["factor"]
+    if "factors" in scaling:
+        return rates / scaling["factors"]
     if scaling.get("rope_type") != "llama3":
         return rates
     original, low, high = (
@@ -161,3 +163,73 @@ def write_directory(directory, config, tensors, shards=1):
         weight_map |= dict.fromkeys(part, file)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     return directory
+
+
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "rope_freqs": "rope_freqs",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    **{f"self_attn.{part}_proj": f"attn_{part}" for part in "qkv"},
+    "self_attn.o_proj": "attn_output",
+    **{f"self_attn.{part}_norm": f"attn_{part}_norm" for part in "qk"},
+    **{f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")},
+}
+
+
+def gguf_name(name):
+    stem, _, kind = name.rpartition(".")
+    if not stem.startswith("model.layers."):
+        return f"{GGUF_NAMES[stem]}.{kind}"
+    _, _, layer, rest = stem.split(".", 3)
+    return f"blk.{layer}.{GGUF_NAMES[rest]}.{kind}"
+
+
+def as_stored(name, array, config):
+    """Rows of llama's queries and keys as llama.cpp's converter orders them: the two channels of a rotation adjoin."""
+    if config["model_type"] != "llama" or not name.endswith(("q_proj.weight", "k_proj.weight")):
+        return array
+    heads = config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
+    return array.reshape(heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+
+
+def write_gguf(path, config, tensors, kind="F32", *, pre="smollm", template=None, fields=(), kinds=None):
+    """A GGUF file of the package's own writer; matrices of type ``kind``, or as ``kinds`` says by name."""
+    import gguf
+    from gguf import GGMLQuantizationType as Type
+
+    writer = gguf.GGUFWriter(path, config["model_type"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    digits = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
+    content = json.loads(tokenizer(digits).to_str())["model"]
+    tokens = sorted(content["vocab"], key=content["vocab"].get)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in content["merges"]])
+    writer.add_eos_token_id(1)
+    if template:
+        writer.add_chat_template(template)
+    for name, value in fields:
+        writer.add_string(name, value) if isinstance(value, str) else writer.add_float32(name, value)
+    for name, array in tensors.items():
+        own = Type[(kinds or {}).get(name, kind if array.ndim > 1 else "F32")]
+        stored = as_stored(name, array, config)
+        data = stored if own == Type.F32 else gguf.quants.quantize(stored, own)
+        writer.add_tensor(gguf_name(name), data, raw_dtype=own)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -5,6 +5,7 @@ import math
 
 import pytest
 from launcher_cases import results_of
+from pretrained_cases import configuration, tensors_of, write_directory
 
 from experiments import benchmark
 from experiments.benchmarking import competitors, measurements, subjects
@@ -228,3 +229,17 @@ def test_gradients(tmp_path, capsys):
         assert 0 < figures[length]["linear_attention_pp"] < math.inf
     assert (workdir / "gradients.png").stat().st_size > 0
     assert "gradient's norm" in capsys.readouterr().out
+
+
+def test_pretrained(tmp_path, capsys):
+    config = configuration("llama")
+    path = write_directory(tmp_path / "model", config, tensors_of(config))
+    flags = [f"--pretrained={path}", "--repeats=1", "--lengths=8:2", "--models=transformer"]
+    assert call("pretrained", f"--workdir={tmp_path / 'run'}", *flags) == 0
+    figures = results_of(tmp_path / "run")["figures"]["8:2"]
+    assert figures["nl_jax"]["prefill"] > 0
+    assert figures["nl_jax"]["decode"] > 0
+    assert figures["transformers"]  # its figures, or what is missing
+    assert "prefill tokens/s" in capsys.readouterr().out
+    assert call("pretrained", f"--workdir={tmp_path / 'other'}", "--pretrained=missing", "--models=transformer") == 2
+    assert "missing: no such file or directory" in capsys.readouterr().err

@@ -138,6 +138,10 @@ BAD_ARGUMENTS = [
     ({"temperature": float("inf")}, "temperature=inf"),
     ({"seed": -1}, "seed=-1: expected an integer from 0 to 2147483647"),
     ({"seed": 2**31}, "seed=2147483648"),
+    ({"top_k": 0}, "top_k=0: expected an integer of at least 1"),
+    ({"top_k": 1.5}, "top_k=1.5"),
+    ({"top_p": 0.0}, "top_p=0.0: expected a number above 0"),
+    ({"top_p": float("nan")}, "top_p=nan"),
 ]
 
 
