@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from nl_jax.errors import InputError
@@ -53,8 +52,8 @@ class StackedLevel:
         that the level has seen (Eq. 46-47 with the least-squares preconditioner): it moves the answers to new inputs,
         and hardly those to old ones. "gradient_descent" takes the mean gradient, clipped to norm 1, and "adam" is Adam
         on the mean gradient.
-      ridge: of "preconditioned": added to the covariance, in units of the inputs' mean squared norm. It is the number of
-        equal inputs after which a step for this input is half of the first.
+      ridge: of "preconditioned": added to the covariance, in units of the inputs' mean squared norm. It is the number
+        of equal inputs after which a step for this input is half of the first.
       regime: "online" takes gradients as constants (first order); "meta" lets an outer gradient flow through updates.
     """
 
@@ -105,7 +104,7 @@ class Seen(NamedTuple):
     """What the inputs of a matrix were so far."""
 
     products: Float[Array, "blocks in in"]  # sum of x xᵀ
-    count: Float[Array, " blocks"]  # number of inputs
+    inputs: Float[Array, " blocks"]  # their number
 
 
 class Changes(NamedTuple):
@@ -179,8 +178,8 @@ class StackedModel:
                 if all(both) and not apart:
                     matrix, block = (min(found) for found in both)
                     raise InputError(
-                        f"levels {one.name!r} and {other.name!r} both own {matrix!r} of block {block}; expected blocks, "
-                        "matrices or units of their own"
+                        f"levels {one.name!r} and {other.name!r} both own {matrix!r} of block {block}; expected "
+                        "blocks, matrices or units of their own"
                     )
 
     def zeros(self, level: StackedLevel) -> dict[str, Any]:
@@ -279,6 +278,7 @@ def stack_levels(model: LanguageModel, levels: Sequence[StackedLevel]) -> Stacke
       InputError: for a model that learns in context already, or levels that own the same weights.
 
     Examples:
+      >>> from flax import nnx
       >>> from nl_jax.models import LanguageModel, named_config
       >>> model = LanguageModel(named_config("transformer", "tiny", num_layers=2), rngs=nnx.Rngs(0))
       >>> fast = StackedLevel("fast", blocks=(1,), units=(0.0, 0.5))
@@ -324,7 +324,7 @@ def with_changes(
                 products, inputs = observed[level.name][name]
                 observing[name] = Seen(
                     all_of_it.products.at[index, top:bottom, top:bottom].add(products),
-                    all_of_it.count.at[index].add(inputs),
+                    all_of_it.inputs.at[index].add(inputs),
                 )
     for name, seen in observing.items():
         _put(blocks, name, Observed(_matrix(blocks, name), *seen))
@@ -356,7 +356,7 @@ def _shortened(tree: Any, limit: Array) -> Any:
 def _solve(seen: Seen, gradient: Float[Array, "blocks in out"], ridge: float) -> Float[Array, "blocks in out"]:
     """``(Σ x xᵀ + ridge · mean ‖x‖² · I)⁻¹ G`` for each block; zero where nothing has been seen."""
     size = seen.products.shape[-1]
-    norm = jnp.trace(seen.products, axis1=-2, axis2=-1) / jnp.maximum(seen.count, 1.0)
+    norm = jnp.trace(seen.products, axis1=-2, axis2=-1) / jnp.maximum(seen.inputs, 1.0)
     diagonal = jnp.where(norm > 0, ridge * norm, 1.0)[:, None, None] * jnp.eye(size)
     return jax.vmap(lambda a, g: jax.scipy.linalg.solve(a, g, assume_a="pos"))(seen.products + diagonal, gradient)
 
@@ -369,7 +369,7 @@ def _matrix(block: Any, name: str) -> Any:
 def _put(block: Any, name: str, layer: Any) -> None:
     """Replaces the linear layer of a block."""
     *path, last = MATRICES[name]
-    setattr(functools.reduce(_child, path, block), last, layer)
+    setattr(functools.reduce(_child, path, block), str(last), layer)
 
 
 def _child(node: Any, key: str | int) -> Any:

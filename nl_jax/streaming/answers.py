@@ -1,6 +1,5 @@
 """Which of many answers a language model finds most likely after a prompt, without reading all of them."""
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nl_jax.models.language_model import LanguageModel
-from nl_jax.trees import shallow_copy
+from nl_jax.streaming.generation import with_room
 
 AT_ONCE = 4  # answers of a prompt that are read in a round
 
@@ -19,7 +18,7 @@ AT_ONCE = 4  # answers of a prompt that are read in a round
 class Answers(NamedTuple):
     """The likeliest answer to each prompt."""
 
-    index: Int[np.ndarray, " prompts"]  # in the list of answers
+    choice: Int[np.ndarray, " prompts"]  # index in the list of answers
     nats: Float[np.ndarray, " prompts"]  # its negative log-likelihood
     read: int  # number of answers that were read, of all prompts together
 
@@ -54,7 +53,7 @@ def likeliest(
     for i, prompt in enumerate(prompts):
         groups[len(prompt)].append(i)
     for length, members in sorted(groups.items()):
-        reader = _with_context(model, length + max(map(len, answers)))
+        reader = with_room(model, length + max(map(len, answers)))
         for rows in _parts(members, batch_size):
             tokens = _filled([prompts[i] for i in rows], batch_size, length)
             first, state = _read_prompts(reader, tokens)
@@ -127,17 +126,6 @@ def _read_answers(
     logits, _ = model(tokens, state)
     found = jax.nn.log_softmax(logits.astype(jnp.float32))
     return jnp.sum(jnp.take_along_axis(found, targets[..., None], axis=-1)[..., 0] * mask, axis=-1)
-
-
-def _with_context(model: LanguageModel, length: int) -> LanguageModel:
-    """The model with a state that has room for no more tokens than needed, if its mixers are attention."""
-    mixer: Any = model.blocks.mixer
-    if getattr(mixer, "context_length", length) <= length:
-        return model
-    copy = shallow_copy(model)
-    copy.blocks.mixer.context_length = length
-    copy.config = dataclasses.replace(model.config, context_length=length)
-    return copy
 
 
 def _filled(rows: Sequence[Sequence[int]], size: int, length: int) -> Int[np.ndarray, "size length"]:

@@ -66,7 +66,7 @@ class ContinualLearner:
       >>> from nl_jax.data import ByteTokenizer
       >>> from nl_jax.models import named_config
       >>> model = LanguageModel(named_config("transformer", "tiny", num_layers=2), rngs=nnx.Rngs(0))
-      >>> learner = ContinualLearner(model, ByteTokenizer(), [StackedLevel("fast", blocks=(1,))])
+      >>> learner = ContinualLearner(model, ByteTokenizer(), [StackedLevel("fast", blocks=(1,), learning_rate=20.0)])
       >>> for _ in range(20):
       ...     learned = learner.learn([("the sky", "blue"), ("the grass", "green")])
       >>> learner.predict(["the sky", "the grass"])
@@ -145,7 +145,7 @@ class ContinualLearner:
             raise InputError("no label was learned yet; expected labels=[...], or labelled examples first")
         found = likeliest(self.model, [self._asked(text) for text in texts], list(known.values()), batch_size=32)
         names = list(known)
-        return [names[i] for i in found.index]
+        return [names[i] for i in found.choice]
 
     def score(self, examples: Sequence[Example]) -> Score:
         """Loss and accuracy on examples, without learning from them."""
@@ -252,8 +252,8 @@ class ContinualLearner:
             length = max(len(tokens) for tokens, _ in rows) - 1
             size = min(self.chunk, 1 << max(4, (length - 1).bit_length()))  # few lengths, since each is compiled
             whole = -(-length // size) * size
-            table = np.zeros((self.batch_size, whole + 1), np.int32)
-            mask = np.zeros((self.batch_size, whole), np.float32)
+            table: Any = np.zeros((self.batch_size, whole + 1), np.int32)
+            mask: Any = np.zeros((self.batch_size, whole), np.float32)
             for i, (tokens, given) in enumerate(rows):
                 table[i, : len(tokens)] = tokens
                 mask[i, given - 1 : len(tokens) - 1] = 1.0

@@ -1,4 +1,4 @@
-"""Levels on a trained model: exact at rate 0, only their own weights move, exact gradients, bounded, and one backward pass."""
+"""Levels on a trained model: exact at rate 0, only their own weights move, exact gradients, bounded."""
 
 import dataclasses
 
@@ -116,7 +116,7 @@ def test_the_preconditioned_step_is_that_of_least_squares_on_the_inputs():
     expected = -0.3 * np.linalg.solve(keys.T @ keys + ridge * np.eye(keys.shape[1]), np.asarray(gradient))
     np.testing.assert_allclose(state.levels["a"].change["down"][0], expected, rtol=2e-4, atol=1e-6)
     seen = state.levels["a"].seen["down"]
-    assert seen.count[0] == len(keys)
+    assert seen.inputs[0] == len(keys)
     np.testing.assert_allclose(seen.products[0], keys.T @ keys, rtol=1e-4, atol=1e-5)
 
 
