@@ -1,4 +1,4 @@
-"""Pre-trained models of the Llama family: read from the files in which they are published, given levels, and written."""
+"""Pre-trained models of the Llama family: read as they are published, given levels, and written again."""
 
 from nl_jax.pretrained.export import export_pretrained
 from nl_jax.pretrained.level_stacking import StackedLevel, StackedModel, stack_levels
