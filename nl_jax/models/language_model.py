@@ -13,6 +13,7 @@ from nl_jax.models.precision import cast_matrices
 from nl_jax.models.remat import remat
 from nl_jax.modules import Attention, Block, ContinuumMemory, mixer
 from nl_jax.modules.layers import linear
+from nl_jax.modules.quantized import QuantizedEmbed
 from nl_jax.ops import matmul, widen
 from nl_jax.parallel.activations import constrain
 from nl_jax.parallel.sequence import over_sequence, over_sequence_together, shards_of
@@ -91,9 +92,10 @@ class LanguageModel(nnx.Module):
 
     def embedded(self, tokens: Int[Array, "batch time"]) -> Float[Array, "batch time width"]:
         """The residual stream before the first block."""
-        embedding = self.embed.embedding[...]  # used directly, since nnx.Embed keeps the dtype it was built with
-        scale = self.config.width**0.5 if self.config.scaled_embedding else 1.0
-        return (embedding[tokens] * scale).astype(self._dtype)
+        embed, scale = self.embed, self.config.width**0.5 if self.config.scaled_embedding else 1.0
+        # rows are taken directly, since nnx.Embed keeps the dtype it was built with
+        rows = embed.rows(tokens) if isinstance(embed, QuantizedEmbed) else embed.embedding[...][tokens]
+        return (rows * scale).astype(self._dtype)
 
     def logits(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time vocab"]:
         """The logits of the token after each token, from the residual stream after the last block."""

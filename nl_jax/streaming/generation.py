@@ -40,6 +40,7 @@ def next_token(
     """
     x, state = model.read_blocks(model.embedded(tokens), state)
     last = model.logits(x[:, -1:])[:, 0].astype(jnp.float32)  # of the last token only: the head is a large matrix
+    last = jax.lax.optimization_barrier(last)  # or XLA may compute it again for each of its uses
     return draw(last, key, sampling)[:, None], state, jnp.all(jnp.isfinite(last))
 
 
