@@ -1,5 +1,6 @@
 """What a method of class-incremental learning is: pure functions on a state; and the examples that it reads."""
 
+import itertools
 import re
 import zlib
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ def grams_of(texts: Sequence[str]) -> Grams:
     for text in texts:
         starts.append(len(ids))
         words = _WORDS.findall(text.lower())
-        pairs = [f"{first} {second}" for first, second in zip(words, words[1:], strict=False)]
+        pairs = [f"{first} {second}" for first, second in itertools.pairwise(words)]
         ids.extend(zlib.crc32(gram.encode()) % BUCKETS for gram in ("", *words, *pairs))
     return Grams(np.array(ids, np.int64), np.array(starts, np.int64))
 

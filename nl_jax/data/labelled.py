@@ -139,7 +139,9 @@ def _labelled(name: str, file: Path, test_file: Path, train: Sequence[Row], test
     if len(classes) < 2:
         raise InputError(f"{file}: one label, {classes[0]!r}; expected at least two")
     digest = hashlib.sha256(json.dumps([train, test]).encode())
-    splits = [LabelledTexts(tuple(t for t, _ in r), np.array([index[c] for _, c in r], np.int32)) for r in (train, test)]
+    splits = [
+        LabelledTexts(tuple(t for t, _ in r), np.array([index[c] for _, c in r], np.int32)) for r in (train, test)
+    ]
     sizes = {"classes": len(classes), "train": len(train), "test": len(test)}
     return LabelledData(name, classes, splits[0], splits[1], {}, {**sizes, "sha256": digest.hexdigest()})
 

@@ -1,7 +1,7 @@
 r"""Metrics of continual learning, from the accuracy on each task's test texts after each task.
 
-The accuracy matrix ``R [T, T]`` has at ``[i, j]`` the accuracy on task j after task i was learned, over all classes seen
-so far and without a task id; entries of tasks that are still to come (j > i) are NaN.
+The accuracy matrix ``R [T, T]`` has at ``[i, j]`` the accuracy on task j after task i was learned, over all classes
+seen so far and without a task id; entries of tasks that are still to come (j > i) are NaN.
 """
 
 from collections.abc import Sequence
