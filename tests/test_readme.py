@@ -26,7 +26,7 @@ def commands():
     places |= {name: module_of(name).__doc__ for name in COMMANDS}
     for place, text in places.items():
         for line in text.replace("\\\n", " ").splitlines():
-            if found := re.search(r"python -m experiments\.(\w+)(.*)", line):
+            if found := re.search(r"python -m experiments\.([\w.]+)(.*)", line):
                 arguments = [word for word in shlex.split(found[2].partition("<")[0]) if word != "|"]
                 yield pytest.param(found[1], arguments, id=f"{place}: {found[1]} {' '.join(arguments)}")
 
@@ -95,8 +95,8 @@ def test_every_flag_that_is_named_exists_with_its_value():
 
 def test_every_launcher_is_in_the_map_and_every_name_there_is_one():
     (row,) = re.findall(r"^\| `experiments/` \|(.*)$", README, re.MULTILINE)
-    assert set(re.findall(r"`([a-z_]+)`", row)) == set(COMMANDS)
-    for name, tasks in re.findall(r"`experiments\.(\w+)(?: ([\w|]+))?`", README):
+    assert set(re.findall(r"`([a-z_.]+)`", row)) == set(COMMANDS)
+    for name, tasks in re.findall(r"`experiments\.([\w.]+)(?: ([\w|]+))?`", README):
         assert name in COMMANDS
         assert not tasks or tasks.split("|") == TASKS[name]
 

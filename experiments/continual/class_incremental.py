@@ -17,7 +17,7 @@ ours           memories: naive Bayes counts of words and pairs, plus a memory of
 levels         a fast memory with the delta rule over a slow least-squares memory, consolidated every 512 examples, on
                random Fourier features; levels_no_slow and levels_no_fast switch a level off
 hebbian, delta_rule, momentum, retention   first-order matrix memories of the engine
-rls, rls_retention, fourier_rls            memories with second-order state: recursive least squares
+rls, fourier_rls   memories with second-order state: recursive least squares, on the features and on Fourier features
 finetune_sgd, finetune_adam, finetune_mlp, ewc, replay_1, replay_5   heads trained by gradient descent on the stream
 class_mean, lda, klda                      class means; Gaussians with a shared covariance (lda is also the selection by
                                            Mahalanobis distance of InCA; its candidates are the column "top 3")
@@ -129,7 +129,7 @@ def compare(values: flags.FlagValues) -> None:
 def _checked(values: flags.FlagValues) -> dict[str, Any]:
     """The flags that a run keeps, with their defaults filled in; raises `InputError` for a bad one."""
     launcher.check_names("methods", values.methods, NAMES, required=True)
-    defaults = {
+    defaults: dict[str, Any] = {
         "tasks": TASKS[values.dataset],
         "layer": 0 if values.quick else LAYER,
         "seeds": 1 if values.quick else 3,

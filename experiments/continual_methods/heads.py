@@ -35,7 +35,7 @@ class Buffer(NamedTuple):
 
     features: Float[np.ndarray, "kept width"]
     labels: Int[np.ndarray, "kept"]
-    count: Int[np.ndarray, "classes"]
+    number: Int[np.ndarray, "classes"]  # of examples seen
     random: int  # number of draws so far
 
 
@@ -170,10 +170,10 @@ def replayed(rate: float, every: int) -> Learner:
 
 def _keep(buffer: Buffer, x: np.ndarray, labels: np.ndarray, every: int) -> Buffer:
     """The buffer after a part of the stream."""
-    count, kept = buffer.count.copy(), []
+    number, kept = buffer.number.copy(), []
     for row, label in enumerate(labels):
-        if count[label] % every == 0:
+        if number[label] % every == 0:
             kept.append(row)
-        count[label] += 1
+        number[label] += 1
     features = np.concatenate([buffer.features, x[kept]])
-    return Buffer(features, np.concatenate([buffer.labels, labels[kept]]), count, buffer.random + 1)
+    return Buffer(features, np.concatenate([buffer.labels, labels[kept]]), number, buffer.random + 1)

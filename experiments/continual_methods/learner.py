@@ -37,7 +37,8 @@ class Grams(NamedTuple):
 
 def grams_of(texts: Sequence[str]) -> Grams:
     """The n-grams of texts: lower-case words and punctuation marks, pairs of neighbours, and one id for the text."""
-    ids, starts = [], []
+    ids: list[int] = []
+    starts: list[int] = []
     for text in texts:
         starts.append(len(ids))
         words = _WORDS.findall(text.lower())

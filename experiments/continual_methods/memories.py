@@ -10,7 +10,6 @@ state (moments, from which it takes least squares) and gives the fast one its pr
 So what was learned since the last consolidation answers at once, and consolidation makes it exact.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -29,9 +28,16 @@ from experiments.continual_methods.moments import (
     mapped_features,
     ridge_factor,
 )
-from nl_jax.memory import chunk_update, init_least_squares, learn_least_squares, read_least_squares
+from nl_jax.memory import (
+    LeastSquares,
+    chunk_update,
+    init_least_squares,
+    learn_least_squares,
+    least_squares_weights,
+)
 
-CHUNK = 64  # examples in a call of the engine
+CHUNK = 64  # examples of a chunk of the engine
+LARGE_CHUNK = 512  # of the least-squares memory
 
 
 class MatrixMemory(NamedTuple):
@@ -42,28 +48,25 @@ class MatrixMemory(NamedTuple):
 
 
 @jax.jit
-def _learn_pairs(memory: MatrixMemory, keys: Array, values: Array, weights: Array, rates: Any) -> MatrixMemory:
-    """Learns pairs [chunks, C, ...] in order; a pair with weight 0 is padding and changes nothing."""
+def _learn_chunks(memory: MatrixMemory, keys: Array, values: Array, rates: Any) -> MatrixMemory:
+    """Learns chunks [chunks, C, ...] of pairs in order."""
 
     def step(memory, chunk):
-        x, v, weight = chunk
-        eta, beta = rates["eta"] * weight, rates["beta"] * weight
-        alpha, mu = (1.0 - (1.0 - rates[name]) * weight for name in ("alpha", "mu"))
-        after = chunk_update(memory.weights, memory.momentum, x, -v, eta=eta, alpha=alpha, mu=mu, beta=beta)
-        return MatrixMemory(*after), None
+        x, v = chunk
+        each = {name: jnp.broadcast_to(rate, x.shape[:1]) for name, rate in rates.items()}
+        return MatrixMemory(*chunk_update(memory.weights, memory.momentum, x, -v, **each)), None
 
-    return jax.lax.scan(step, memory, (keys, values, weights))[0]
+    return jax.lax.scan(step, memory, (keys, values))[0]
 
 
 def learn_pairs(memory: MatrixMemory, keys: np.ndarray, values: np.ndarray, rates: dict[str, float]) -> MatrixMemory:
     """A matrix memory after pairs of keys ``[N, mapped]`` of unit length and values ``[N, classes]``."""
-    missing = -len(keys) % CHUNK
-
-    def chunks(array: np.ndarray) -> np.ndarray:
-        filled = np.concatenate([array, np.zeros((missing, *array.shape[1:]), np.float32)])
-        return filled.reshape(-1, CHUNK, *array.shape[1:]).astype(np.float32)
-
-    return _learn_pairs(memory, chunks(keys), chunks(values), chunks(np.ones(len(keys), np.float32)), rates)
+    whole = len(keys) // CHUNK * CHUNK
+    for part, size in ((slice(0, whole), CHUNK), (slice(whole, None), len(keys) - whole)):
+        if len(keys[part]):
+            chunks = (array[part].reshape(-1, size, array.shape[1]).astype(np.float32) for array in (keys, values))
+            memory = _learn_chunks(memory, *chunks, rates)
+    return memory
 
 
 def unit(x: Float[np.ndarray, "N mapped"]) -> Float[np.ndarray, "N mapped"]:
@@ -100,37 +103,29 @@ def matrix_memory(eta: float, delta: bool = True, alpha: float = 1.0, mu: float 
     )
 
 
-def preconditioned_memory(ridge: float, retention: float = 1.0) -> Learner:
+def preconditioned_memory(ridge: float) -> Learner:
     """The engine's least-squares memory (``nl_jax.memory.least_squares``): recursive least squares, chunk by chunk.
 
-    Args:
-        ridge: λ, in units of the squared length of a key, which is 1.
-        retention: of each example; with 1 the order of the stream does not matter.
+    ``ridge`` is λ, in units of the squared length of a key, which is 1. The order of the stream does not matter.
     """
-    update = functools.partial(_learn_least_squares, retention=retention)
 
-    def learn(state: Any, examples: Examples, labels: Int[np.ndarray, "N"]) -> Any:
+    def learn(state: LeastSquares, examples: Examples, labels: Int[np.ndarray, "N"]) -> LeastSquares:
         keys, values = _keys(examples), one_hot(labels, state.cross.shape[-1])
-        missing = -len(keys) % 512
-        for part in np.split(np.arange(len(keys) + missing), (len(keys) + missing) // 512):
-            rows = part[part < len(keys)]
-            filled = ((0, 512 - len(rows)), (0, 0))
-            state = update(state, np.pad(keys[rows], filled), np.pad(values[rows], filled), len(rows))
+        for start in range(0, len(keys), LARGE_CHUNK):
+            part = slice(start, start + LARGE_CHUNK)
+            filled = ((0, LARGE_CHUNK - len(keys[part])), (0, 0))  # a pair of zeros changes nothing
+            state = _learn_least_squares(state, np.pad(keys[part], filled), np.pad(values[part], filled))
         return state
 
     return Learner(
         lambda sizes: init_least_squares(sizes.width + 1, sizes.classes, ridge),
         learn,
-        lambda state, examples: np.asarray(read_least_squares(state, jnp.asarray(_keys(examples)))),
+        lambda state, examples: _keys(examples) @ np.asarray(_least_squares_weights(state)),
     )
 
 
-@functools.partial(jax.jit, static_argnames="retention")
-def _learn_least_squares(state: Any, keys: Array, values: Array, count: Array, retention: float) -> Any:
-    if retention == 1.0:
-        return learn_least_squares(state, keys, values)
-    gamma = jnp.where(jnp.arange(len(keys)) < count, retention, 1.0)
-    return learn_least_squares(state, keys, values, gamma)
+_learn_least_squares = jax.jit(learn_least_squares)
+_least_squares_weights = jax.jit(least_squares_weights)
 
 
 class TwoLevels(NamedTuple):
@@ -193,11 +188,11 @@ def two_levels(
     def _consolidate(state: TwoLevels) -> TwoLevels:
         moments, new = state.slow, state.waiting
         total = Moments(
-            moments.count + new.count, moments.sums + new.sums, moments.second + new.second, moments.mapping
+            moments.number + new.number, moments.sums + new.sums, moments.second + new.second, moments.mapping
         )
         factor = ridge_factor(total.second, ridge)
         weights = scipy.linalg.cho_solve(factor, total.sums.T, check_finite=False)
-        empty = Moments(np.zeros_like(new.count), np.zeros_like(new.sums), np.zeros_like(new.second), new.mapping)
+        empty = Moments(np.zeros_like(new.number), np.zeros_like(new.sums), np.zeros_like(new.second), new.mapping)
         return TwoLevels(_empty(*state.fast.weights.shape), empty, total, factor[0], weights, 0)
 
     def scores(state: TwoLevels, examples: Examples) -> Scores:

@@ -22,7 +22,7 @@ FeatureMap = Callable[[Float[np.ndarray, "N width"]], Float[np.ndarray, "N mappe
 class Moments(NamedTuple):
     """Moments of mapped features; ``mapping`` are the random numbers of the map, if there are any."""
 
-    count: Float[np.ndarray, "classes"]
+    number: Float[np.ndarray, "classes"]
     sums: Float[np.ndarray, "classes mapped"]
     second: Float[np.ndarray, "mapped mapped"]
     mapping: tuple[np.ndarray, ...]
@@ -43,29 +43,30 @@ def inputs_of(examples: Examples, inputs: str) -> Float[np.ndarray, "N width"]:
 
 
 def init_moments(sizes: Sizes, inputs: str, fourier: FourierMap | None, second: bool = True) -> Moments:
-    """Moments of nothing. Without Fourier features a constant 1 joins the features, and the moments are float64."""
+    """Moments of nothing, in float64. Without Fourier features a constant 1 joins the features."""
     width = sizes.width * (2 if inputs == "both" else 1)
-    mapped, dtype, mapping = width + 1, np.dtype(np.float64), ()
+    mapped = width + 1
+    mapping: tuple[np.ndarray, ...] = ()
     if fourier is not None:
         random = np.random.default_rng(sizes.seed)
-        mapped, dtype = fourier.size, np.dtype(np.float32)
-        matrix = random.standard_normal((width, mapped)).astype(dtype) * fourier.scale
-        mapping = (matrix, random.uniform(0, 2 * np.pi, mapped).astype(dtype))
-    square = np.zeros((mapped, mapped) if second else (0, 0), dtype)
-    return Moments(np.zeros(sizes.classes, dtype), np.zeros((sizes.classes, mapped), dtype), square, mapping)
+        mapped = fourier.size
+        matrix = random.standard_normal((width, mapped)).astype(np.float32) * fourier.scale
+        mapping = (matrix, random.uniform(0, 2 * np.pi, mapped).astype(np.float32))
+    square = np.zeros((mapped, mapped) if second else (0, 0))
+    return Moments(np.zeros(sizes.classes), np.zeros((sizes.classes, mapped)), square, mapping)
 
 
 def mapped_features(state: Moments, x: Float[np.ndarray, "N width"]) -> Float[np.ndarray, "N mapped"]:
     """Fourier features, or the features with a constant 1."""
     if state.mapping:
         matrix, phase = state.mapping
-        return np.float32(np.sqrt(2 / len(phase))) * np.cos(x.astype(np.float32) @ matrix + phase)
+        return np.sqrt(2 / len(phase)) * np.cos(x.astype(np.float32) @ matrix + phase).astype(np.float64)
     return np.concatenate([x.astype(np.float64), np.ones((len(x), 1))], axis=1)
 
 
 def add_moments(state: Moments, x: Float[np.ndarray, "N mapped"], labels: Int[np.ndarray, "N"]) -> Moments:
     """The moments with further examples."""
-    count = state.count + np.bincount(labels, minlength=len(state.count)).astype(state.count.dtype)
+    count = state.number + np.bincount(labels, minlength=len(state.number))
     sums = state.sums.copy()
     np.add.at(sums, labels, x)
     second = state.second + x.T @ x if state.second.size else state.second
@@ -86,9 +87,9 @@ def least_squares_solution(state: Moments, ridge: float) -> Float[np.ndarray, "m
 
 def discriminants(state: Moments, ridge: float) -> tuple[Float[np.ndarray, "mapped classes"], np.ndarray]:
     """Weights and biases of linear discriminant analysis with equal priors, from the shared within-class covariance."""
-    count = np.maximum(state.count, 1)
+    count = np.maximum(state.number, 1)
     means = state.sums / count[:, None]
-    within = (state.second - state.sums.T @ means) / max(state.count.sum(), 1)
+    within = (state.second - state.sums.T @ means) / max(state.number.sum(), 1)
     weights = scipy.linalg.cho_solve(ridge_factor(within, ridge), means.T, check_finite=False)
     return weights, -0.5 * np.einsum("cd,dc->c", means, weights)
 
@@ -108,7 +109,7 @@ def class_mean(inputs: str = "features") -> Learner:
     """The nearest class mean, in Euclidean distance."""
 
     def reading(state: Moments, x: np.ndarray) -> Scores:
-        means = state.sums / np.maximum(state.count, 1)[:, None]
+        means = state.sums / np.maximum(state.number, 1)[:, None]
         return x @ means.T - 0.5 * (means**2).sum(axis=1)
 
     return _learner(reading, inputs, None, second=False)

@@ -39,12 +39,12 @@ def grid(**values: tuple) -> tuple[dict[str, Any], ...]:
     return tuple(dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values()))
 
 
-def _klda(scale: float, ridge: float, size: int = FOURIER) -> Learner:
-    return discriminant_analysis(ridge, fourier=FourierMap(size, scale))
+def _klda(scale: float, ridge: float) -> Learner:
+    return discriminant_analysis(ridge, fourier=FourierMap(FOURIER, scale))
 
 
-def _fourier_rls(scale: float, ridge: float, size: int = FOURIER) -> Learner:
-    return least_squares(ridge, fourier=FourierMap(size, scale))
+def _fourier_rls(scale: float, ridge: float) -> Learner:
+    return least_squares(ridge, fourier=FourierMap(FOURIER, scale))
 
 
 def _levels(scale: float, ridge: float, period: int, inputs: str = "features", **switches: Any) -> Learner:
@@ -71,7 +71,6 @@ METHODS: dict[str, Method] = {
     "momentum": Method(matrix_memory, grid(eta=(0.1, 0.03, 0.3), mu=(0.9,))),
     "retention": Method(matrix_memory, grid(eta=(0.1, 0.3), alpha=(0.9999, 0.999))),
     "rls": Method(preconditioned_memory, grid(ridge=(0.1, 0.01, 1.0))),
-    "rls_retention": Method(preconditioned_memory, grid(ridge=(0.1,), retention=(0.9999,))),
     "fourier_rls": Method(_fourier_rls, grid(ridge=(1e-5, 1e-4), scale=(0.01, 0.02))),
     "levels": Method(_levels, LEVELS),
     "levels_no_slow": Method(lambda **s: _levels(**s, slow=False), grid(ridge=(1e-5,), scale=(0.01,), period=(512,))),

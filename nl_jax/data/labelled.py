@@ -129,6 +129,8 @@ LABELLED_DATA: dict[str, Callable[[Path], LabelledData]] = {
 
 def _labelled(name: str, file: Path, test_file: Path, train: Sequence[Row], test: Sequence[Row]) -> LabelledData:
     classes = tuple(sorted({label for _, label in train}))
+    if len(classes) == 1:
+        raise InputError(f"{file}: one label, {classes[0]!r}; expected at least two")
     index = {label: number for number, label in enumerate(classes)}
     for path, rows in ((file, train), (test_file, test)):
         if not rows:
@@ -136,8 +138,6 @@ def _labelled(name: str, file: Path, test_file: Path, train: Sequence[Row], test
         for _, label in rows:
             if label not in index:
                 raise InputError(f"{path}: label {label!r} is never seen in training ({file})")
-    if len(classes) < 2:
-        raise InputError(f"{file}: one label, {classes[0]!r}; expected at least two")
     digest = hashlib.sha256(json.dumps([train, test]).encode())
     splits = [
         LabelledTexts(tuple(t for t, _ in r), np.array([index[c] for _, c in r], np.int32)) for r in (train, test)

@@ -35,7 +35,7 @@ def mean_last_accuracy(matrix: Matrix) -> float:
     return float(np.mean(matrix[-1]))
 
 
-def total_last_accuracy(matrix: Matrix, sizes: Sequence[int]) -> float:
+def total_last_accuracy(matrix: Matrix, sizes: Sequence[int] | Int[np.ndarray, "T"]) -> float:
     """The share of all test texts answered correctly after the last task; ``sizes`` are the tasks' numbers of texts."""
     return float(np.average(matrix[-1], weights=sizes))
 
@@ -77,7 +77,7 @@ def newest_accuracy(matrix: Matrix) -> float:
     return float(np.mean(np.diagonal(matrix)))
 
 
-def continual_metrics(matrix: Matrix, sizes: Sequence[int]) -> dict[str, float]:
+def continual_metrics(matrix: Matrix, sizes: Sequence[int] | Int[np.ndarray, "T"]) -> dict[str, float]:
     """All metrics of a stream by name; ``sizes`` are the numbers of test texts of the tasks."""
     return {
         "last_accuracy": total_last_accuracy(matrix, sizes),
