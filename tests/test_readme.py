@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from labelled_cases import write_labelled
 from launcher_cases import error_line
 from launcher_table import LAUNCHERS, flags_of, module_of
+from pretrained_cases import configuration, tensors_of, write_directory
 
 from experiments.__main__ import COMMANDS
 from experiments.common import launcher
@@ -60,6 +62,9 @@ def text(tmp_path_factory):
     for name in ("text", "other"):
         lines = (f"{name} {i} that is long enough for every command\n" for i in range(20_000))
         path.with_name(f"{name}.txt").write_text("".join(lines))
+    write_labelled(path.parent / "labelled")
+    llama = configuration("llama")
+    write_directory(path.parent / "llama", llama, tensors_of(llama))
     return path
 
 
@@ -79,6 +84,9 @@ def test_every_command_gets_past_all_checks(name, arguments, text, tmp_path, mon
     arguments = [word for word in arguments if not word.startswith(("--start_from", "--data", "--texts"))]
     more = [f"--data={text}"] if name in WITH_TEXT else []
     more += [f"--texts={text},{text.with_name('other.txt')}"] if name == "subjects" else []
+    if name.startswith("continual."):
+        more += [f"--data_dir={text.parent / 'labelled'}", f"--pretrained={text.parent / 'llama'}", "--layer=1"]
+        more += ["--tasks=3"]
     assert module_of(name).main([name, *arguments, *more]) == 2
     assert error_line(capsys).endswith(": as far as the workdir")
     assert list(tmp_path.iterdir()) == []

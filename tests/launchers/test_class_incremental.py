@@ -217,6 +217,7 @@ def call(inputs, workdir, *more):
     return class_incremental.main(["class_incremental", *flags, "--layer=1", *more])
 
 
+@pytest.mark.slow
 def test_every_method_runs_and_the_table_has_all(inputs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(table, "FOURIER", 32)
     assert call(inputs, tmp_path / "run", "--quick", "--dataset=dbpedia") == 0
