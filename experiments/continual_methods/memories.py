@@ -134,7 +134,7 @@ class TwoLevels(NamedTuple):
     fast: MatrixMemory
     waiting: Moments  # what the slow level takes at the next consolidation, itself a Hebbian memory
     slow: Moments
-    factor: Float[np.ndarray, "mapped mapped"]  # L; the identity before the first consolidation
+    factor: Float[np.ndarray, "mapped mapped"]  # L; empty before the first consolidation
     weights: Float[np.ndarray, "mapped classes"]  # W
     since: int  # number of examples since the last consolidation
 
@@ -160,7 +160,7 @@ def two_levels(
     """
 
     def init(sizes: Sizes) -> TwoLevels:
-        moments = init_moments(sizes, inputs, fourier)
+        moments = init_moments(sizes, inputs, fourier, second=slow)
         mapped = moments.sums.shape[1]
         nothing = np.zeros((mapped, sizes.classes), moments.sums.dtype)
         return TwoLevels(_empty(sizes.classes, mapped), moments, moments, np.eye(0), nothing, 0)
