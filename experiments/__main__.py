@@ -19,6 +19,7 @@ COMMANDS = (
     "benchmark",
     "topology",
     "faults",
+    "continual.class_incremental",
 )
 
 
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     if name in ("--help", "-h"):
         print(f"{program} NAME --flags runs a launcher; {program} NAME --help explains its flags.\n")
         for command in COMMANDS:
-            print(f"  {command:14}  {summary(command)}")
+            print(f"  {command:27}  {summary(command)}")
         return 0
     if name not in COMMANDS:
         print(f"error: launcher {name!r}: expected one of {', '.join(COMMANDS)}", file=sys.stderr)

@@ -23,6 +23,7 @@ from nl_jax import InputError
 from nl_jax.data import Tokenizer, decode_stream, until_stop
 from nl_jax.models import LanguageModel
 from nl_jax.pretrained import load_pretrained
+from nl_jax.pretrained.loading import WEIGHTS
 from nl_jax.streaming.generation import sample
 from nl_jax.training.loop import CHECKPOINTS
 
@@ -36,6 +37,8 @@ def define_flags() -> flags.FlagValues:
     define_path("workdir", None, text, flag_values=values)
     text = f"Hugging Face directory or GGUF file of a pre-trained model, or {DEFAULT!r}."
     define_path("pretrained", None, text, flag_values=values)
+    text = "Type of a pre-trained model's matrices; int8 is faster on CPU, and its logits differ a little."
+    flags.DEFINE_enum("weights", "float32", WEIGHTS, text, flag_values=values)
     flags.DEFINE_string("prompt", "", "Text to continue; if empty, a new document begins.", flag_values=values)
     text = "Give the prompt as a user's message, by the model's chat template, and print the answer alone."
     flags.DEFINE_boolean("chat", False, text, flag_values=values)
@@ -86,6 +89,8 @@ def _check_source(values: flags.FlagValues) -> None:
     if values.pretrained is None:
         if values.chat:
             raise InputError("--chat: expected --pretrained, since models of --workdir have no chat template")
+        if values.weights != WEIGHTS[0]:
+            raise InputError(f"--weights={values.weights}: expected --pretrained, whose matrices it is about")
         return
     for name in ("workdir", "model", "tokenizer"):
         if getattr(values, name):
@@ -101,7 +106,7 @@ def _trained(values: flags.FlagValues, prompt: bytes) -> Begun:
 
 def _pretrained(values: flags.FlagValues) -> Begun:
     try:
-        given = load_pretrained(None if values.pretrained == DEFAULT else values.pretrained)
+        given = load_pretrained(None if values.pretrained == DEFAULT else values.pretrained, weights=values.weights)
         text = given.chat([{"role": "user", "content": values.prompt}]) if values.chat else values.prompt
     except InputError as error:
         raise InputError(f"--pretrained={values.pretrained}: {error}") from error

@@ -38,6 +38,14 @@ def plot_band(
     axes.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=alpha, linewidth=0)
 
 
+def plot_matrix(axes: Axes, matrix: Float[np.ndarray, "rows columns"], *, title: str = "") -> None:
+    """Draws a matrix of accuracies from 0 to 1, the first row on top; entries that are NaN stay white."""
+    axes.imshow(matrix, vmin=0.0, vmax=1.0, cmap="viridis", aspect="equal")
+    axes.set(title=title, xlabel="task", ylabel="after task")
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
 def save_figure(figure: Figure, path: Path) -> Path:
     """Writes a Matplotlib figure as PNG, completely or not at all, and returns the path."""
     with in_place_of(path) as temporary:

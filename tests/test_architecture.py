@@ -11,7 +11,8 @@ ROOMS = (
     *("_xla", "errors", "files", "trees", "parameter_axes", "plotting", "ops", "memory", "levels", "optim", "tasks"),
     *("data", "parallel", "modules", "models", "pretrained", "streaming", "costs", "evaluation", "training"),
 )
-HELPERS = ("common", "benchmarking", "optimizer_comparison", "subject_changes", "fault_rounds")
+HELPERS = ("common", "benchmarking", "optimizer_comparison", "subject_changes", "fault_rounds", "continual_methods")
+COMMANDS = ("continual",)  # packages of commands
 LINES, FUNCTION_LINES = 400, 60
 FILES = sorted(path for folder in ("nl_jax", "experiments") for path in (ROOT / folder).rglob("*.py"))
 
@@ -75,11 +76,15 @@ def test_only_commands_stand_at_the_top_of_experiments():
         if path.suffix == ".py" and path.stem != "__init__":
             assert "def main(" in path.read_text(encoding="utf-8"), path
         elif path.is_dir() and any(path.glob("*.py")):
-            assert path.name in HELPERS, path
+            assert path.name in (*HELPERS, *COMMANDS), path
+    for package in COMMANDS:
+        for path in (ROOT / "experiments" / package).glob("*.py"):
+            assert path.stem == "__init__" or "def main(" in path.read_text(encoding="utf-8"), path
 
 
 def test_no_command_imports_another():
-    commands = {module(path) for path in (ROOT / "experiments").glob("*.py")} - {"experiments"}
+    folders = [ROOT / "experiments", *(ROOT / "experiments" / package for package in COMMANDS)]
+    commands = {module(path) for folder in folders for path in folder.glob("*.py") if path.stem != "__init__"}
     for path in FILES:
         if module(path).startswith("experiments."):
             assert not commands & set(imports(path)), path

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from labelled_cases import write_labelled
 from launcher_cases import error_line
 from launcher_table import LAUNCHERS, flags_of, module_of
+from pretrained_cases import configuration, tensors_of, write_directory
 
 from experiments.__main__ import COMMANDS
 from experiments.common import launcher
@@ -26,7 +28,7 @@ def commands():
     places |= {name: module_of(name).__doc__ for name in COMMANDS}
     for place, text in places.items():
         for line in text.replace("\\\n", " ").splitlines():
-            if found := re.search(r"python -m experiments\.(\w+)(.*)", line):
+            if found := re.search(r"python -m experiments\.([\w.]+)(.*)", line):
                 arguments = [word for word in shlex.split(found[2].partition("<")[0]) if word != "|"]
                 yield pytest.param(found[1], arguments, id=f"{place}: {found[1]} {' '.join(arguments)}")
 
@@ -60,6 +62,9 @@ def text(tmp_path_factory):
     for name in ("text", "other"):
         lines = (f"{name} {i} that is long enough for every command\n" for i in range(20_000))
         path.with_name(f"{name}.txt").write_text("".join(lines))
+    write_labelled(path.parent / "labelled")
+    llama = configuration("llama")
+    write_directory(path.parent / "llama", llama, tensors_of(llama))
     return path
 
 
@@ -79,6 +84,9 @@ def test_every_command_gets_past_all_checks(name, arguments, text, tmp_path, mon
     arguments = [word for word in arguments if not word.startswith(("--start_from", "--data", "--texts"))]
     more = [f"--data={text}"] if name in WITH_TEXT else []
     more += [f"--texts={text},{text.with_name('other.txt')}"] if name == "subjects" else []
+    if name.startswith("continual."):
+        more += [f"--data_dir={text.parent / 'labelled'}", f"--pretrained={text.parent / 'llama'}", "--layer=1"]
+        more += ["--tasks=3"]
     assert module_of(name).main([name, *arguments, *more]) == 2
     assert error_line(capsys).endswith(": as far as the workdir")
     assert list(tmp_path.iterdir()) == []
@@ -95,8 +103,8 @@ def test_every_flag_that_is_named_exists_with_its_value():
 
 def test_every_launcher_is_in_the_map_and_every_name_there_is_one():
     (row,) = re.findall(r"^\| `experiments/` \|(.*)$", README, re.MULTILINE)
-    assert set(re.findall(r"`([a-z_]+)`", row)) == set(COMMANDS)
-    for name, tasks in re.findall(r"`experiments\.(\w+)(?: ([\w|]+))?`", README):
+    assert set(re.findall(r"`([a-z_.]+)`", row)) == set(COMMANDS)
+    for name, tasks in re.findall(r"`experiments\.([\w.]+)(?: ([\w|]+))?`", README):
         assert name in COMMANDS
         assert not tasks or tasks.split("|") == TASKS[name]
 

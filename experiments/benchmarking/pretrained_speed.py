@@ -1,5 +1,6 @@
 """The subject ``pretrained`` of ``experiments.benchmark``: how fast a pre-trained model reads and writes text."""
 
+import dataclasses
 import functools
 import os
 import statistics
@@ -14,6 +15,7 @@ from jaxtyping import Int
 from experiments.benchmarking.run import Figures, Run
 from experiments.benchmarking.timed_programs import interleave, one_line
 from experiments.common import launcher
+from nl_jax.modules.quantized import quantize
 from nl_jax.pretrained import Pretrained, export_pretrained, load_pretrained
 from nl_jax.streaming.generation import checked_sampling, next_token, with_room
 
@@ -39,7 +41,7 @@ def _measure(run: Run, length: int, size: int) -> Figures:
     tokens = np.random.default_rng(0).integers(0, given.model.config.vocab_size, (size, length)).astype(np.int32)
     figures: Figures = {}
     calls: dict[tuple[str, str], Callable[[], float]] = {}
-    for name, build in {"nl_jax": ours, "transformers": theirs}.items():
+    for name, build in {"nl_jax": ours, "nl_jax, 8-bit weights": ours_in_8_bits, "transformers": theirs}.items():
         try:
             calls |= {(name, kind): call for kind, call in build(given, tokens).items()}
         except ImportError as error:
@@ -69,6 +71,11 @@ def ours(given: Pretrained, tokens: Int[np.ndarray, "batch time"]) -> Calls:
         return float(finite)
 
     return {"prefill": prefill, "decode": decode}
+
+
+def ours_in_8_bits(given: Pretrained, tokens: Int[np.ndarray, "batch time"]) -> Calls:
+    """The same with 8-bit matrices."""
+    return ours(dataclasses.replace(given, model=quantize(given.model)), tokens)
 
 
 def theirs(given: Pretrained, tokens: Int[np.ndarray, "batch time"]) -> Calls:

@@ -37,7 +37,7 @@ LOCK = ".nl_jax.lock"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 COMPARED = ("flags", "data", "models")  # parts of the configuration that must be unchanged when a run resumes
 # Flags with the paths of a run's inputs. They may change when it resumes, since "data" holds digests of the contents.
-INPUT_FLAGS = ("data", "text_key", "skip_bad", "tokenizer", "texts", "images", "start_from")
+INPUT_FLAGS = ("data", "text_key", "skip_bad", "tokenizer", "texts", "images", "start_from", "data_dir", "pretrained")
 # Locks held by the running launchers, the innermost last; the first entry is for functions called without a launcher.
 _LOCKS = [contextlib.ExitStack()]
 

@@ -17,6 +17,7 @@ from nl_jax.modules.quantized import QuantizedEmbed
 from nl_jax.ops import matmul, widen
 from nl_jax.parallel.activations import constrain
 from nl_jax.parallel.sequence import over_sequence, over_sequence_together, shards_of
+from nl_jax.trees import shallow_copy
 
 UNROLLED_LAYERS = 4  # compile in 20 s, a scan in 15 s; a step is a tenth faster (BUILD_NOTES.md, D57)
 
@@ -154,3 +155,10 @@ class LanguageModel(nnx.Module):
         x, own, conv = over_sequence_together(read, self.blocks, x, state)
         after = jax.vmap(lambda block, *parts: cast_matrices(block, self.config.dtype).mixer.state_after(*parts))
         return x, after(self.blocks, state, own, conv)
+
+
+def some_blocks(model: LanguageModel, which: slice) -> LanguageModel:
+    """The model with some of its blocks alone, for ``read_blocks``."""
+    copy = shallow_copy(model)
+    copy.blocks = jax.tree.map(lambda leaf: leaf[which], model.blocks)
+    return copy

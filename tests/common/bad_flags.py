@@ -185,6 +185,22 @@ FAULTS = [
     (["--kinds=frozen,frozen"], "none twice"),
 ]
 
+CLASS_INCREMENTAL = [
+    (["--data_dir="], "--data_dir: missing"),
+    (["--data_dir=/absent"], "/absent/banking77/train.csv: no such file"),
+    (["--dataset=imdb"], "flag --dataset=imdb: value should be one of <clinc150|banking77|dbpedia>"),
+    (["--order=random"], "flag --order=random"),
+    (["--order=domains"], "--order=domains: banking77 has no domains"),
+    (["--tasks=1"], "--tasks=1: expected at least 2"),
+    (["--tasks=4"], "--tasks=4: expected a divisor of the 6 classes of banking77"),
+    (["--layer=3"], "--layer=3: expected 0 to 2, the blocks of the model"),
+    (["--seeds=0"], "--seeds=0: expected at least 1"),
+    (["--methods="], "--methods: none given"),
+    (["--methods=lda,lda"], "none twice"),
+    (["--methods=lda,gpt"], "--methods=lda,gpt: expected some of hebbian"),
+    (["--pretrained=/absent"], "/absent: no such file or directory"),
+]
+
 BAD_FLAGS = {
     "language_model": LANGUAGE_MODEL,
     "compare": COMPARE,
@@ -198,4 +214,5 @@ BAD_FLAGS = {
     "benchmark": BENCHMARK,
     "topology": TOPOLOGY,
     "faults": FAULTS,
+    "continual.class_incremental": CLASS_INCREMENTAL,
 }

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import jax
 from image_cases import write_images
+from labelled_cases import write_labelled
 from launcher_cases import results_of
+from pretrained_cases import configuration, tensors_of, write_directory
 
 from experiments.common import launcher
 
@@ -31,6 +33,7 @@ LAUNCHERS = {
     "benchmark": ("define_flags", ["mixers"]),
     "topology": ("define_flags", []),
     "faults": ("define_flags", []),
+    "continual.class_incremental": ("define_flags", []),
 }
 READERS = ("generate", "stream")  # of a run of language_model
 COMPILERS = ("topology",)  # for machines that are not here, by compilers that need not be installed
@@ -152,6 +155,13 @@ RUNS = {
             ("--chunk_size=8", "chunk_size 64 there, 8 here"),
         ),
         Run("faults", "--rounds=1 --kinds=kill_step", ("--rounds=2", "rounds 1 there, 2 here")),
+        Run(
+            "continual.class_incremental",
+            "--data_dir={inputs}/labelled --pretrained={inputs}/llama --dataset=banking77 --tasks=3 --layer=1 --seeds=2"
+            " --methods=class_mean,joint_svm --quick",
+            ("--layer=0", "layer 1 there, 0 here"),
+            ((JSON_FILE, 2), (JSON_FILE, 2)),
+        ),
         Run("benchmark remat", f"{TIMED} --lengths=8:1", REPEATS),
         Run("benchmark gradients", f"{TIMED} --models=linear_attention_pp --lengths=8:1,16:1", REPEATS),
     )
@@ -183,6 +193,9 @@ def write_inputs(directory):
     for i, name in enumerate(("prose", "code")):
         (directory / f"{name}.txt").write_text(" ".join(str(7919 * n % 300 + 1000 * i) for n in range(3000)))
     write_images(directory / "images", size=8)
+    write_labelled(directory / "labelled")
+    llama = configuration("llama")
+    write_directory(directory / "llama", llama, tensors_of(llama))
     return directory
 
 

@@ -13,8 +13,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_launcher_is_a_command():
-    files = [path for path in (ROOT / "experiments").glob("*.py") if path.name != "__main__.py"]
-    assert {path.stem for path in files if 'if __name__ == "__main__":' in path.read_text()} == set(COMMANDS)
+    root = ROOT / "experiments"
+    files = [*root.glob("*.py"), *(root / "continual").glob("*.py")]
+    commands = {path for path in files if 'if __name__ == "__main__":' in path.read_text()} - {root / "__main__.py"}
+    assert {".".join(path.relative_to(root).with_suffix("").parts) for path in commands} == set(COMMANDS)
 
 
 def test_help_lists_the_launchers_without_starting_jax():

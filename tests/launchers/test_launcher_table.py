@@ -42,7 +42,9 @@ def inputs(tmp_path_factory):
 
 
 def test_the_table_is_complete():
-    texts = {file.stem: file.read_text() for file in Path(module_of("recall").__file__).parent.glob("*.py")}
+    root = Path(module_of("recall").__file__).parent
+    files = [*root.glob("*.py"), *(root / "continual").glob("*.py")]
+    texts = {".".join(file.relative_to(root).with_suffix("").parts): file.read_text() for file in files}
     del texts["__main__"]  # which runs any of them
     assert {name for name, text in texts.items() if "def main(" in text} == set(LAUNCHERS) == set(BAD_FLAGS)
     tasks = {f"{name} {task}" for name in ("optimizers", "benchmark") for task in module_of(name).SUBJECTS}
@@ -88,7 +90,7 @@ def test_a_bad_flag_ends_in_one_line_and_nothing_is_written(name, flags, problem
 
 # What the bad flags are added to.
 BAD_FLAG_BASES = {
-    **{name: run_of(name).flags for name in ("language_model", "compare", "context")},
+    **{name: run_of(name).flags for name in ("language_model", "compare", "context", "continual.class_incremental")},
     "subjects": run_of("subjects").flags + " --seq_len=128",
     "recall": run_of("recall").flags + " --batch_size=128 --other_text=5,5000",
     "parity": run_of("parity").flags

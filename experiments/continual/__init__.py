@@ -1,0 +1,1 @@
+"""Commands of continual learning, each a module with a function `main`."""
