@@ -24,13 +24,9 @@ from nl_jax.errors import InputError
 from nl_jax.levels import Level, Schedule, ScheduleState
 from nl_jax.models.language_model import LanguageModel, some_blocks
 from nl_jax.optim import clip_by_norm, smooth_norm
-from nl_jax.pretrained.observed import Observed
+from nl_jax.pretrained.changes import MATRICES, Part, Seen, changed_blocks, matrix_of
 from nl_jax.trees import own_buffers
 
-MATRICES = {  # paths in a block
-    **{name: ("cms", "levels", 0, name) for name in ("gate", "up", "down")},
-    **{name: ("mixer", name) for name in ("query", "key", "value", "output")},
-}
 RULES = ("preconditioned", "gradient_descent", "adam")
 REGIMES = ("online", "meta")
 
@@ -100,13 +96,6 @@ class StackedLevel:
             )
 
 
-class Seen(NamedTuple):
-    """What the inputs of a matrix were so far."""
-
-    products: Float[Array, "blocks in in"]  # sum of x xᵀ
-    inputs: Float[Array, " blocks"]  # their number
-
-
 class Changes(NamedTuple):
     """State of a level."""
 
@@ -161,11 +150,26 @@ class StackedModel:
 
     def changed(self, state: ScheduleState) -> LanguageModel:
         """The model with all changes added to its weights: one that anything can read, sample from or export."""
-        return with_changes(self, {level.name: state.levels[level.name].change for level in self.levels})
+        parts = self._parts({level.name: state.levels[level.name].change for level in self.levels}, 0)
+        return changed_blocks(self.model, parts, merge=True)
 
     def read(self, state: ScheduleState, tokens: Int[Array, "batch time"], mixers: Any = None) -> tuple[Array, Any]:
         """Logits and the mixers' state, as ``model(tokens, mixers)``, by the model with its changes."""
         return self.changed(state)(tokens, mixers)
+
+    def _parts(self, changes: Mapping[str, Any], first: int, seen: Mapping[str, Any] | None = None) -> list[Part]:
+        """What the levels change, of a model whose first block is ``first`` of this one."""
+        return [
+            Part(
+                name,
+                np.asarray(self.blocks(level)) - first,
+                *self.part(level, name),
+                change,
+                seen[level.name].get(name) if seen else None,
+            )
+            for level in self.levels
+            for name, change in changes[level.name].items()
+        ]
 
     def _check_disjoint(self) -> None:
         names = [level.name for level in self.levels]
@@ -197,7 +201,7 @@ class StackedModel:
 
     def part(self, level: StackedLevel, name: str) -> tuple[tuple[int, int], tuple[int, int]]:
         """Rows and columns of a matrix that a level owns."""
-        rows, columns = _matrix(self.model.blocks, name).kernel[...].shape[1:]
+        rows, columns = matrix_of(self.model.blocks, name).kernel[...].shape[1:]
         hidden = rows if name == "down" else columns
         low, high = (round(fraction * hidden) for fraction in level.units)
         return ((low, high), (0, columns)) if name == "down" else ((0, rows), (low, high))
@@ -212,7 +216,7 @@ class StackedModel:
 
     def _level(self, level: StackedLevel) -> Level:
         transformation = _transformation(level)
-        norms = {name: optax.tree.norm(_matrix(self.model.blocks, name).kernel[...]) for name in level.matrices}
+        norms = {name: optax.tree.norm(matrix_of(self.model.blocks, name).kernel[...]) for name in level.matrices}
 
         def start(change):
             return Changes(own_buffers(change), transformation.init(change), self._nothing_seen(level))
@@ -252,7 +256,8 @@ class StackedModel:
         x, below = lowest.read_blocks(self.model.embedded(chunk.tokens), lower)
 
         def loss(changes, observed):
-            model = with_changes(self, changes, self.first, observed)
+            upper_blocks = some_blocks(self.model, slice(self.first, None))
+            model = changed_blocks(upper_blocks, self._parts(changes, self.first, observed))
             y, above = model.read_blocks(x, upper)
             losses = optax.softmax_cross_entropy_with_integer_labels(model.logits(y), chunk.targets)
             return jnp.sum(losses * chunk.mask), (losses, jax.tree.map(lambda *s: jnp.concatenate(s), below, above))
@@ -294,44 +299,6 @@ def stack_levels(model: LanguageModel, levels: Sequence[StackedLevel]) -> Stacke
     return StackedModel(model, levels)
 
 
-def with_changes(
-    stacked: StackedModel,
-    changes: Mapping[str, Mapping[str, Any]],
-    first: int = 0,
-    observed: Mapping[str, Mapping[str, Seen]] | None = None,
-) -> LanguageModel:
-    """The model with the changes of all levels added to its weights.
-
-    Args:
-      stacked: the levels and their model.
-      changes: by level and matrix.
-      first: the returned model has the blocks from this one on.
-      observed: zeros by level and matrix, whose gradient is to be what the matrices' inputs were (`Observed`).
-    """
-    model = some_blocks(stacked.model, slice(first, None))
-    blocks = model.blocks
-    observing: dict[str, Seen] = {}
-    for level in stacked.levels:
-        index = np.asarray(stacked.blocks(level)) - first
-        for name, change in changes[level.name].items():
-            matrix = _matrix(blocks, name)
-            (top, bottom), (left, right) = stacked.part(level, name)
-            delta = jnp.matmul(*change) if isinstance(change, tuple) else change
-            kernel = matrix.kernel[...]
-            matrix.kernel[...] = kernel.at[index, top:bottom, left:right].add(delta.astype(kernel.dtype))
-            if observed and name in observed[level.name]:
-                count, rows = kernel.shape[:2]
-                all_of_it = observing.get(name, Seen(jnp.zeros((count, rows, rows)), jnp.zeros(count)))
-                products, inputs = observed[level.name][name]
-                observing[name] = Seen(
-                    all_of_it.products.at[index, top:bottom, top:bottom].add(products),
-                    all_of_it.inputs.at[index].add(inputs),
-                )
-    for name, seen in observing.items():
-        _put(blocks, name, Observed(_matrix(blocks, name), *seen))
-    return model
-
-
 def _transformation(level: StackedLevel) -> optax.GradientTransformation:
     if level.rule == "preconditioned":
         return optax.identity()
@@ -360,21 +327,6 @@ def _solve(seen: Seen, gradient: Float[Array, "blocks in out"], ridge: float) ->
     norm = jnp.trace(seen.products, axis1=-2, axis2=-1) / jnp.maximum(seen.inputs, 1.0)
     diagonal = jnp.where(norm > 0, ridge * norm, 1.0)[:, None, None] * jnp.eye(size)
     return jax.vmap(lambda a, g: jax.scipy.linalg.solve(a, g, assume_a="pos"))(seen.products + diagonal, gradient)
-
-
-def _matrix(block: Any, name: str) -> Any:
-    """The linear layer of a block, or of stacked blocks."""
-    return functools.reduce(_child, MATRICES[name], block)
-
-
-def _put(block: Any, name: str, layer: Any) -> None:
-    """Replaces the linear layer of a block."""
-    *path, last = MATRICES[name]
-    setattr(functools.reduce(_child, path, block), str(last), layer)
-
-
-def _child(node: Any, key: str | int) -> Any:
-    return node[key] if isinstance(key, int) else getattr(node, key)
 
 
 def _split(state: Any, first: int) -> tuple[Any, Any]:

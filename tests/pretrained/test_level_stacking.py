@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from nl_jax import InputError
 from nl_jax.models import LanguageModel, named_config
 from nl_jax.models.losses import mean_loss
-from nl_jax.pretrained.level_stacking import MATRICES, REGIMES, RULES, Chunk, StackedLevel, stack_levels
+from nl_jax.pretrained.changes import MATRICES
+from nl_jax.pretrained.level_stacking import REGIMES, RULES, Chunk, StackedLevel, stack_levels
 from nl_jax.pretrained.observed import observed_matmul
 from nl_jax.trees import named_leaves
 
@@ -55,9 +56,17 @@ def test_with_learning_rates_of_0_the_logits_are_those_of_the_model(rule, unroll
     np.testing.assert_allclose(stacked.read(state, tokens)[0], model(tokens)[0], atol=1e-6)
 
 
-def test_a_chunk_is_read_as_by_the_model_with_what_was_learned_before():
-    stacked = stack_levels(make(), [StackedLevel("a", blocks=(-1, 1))])
+@pytest.mark.parametrize("rank", [None, 3])
+def test_a_chunk_is_read_as_by_the_model_with_what_was_learned_before(rank):
+    """Of low rank, changes are computed beside the weights while they are learned, and added to them after."""
+    options = {"rank": rank, "rule": "adam", "learning_rate": 0.1} if rank else {}
+    levels = [
+        StackedLevel("a", blocks=(-1, 1), matrices=("up", "down"), units=(0.25, 0.75), **options),
+        StackedLevel("b", blocks=(1,), matrices=("down",), units=(0.75, 1.0), **options),
+    ]
+    stacked = stack_levels(make(), levels)
     state, _ = learn(stacked, [chunk(0)])
+    assert not np.allclose(stacked.read(state, chunk(0).tokens)[0], make()(chunk(0).tokens)[0], atol=1e-3)
     data = chunk(1)
     _, (read,) = learn(stacked, [data], state)
     logits, mixers = stacked.read(state, data.tokens)
@@ -175,9 +184,11 @@ def test_blocks_below_the_first_level_have_no_backward_pass():
     matrices=st.sets(st.sampled_from(sorted(MATRICES)), min_size=1),
     period=st.integers(1, 3),
     same=st.booleans(),
+    rank=st.sampled_from([None, 1]),
 )
-def test_bounded_for_all_options(rule, rate, ridge, retention, matrices, period, same):
+def test_bounded_for_all_options(rule, rate, ridge, retention, matrices, period, same, rank):
     options = {"learning_rate": rate, "ridge": ridge, "retention": retention, "matrices": tuple(sorted(matrices))}
+    options |= {"rank": None if rule == "preconditioned" else rank}
     level = StackedLevel("a", period, blocks=(0, 1), rule=rule, **options)
     stacked = stack_levels(make(num_layers=2), [level])
     state, reads = learn(stacked, [chunk(0 if same else i) for i in range(6)])
