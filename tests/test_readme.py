@@ -13,6 +13,7 @@ from launcher_cases import error_line
 from launcher_table import LAUNCHERS, flags_of, module_of
 from pretrained_cases import configuration, tensors_of, write_directory
 
+import nl_jax.pretrained
 from experiments.__main__ import COMMANDS
 from experiments.common import launcher
 from nl_jax import InputError
@@ -34,7 +35,7 @@ def commands():
 
 
 def test_the_example_prints_its_table_and_is_what_its_text_says(capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    _, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names = {}
     exec(compile(code, "README.md", "exec"), names)
     assert capsys.readouterr().out.splitlines() == ["memory  ···█···█···█···█", "keys    ·······█·······█"]
@@ -54,6 +55,25 @@ def test_the_example_prints_its_table_and_is_what_its_text_says(capsys):
     gradient = jax.grad(answer)(jnp.eye(4))  # through every update of both; tests/levels has that it is exact
     assert np.isfinite(gradient).all()
     assert np.abs(gradient).max() > 0.1
+
+
+def test_the_learner_of_the_example_learns_and_is_saved(tmp_path, monkeypatch, capsys):
+    """With a small model of random weights in the place of SmolLM2."""
+    code, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    small = {**configuration("llama"), "num_hidden_layers": 4}
+    write_directory(tmp_path / "llama", small, tensors_of(small))
+    given = nl_jax.pretrained.load_pretrained(tmp_path / "llama")
+    monkeypatch.setattr(nl_jax.pretrained, "load_pretrained", lambda: given)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    answer, loss = re.fullmatch(r"\['(.*)'\] Score\(loss=([\d.]+), .*\)\n", capsys.readouterr().out).groups()
+    assert answer in names["learner"].labels
+    assert 0 < float(loss) < 20
+    assert (tmp_path / "runs" / "learner").is_dir()
+    assert not np.array_equal(
+        names["learner"].model.blocks.cms.levels[0].down.kernel, given.model.blocks.cms.levels[0].down.kernel
+    )
 
 
 @pytest.fixture(scope="module")

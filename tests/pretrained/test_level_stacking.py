@@ -175,8 +175,7 @@ def test_blocks_below_the_first_level_have_no_backward_pass():
     assert counts[0] > counts[1] > counts[2]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(
+OPTIONS = given(
     rule=st.sampled_from(RULES),
     rate=st.sampled_from([1e-6, 1.0, 1e3, 1e12, 1e30]),
     ridge=st.sampled_from([1e-6, 1.0, 1e9]),
@@ -186,13 +185,21 @@ def test_blocks_below_the_first_level_have_no_backward_pass():
     same=st.booleans(),
     rank=st.sampled_from([None, 1]),
 )
-def test_bounded_for_all_options(rule, rate, ridge, retention, matrices, period, same, rank):
+
+
+def check_bounded(rule, rate, ridge, retention, matrices, period, same, rank):
     options = {"learning_rate": rate, "ridge": ridge, "retention": retention, "matrices": tuple(sorted(matrices))}
     options |= {"rank": None if rule == "preconditioned" else rank}
     level = StackedLevel("a", period, blocks=(0, 1), rule=rule, **options)
     stacked = stack_levels(make(num_layers=2), [level])
     state, reads = learn(stacked, [chunk(0 if same else i) for i in range(6)])
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves((state, reads)))
+
+
+test_bounded = settings(max_examples=5, deadline=None, derandomize=True)(OPTIONS(check_bounded))
+test_bounded_for_more_options = pytest.mark.slow(
+    settings(max_examples=40, deadline=None, derandomize=True)(OPTIONS(check_bounded))
+)
 
 
 LEVELS = {
