@@ -123,7 +123,7 @@ def test_the_preconditioned_step_is_that_of_least_squares_on_the_inputs():
 def test_observing_a_product_changes_neither_it_nor_its_gradients():
     keys = jax.random.split(jax.random.key(0), 2)
     x, kernel = jax.random.normal(keys[0], (2, 3, 4)), jax.random.normal(keys[1], (4, 5))
-    zero = jnp.zeros((4, 4)), jnp.zeros(())
+    zero = jnp.zeros((4, 4)), jnp.zeros(()), jnp.zeros(())
     got = jax.value_and_grad(lambda x, k: jnp.sum(jnp.sin(observed_matmul(x, k, *zero))), argnums=(0, 1))(x, kernel)
     want = jax.value_and_grad(lambda x, k: jnp.sum(jnp.sin(x @ k)), argnums=(0, 1))(x, kernel)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
