@@ -111,7 +111,7 @@ class ContinualLearner:
     @property
     def model(self) -> LanguageModel:
         """The model with all that was learned in its weights."""
-        return _changed(self._stacked.model, self.levels, self._state)
+        return _changed(self._stacked.model, unrated(self.levels)[0], self._state)
 
     def learn(self, examples: Sequence[Example]) -> Learned:
         """Reads and learns texts and labelled examples, in their order.
