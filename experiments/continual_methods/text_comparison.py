@@ -11,7 +11,7 @@ from jaxtyping import Int
 from experiments.continual_methods.comparison import TUNING_SEED
 from experiments.continual_methods.learner import state_bytes
 from experiments.continual_methods.text_learners import Pair, TextLearner
-from experiments.continual_methods.text_table import TEXT_METHODS
+from experiments.continual_methods.text_table import LAST, TEXT_METHODS
 from nl_jax.data.class_streams import ClassStream, class_stream, class_tasks
 from nl_jax.data.labelled import LabelledData, LabelledTexts
 from nl_jax.evaluation.continual import accuracy_matrix, continual_metrics
@@ -27,6 +27,7 @@ class TextComparison(NamedTuple):
     pretrained: Pretrained
     order: str
     tasks: int
+    first_tasks: int | None  # only the first tasks of each order; None for all
     train_per_class: int | None  # at most; None for all
     test_per_class: int | None
 
@@ -74,7 +75,7 @@ def choose_text_setting(
 def text_outcome(comparison: TextComparison, name: str, setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """What a method reaches on the stream of a seed, with its accuracy matrix."""
     data = comparison.data
-    groups = class_tasks(data, comparison.order, comparison.tasks, seed)
+    groups = class_tasks(data, comparison.order, comparison.tasks, seed)[: comparison.first_tasks]
     train = limited(data.train, comparison.train_per_class, seed)
     learner = make(comparison, name, setting, seed)
     test = limited(data.test, _least(comparison.test_per_class, learner.tests_per_class), seed)
@@ -86,7 +87,8 @@ def make(comparison: TextComparison, name: str, setting: Mapping[str, Any], seed
     """A learner that has seen nothing."""
     method = TEXT_METHODS[name]
     own = {key: setting[key] for key in method.options}
-    levels = method.levels(**{key: value for key, value in setting.items() if key not in method.options})
+    blocks = tuple(range(-min(LAST, comparison.pretrained.model.config.num_layers), 0))
+    levels = method.levels(blocks, **{key: value for key, value in setting.items() if key not in method.options})
     return method.make(comparison.pretrained, levels, answered=comparison.answered, seed=seed, **own)
 
 

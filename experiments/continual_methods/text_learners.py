@@ -1,4 +1,4 @@
-"""Methods of class-incremental learning that read labelled texts as text, and answer by the likelihood of the labels."""
+"""Methods of class-incremental learning that read labelled texts, and answer by the likelihood of the labels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 from nl_jax import Diverged
 from nl_jax.pretrained import Pretrained
 from nl_jax.pretrained.level_stacking import Pull, StackedLevel
-from nl_jax.streaming.answers import likeliest
+from nl_jax.streaming.answers import PIECE, likeliest
 from nl_jax.streaming.continual_learner import ContinualLearner
 
 BATCH = 32  # examples of a step
@@ -30,7 +30,8 @@ class TextLearner:
     tests_per_class: int | None = None  # a slow method answers no more test texts of a class
 
     def __init__(self, pretrained: Pretrained, levels: Sequence[StackedLevel], *, answered: int, seed: int = 0):
-        self.learner = ContinualLearner(pretrained.model, pretrained.tokenizer, levels, batch_size=BATCH)
+        fill = 64 if answered > 32 else 16  # a program for each length costs more than filling up, on an accelerator
+        self.learner = ContinualLearner(pretrained.model, pretrained.tokenizer, levels, batch_size=BATCH, fill=fill)
         self.answered, self.random, self.diverged = answered, np.random.default_rng((seed, 3)), 0
 
     def learn(self, examples: Sequence[Pair]) -> None:
@@ -112,7 +113,7 @@ class Elastic(TextLearner):
 
 
 class InContext(TextLearner):
-    """The model reads examples of the stream before each text: as many as its window holds, of each class the newest."""
+    """The model reads examples of the stream before each text: as many as fit its window, of each class the newest."""
 
     tests_per_class = 2
 
@@ -130,9 +131,9 @@ class InContext(TextLearner):
         """The likeliest of the labels for each text."""
         prompts = [self._filled(self.encode(f"{text}\nlabel:")) for text in texts]
         answers = [self.encode(f" {label}\n") for label in labels]
-        room = self.model.config.context_length - max(map(len, prompts)) - max(map(len, answers))
+        room = self.model.config.context_length - max(map(len, prompts)) - max(map(len, answers)) - PIECE
         found = likeliest(self.model, prompts, answers, batch_size=self.answered, prefix=self._prefix(room))
-        return [labels[i] for i in found.index]
+        return [labels[i] for i in found.choice]
 
     def _prefix(self, room: int) -> list[int]:
         """Examples in random order: one of each class, then a second one, as far as there is room."""
@@ -147,11 +148,11 @@ class InContext(TextLearner):
                 chosen.append(ids)
                 room -= len(ids)
         ids = [token for i in self.random.permutation(len(chosen)) for token in chosen[i]]
-        return [*self.encode("\n") * (-len(ids) % 64 if room > 64 else 0), *ids]
+        return [*self.encode("\n") * (-len(ids) % PIECE), *ids]
 
     def _filled(self, ids: list[int]) -> list[int]:
-        """Ids after line ends that make their number a multiple of 8, since each length is compiled."""
-        return [*self.encode("\n") * (-len(ids) % 8), *ids]
+        """Ids after line ends that make their number a multiple of 16, since each length is compiled."""
+        return [*self.encode("\n") * (-len(ids) % 16), *ids]
 
     @property
     def state(self) -> Any:

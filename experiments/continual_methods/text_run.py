@@ -1,6 +1,7 @@
-"""The run of ``--form=text`` in `experiments.continual.class_incremental`: methods that read labelled examples as text."""
+"""What ``--form=text`` of `experiments.continual.class_incremental` runs: methods that read labelled texts."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nl_jax.pretrained import Pretrained
 from nl_jax.training import progress_bar
 from nl_jax.training.metrics import MetricsWriter
 
+
 def seeds_of(name: str, seeds: int) -> int:
     """Number of orders that a method runs: all classes at once have one."""
     return 1 if TEXT_METHODS[name].shuffled else seeds
@@ -31,15 +33,22 @@ def run_texts(
     workdir: Path,
     results: dict[str, Any],
 ) -> None:
-    """Runs every method on every order that is missing, writes its figures at once, and prints the table."""
+    """Chooses settings, then runs every method on every order that is missing, and writes its figures at once."""
     comparison = TextComparison(
-        data, pretrained, values.order, given["tasks"], given["train_per_class"], given["test_per_class"]
+        data,
+        pretrained,
+        values.order,
+        given["tasks"],
+        given["first_tasks"],
+        given["train_per_class"],
+        given["test_per_class"],
     )
+    methods = given["methods"]
     figures, settings = results["figures"], results["settings"]
     if values.settings_from:
-        settings |= {name: _taken(values.settings_from, name) for name in values.methods if name not in settings}
-    _choose(comparison, values, settings, workdir, results)
-    runs = [(name, seed) for seed in range(given["seeds"]) for name in values.methods]
+        settings |= {name: _taken(values.settings_from, name) for name in methods if name not in settings}
+    _choose(comparison, methods, values.quick, workdir, results)
+    runs = [(name, seed) for seed in range(given["seeds"]) for name in methods]
     runs = [(name, seed) for name, seed in runs if seed < seeds_of(name, given["seeds"])]
     missing = [(name, seed) for name, seed in runs if len(figures.get(name, ())) <= seed]
     with progress_bar("streams", len(runs), len(runs) - len(missing)) as bar:
@@ -55,11 +64,12 @@ def run_texts(
 
 
 def _choose(
-    comparison: TextComparison, values: flags.FlagValues, settings: dict[str, Any], workdir: Path, results: Any
+    comparison: TextComparison, methods: Sequence[str], quick: bool, workdir: Path, results: dict[str, Any]
 ) -> None:
     """Chooses the setting of each method, and writes it."""
-    missing = [name for name in values.methods if name not in settings]
-    if values.quick:
+    settings = results["settings"]
+    missing = [name for name in methods if name not in settings]
+    if quick:
         for name in missing:
             like = TEXT_METHODS[name].like or name
             settings[name] = {"setting": TEXT_METHODS[like].settings[0]}

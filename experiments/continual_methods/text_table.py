@@ -8,17 +8,18 @@ from experiments.continual_methods.table import grid
 from experiments.continual_methods.text_learners import Elastic, InContext, Replay, TextLearner, ZeroShot
 from nl_jax.pretrained.level_stacking import StackedLevel
 
-LAST = (-4, -3, -2, -1)  # blocks that learn
+LAST = 4  # blocks that learn, at most
 THIRDS = ((0.0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1.0))  # hidden units of the fast, the middle and the slow level
 PERIODS = (1, 4, 16)  # batches between their updates
+Blocks = tuple[int, ...]
 
 
 class TextMethod(NamedTuple):
     """A method.
 
     Attributes:
-        make: ``make(pretrained, levels(**setting), answered=, seed=, **setting's own options)`` returns the learner.
-        levels: ``levels(**setting)`` returns the levels on the model.
+        make: ``make(pretrained, levels, answered=, seed=, **options)`` returns the learner.
+        levels: ``levels(blocks, **setting)`` returns the levels on these blocks of the model.
         settings: what is tried on validation texts; the first is used where nothing is tried.
         options: names in a setting that ``make`` takes, instead of ``levels``.
         like: the method whose chosen setting is taken over, so that controls differ in one thing only.
@@ -33,22 +34,22 @@ class TextMethod(NamedTuple):
     shuffled: bool = False
 
 
-def stacked(rate: float, ridge: float, slow: float = 1.0) -> tuple[StackedLevel, ...]:
+def stacked(blocks: Blocks, rate: float, ridge: float, slow: float = 1.0) -> tuple[StackedLevel, ...]:
     """Three levels, each on a third of the hidden units; ``slow`` multiplies the rates of the second and the third."""
     return tuple(
-        StackedLevel(name, period, rate * (slow if period > 1 else 1.0), blocks=LAST, units=units, ridge=ridge)
+        StackedLevel(name, period, rate * (slow if period > 1 else 1.0), blocks=blocks, units=units, ridge=ridge)
         for name, period, units in zip(("fast", "middle", "slow"), PERIODS, THIRDS, strict=True)
     )
 
 
-def one_level(rate: float, ridge: float) -> tuple[StackedLevel, ...]:
+def one_level(blocks: Blocks, rate: float, ridge: float) -> tuple[StackedLevel, ...]:
     """The same matrices on one level."""
-    return (StackedLevel("fast", 1, rate, blocks=LAST, ridge=ridge),)
+    return (StackedLevel("fast", 1, rate, blocks=blocks, ridge=ridge),)
 
 
-def fine_tuned(rate: float, **_: float) -> tuple[StackedLevel, ...]:
+def fine_tuned(blocks: Blocks, rate: float) -> tuple[StackedLevel, ...]:
     """Adam on all matrices of the same MLPs."""
-    return (StackedLevel("adam", 1, rate, blocks=LAST, matrices=("gate", "up", "down"), rule="adam"),)
+    return (StackedLevel("adam", 1, rate, blocks=blocks, matrices=("gate", "up", "down"), rule="adam"),)
 
 
 RATES = grid(rate=(3e-4, 1e-4, 1e-3))
@@ -58,12 +59,12 @@ TEXT_METHODS: dict[str, TextMethod] = {
     "finetune": TextMethod(TextLearner, fine_tuned, RATES),
     "replay_1": TextMethod(partial(Replay, every=100), fine_tuned, RATES),
     "ewc": TextMethod(Elastic, fine_tuned, grid(rate=(3e-4,), penalty=(1e3, 1e1, 1e5)), options=("penalty",)),
-    "in_context": TextMethod(InContext, partial(one_level, 0.0, 1.0)),
+    "in_context": TextMethod(InContext, partial(one_level, rate=0.0, ridge=1.0)),
     "levels_no_slow": TextMethod(TextLearner, partial(stacked, slow=0.0), like="levels"),
     "one_level": TextMethod(TextLearner, one_level, like="levels"),
     "replay_5": TextMethod(partial(Replay, every=20), fine_tuned, like="replay_1"),
-    "joint": TextMethod(TextLearner, fine_tuned, RATES, shuffled=True),
-    "zero_shot": TextMethod(ZeroShot, partial(one_level, 0.0, 1.0)),
+    "joint": TextMethod(TextLearner, fine_tuned, like="finetune", shuffled=True),
+    "zero_shot": TextMethod(ZeroShot, partial(one_level, rate=0.0, ridge=1.0)),
     "joint_levels": TextMethod(TextLearner, stacked, like="levels", shuffled=True),
 }
 TEXT_NAMES = tuple(TEXT_METHODS)

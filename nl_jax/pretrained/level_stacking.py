@@ -52,8 +52,8 @@ class StackedLevel:
         that the level has seen (Eq. 46-47 with the least-squares preconditioner): it moves the answers to new inputs,
         and hardly those to old ones. "gradient_descent" takes the mean gradient, clipped to norm 1, and "adam" is Adam
         on the mean gradient.
-      ridge: of "preconditioned": added to the covariance, in units of the harmonic mean of the inputs' squared norms. It
-        is the number of equal inputs after which a step for this input is half of the first.
+      ridge: of "preconditioned": added to the covariance, in units of the inputs' squared norms (harmonic mean). It is
+        the number of equal inputs after which a step for this input is half of the first.
       regime: "online" takes gradients as constants (first order); "meta" lets an outer gradient flow through updates.
     """
 
@@ -160,9 +160,7 @@ class StackedModel:
       rates: by level name, learning rate and ridge, which may be traced; by default the levels' own.
     """
 
-    def __init__(
-        self, model: LanguageModel, levels: Sequence[StackedLevel], rates: Mapping[str, Rates] | None = None
-    ):
+    def __init__(self, model: LanguageModel, levels: Sequence[StackedLevel], rates: Mapping[str, Rates] | None = None):
         self.model, self.levels = model, tuple(levels)
         self.rates = {level.name: Rates(level.learning_rate, level.ridge) for level in self.levels} | dict(rates or {})
         count = model.config.num_layers
@@ -179,7 +177,7 @@ class StackedModel:
 
     def schedule(self) -> Schedule:
         """The levels under one clock; a step takes a `Chunk` and gives a `Read`."""
-        return Schedule([self._level(level) for level in self.levels], self._flow, has_aux=True)
+        return Schedule([self._level(level) for level in self.levels], self.flow, has_aux=True)
 
     def init(self, chunk: Chunk | None = None) -> ScheduleState:
         """The state before the first chunk: no change."""
@@ -273,7 +271,8 @@ class StackedModel:
             parts=lambda state: (state.change, (state.optimizer, state.seen)),
         )
 
-    def _flow(self, read: Any, chunk: Chunk) -> Any:
+    def flow(self, read: Any, chunk: Chunk) -> Any:
+        """The contexts of all levels by name (gradients, inputs and number of targets of a chunk), and a `Read`."""
         changes = {level.name: read(level.name) for level in self.levels}
         observed = {level.name: self._nothing_seen(level) for level in self.levels}
         lower, upper = _split(chunk.state, self.first)
@@ -290,7 +289,11 @@ class StackedModel:
         surprise = {name: optax.tree.norm(gradient) for name, gradient in gradients.items()}
         for name, (centre, strength) in (chunk.pull or {}).items():
             gradients[name] = jax.tree.map(
-                lambda g, w, c, s: g + jnp.sum(chunk.mask) * s * (w - c), gradients[name], changes[name], centre, strength
+                lambda g, w, c, s: g + jnp.sum(chunk.mask) * s * (w - c),
+                gradients[name],
+                changes[name],
+                centre,
+                strength,
             )
         contexts = {level.name: (gradients[level.name], seen[level.name], jnp.sum(chunk.mask)) for level in self.levels}
         contexts |= {

@@ -13,7 +13,7 @@ from nl_jax.models.language_model import LanguageModel
 from nl_jax.streaming.generation import with_room
 
 AT_ONCE = 2  # answers of a prompt that are read in the first round, and twice as many in each one after it
-ROOM = 32  # states have room for a multiple of this many tokens, so that few sizes are compiled
+PIECE = 64  # tokens of a prefix that are read together
 
 
 class Answers(NamedTuple):
@@ -56,15 +56,16 @@ def likeliest(
     for i, prompt in enumerate(prompts):
         groups[len(prompt)].append(i)
     longest = max(map(len, prompts), default=0) + max(map(len, answers))
-    reader = with_room(model, -(-(len(prefix) + longest) // ROOM) * ROOM)
-    # the number of answers grows with a stream, so a few sizes serve
-    firsts = _filled([[answer[0] for answer in answers]], 1, max(16, 1 << (len(answers) - 1).bit_length()))[0]
-    before = _read_prompts(reader, np.asarray([prefix], np.int32), firsts)[1] if len(prefix) else None
+    reader = with_room(model, len(prefix) + longest)
+    before = None
+    for start in range(0, len(prefix), PIECE):
+        before = _read_prompts(reader, np.asarray([prefix[start : start + PIECE]], np.int32), before)[1]
+    firsts = np.asarray([answer[0] for answer in answers], np.int32)
     for length, members in sorted(groups.items()):
         for rows in _parts(members, batch_size):
             tokens = _filled([prompts[i] for i in rows], batch_size, length)
-            first, state = _read_prompts(reader, tokens, firsts, before)
-            bound = np.asarray(first)[: len(rows), : len(answers)]
+            first, state = _read_prompts(reader, tokens, before)
+            bound = np.asarray(first[:, firsts])[: len(rows)]
             index[rows], nats[rows], count = _best(reader, bound, state, answers, batch_size)
             read += count
     return Answers(index, nats, read)
@@ -116,15 +117,15 @@ def _rest(
 
 @jax.jit
 def _read_prompts(
-    model: LanguageModel, tokens: Int[Array, "batch time"], firsts: Int[Array, "answers"], before: Any = None
-) -> tuple[Float[Array, "batch answers"], Any]:
-    """Log-likelihood of every answer's first token, and the state after the prompts; ``before`` is that of a prefix."""
+    model: LanguageModel, tokens: Int[Array, "batch time"], before: Any = None
+) -> tuple[Float[Array, "batch vocab"], Any]:
+    """Log-likelihood of every next token, and the state after the prompts; ``before`` is that of a prefix."""
     batch = len(tokens)
     before = jax.tree.map(
         lambda leaf: jnp.broadcast_to(leaf, (leaf.shape[0], batch, *leaf.shape[2:])) if leaf.ndim > 1 else leaf, before
     )
     x, state = model.read_blocks(model.embedded(tokens), before)
-    return jax.nn.log_softmax(model.logits(x[:, -1:])[:, 0].astype(jnp.float32))[:, firsts], state
+    return jax.nn.log_softmax(model.logits(x[:, -1:])[:, 0].astype(jnp.float32)), state
 
 
 @jax.jit

@@ -60,6 +60,8 @@ class ContinualLearner:
         attention, up to the model's context length.
       batch_size: number of examples that are read together. They are learned in one step of the schedule.
       question: the format of a labelled example, with ``{text}`` in it.
+      fill: the number of tokens to which shorter texts are filled up. Longer ones are filled up to a power of two, up
+        to ``chunk``; each length is compiled.
 
     Examples:
       >>> from flax import nnx
@@ -82,10 +84,11 @@ class ContinualLearner:
         chunk: int = 128,
         batch_size: int = 16,
         question: str = QUESTION,
+        fill: int = 16,
     ):
         if "{text}" not in question:
             raise InputError(f"question={question!r}: expected '{{text}}' in it, where the text of an example stands")
-        for name, value in (("chunk", chunk), ("batch_size", batch_size)):
+        for name, value in (("chunk", chunk), ("batch_size", batch_size), ("fill", fill)):
             if value < 1:
                 raise InputError(f"{name}={value}: expected at least 1")
         if tokenizer.vocab_size > model.config.vocab_size:
@@ -93,6 +96,7 @@ class ContinualLearner:
                 f"{tokenizer}: {tokenizer.vocab_size} tokens; expected at most the model's {model.config.vocab_size}"
             )
         self.tokenizer, self.chunk, self.batch_size, self.question = tokenizer, chunk, batch_size, question
+        self.fill = fill
         self._stacked = stack_levels(model, default_levels(model) if levels is None else levels)
         self._state = self._stacked.init()
         self._labels: dict[str, list[int]] = {}  # tokens of every label that was learned
@@ -160,9 +164,7 @@ class ContinualLearner:
             raise InputError("no examples: expected at least one")
         return jax.tree.map(lambda leaf: leaf / len(texts), total)
 
-    def predict(
-        self, texts: Sequence[str], labels: Sequence[str] | None = None, *, batch_size: int = 32
-    ) -> list[str]:
+    def predict(self, texts: Sequence[str], labels: Sequence[str] | None = None, *, batch_size: int = 32) -> list[str]:
         """The label of each text that the model finds most likely, among ``labels`` or all that it has learned.
 
         ``batch_size`` texts are read together.
@@ -251,9 +253,9 @@ class ContinualLearner:
         return self.tokenizer.encode(text.encode())[0].tolist()
 
     def _asked(self, text: str) -> list[int]:
-        """Tokens of a question, after separators that make its length a multiple of 8: each length is compiled."""
+        """Tokens of a question, after separators that make its length a multiple of 16: each length is compiled."""
         ids = self._ids(self.question.format(text=text))
-        return [self.tokenizer.separator_id] * (8 - len(ids) % 8) + ids
+        return [self.tokenizer.separator_id] * (16 - len(ids) % 16) + ids
 
     def _answer(self, label: str) -> list[int]:
         return [*self._ids(" " + label), self.tokenizer.separator_id]
@@ -288,7 +290,7 @@ class ContinualLearner:
     def _cut(self, rows: Sequence[tuple[list[int], int]], batch_size: int) -> list[Chunk]:
         """The chunks of a batch of rows of tokens, of which the given ones are not learned."""
         length = max(len(tokens) for tokens, _ in rows) - 1
-        size = min(self.chunk, 1 << max(4, (length - 1).bit_length()))  # few lengths, since each is compiled
+        size = min(self.chunk, 1 << (max(length, self.fill) - 1).bit_length())
         whole = -(-length // size) * size
         table: Any = np.zeros((batch_size, whole + 1), np.int32)
         mask: Any = np.zeros((batch_size, whole), np.float32)
@@ -302,13 +304,14 @@ class ContinualLearner:
 def _stacked(chunks: Sequence[Chunk], size: int) -> Chunk:
     """Chunks [batch, time] one after the other [size, batch, time], filled up with zeros."""
 
-    def stacked(arrays: list[np.ndarray]) -> np.ndarray:
+    def stacked(arrays: list[np.ndarray]) -> Any:
         filled = np.zeros((size, len(arrays[0]), max(array.shape[1] for array in arrays)), arrays[0].dtype)
         for place, array in zip(filled, arrays, strict=False):
             place[:, : array.shape[1]] = array
         return filled
 
-    return Chunk(*(stacked([np.asarray(chunk[i]) for chunk in chunks]) for i in range(3)))
+    tokens, targets, mask = (stacked([np.asarray(chunk[i]) for chunk in chunks]) for i in range(3))
+    return Chunk(tokens, targets, mask)
 
 
 def _diverged(position: int, finite: dict[str, Any]) -> Diverged:
@@ -347,4 +350,3 @@ def _losses(model: LanguageModel, chunk: Chunk, keep: bool) -> Any:
 @functools.partial(jax.jit, static_argnames="levels")
 def _changed(model: LanguageModel, levels: tuple[StackedLevel, ...], state: ScheduleState) -> LanguageModel:
     return StackedModel(model, levels).changed(state)
-

@@ -72,7 +72,7 @@ def learn_chunk(
     keep: bool,
     pull: dict[str, Pull] | None = None,
 ) -> tuple[Progress, Any]:
-    """Learns one chunk of a batch of longer texts. Returns the mixers' state after it if it is to be kept, else None."""
+    """Learns one chunk of a batch of longer texts. Returns also the mixers' state after it, or None."""
     progress, mixers = _advanced(StackedModel(model, levels, rates).schedule(), progress, chunk._replace(pull=pull))
     return progress, mixers if keep else None
 
@@ -97,12 +97,13 @@ def squared_gradients(
 
     Leaves of ``texts`` are [n, 1, time]; the first ``count`` count.
     """
-    schedule = StackedModel(model, levels).schedule()
+    stacked = StackedModel(model, levels)
     total = {level.name: jax.tree.map(jnp.zeros_like, state.levels[level.name].change) for level in levels}
 
     def body(carry):
         i, total = carry
-        contexts, _ = schedule.flow(lambda name: state.levels[name].change, jax.tree.map(lambda leaf: leaf[i], texts))
+        text = jax.tree.map(lambda leaf: leaf[i], texts)
+        contexts, _ = stacked.flow(lambda name: state.levels[name].change, text)
         gradients = {name: context[0] for name, context in contexts.items()}
         return i + 1, jax.tree.map(lambda t, g: t + g * g, total, gradients)
 
