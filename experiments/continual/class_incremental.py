@@ -24,6 +24,17 @@ class_mean, lda, klda                      class means; Gaussians with a shared 
 tfidf_mean, naive_bayes, complement_naive_bayes   no model at all; naive_bayes_lda: with input embeddings only
 joint_logistic, joint_svm                  all classes at once: upper bounds on the features, and on TF-IDF
 
+With --form=text the methods read texts instead, and answer with the label that the model itself finds likeliest:
+
+levels         three levels on the last four MLPs, with updates every 1, 4 and 16 batches, preconditioned by all inputs
+               so far; levels_no_slow switches the second and third off, one_level has the same matrices on one
+finetune, ewc, replay_1, replay_5          Adam on the same MLPs
+in_context, zero_shot                      as many examples as the window holds, each class alike; none
+joint, joint_levels                        finetune and levels on the examples of all classes in one random order
+
+Settings are then chosen on the first 5 tasks of another order, or taken from another run by --settings_from; --quick
+takes 3 tasks and few texts. The features form runs on two cores; the text form wants a GPU, or --train_per_class=16.
+
 Forgetting "beyond rls" is relative to exact least squares, which forgets no example: more classes compete in the end.
 
 --quick takes the input embedding, one order and the first setting of each method.
@@ -48,6 +59,8 @@ from experiments.continual_methods.comparison import Comparison, choose_setting,
 from experiments.continual_methods.learner import grams_of
 from experiments.continual_methods.streams import Inputs
 from experiments.continual_methods.table import JOINT, METHODS, NAMES
+from experiments.continual_methods.text_run import run_texts
+from experiments.continual_methods.text_table import TEXT_NAMES
 from nl_jax import InputError
 from nl_jax.data.class_streams import ORDERS, class_tasks
 from nl_jax.data.labelled import LABELLED_DATA, LabelledData, LabelledTexts, load_labelled
@@ -58,6 +71,8 @@ from nl_jax.training.metrics import MetricsWriter
 
 NAME = "continual.class_incremental"
 TASKS = {"clinc150": 15, "banking77": 7, "dbpedia": 7}
+FORMS = ("features", "text")
+QUICK_TEXTS = {"first_tasks": 3, "train_per_class": 8, "test_per_class": 2}
 LAYER = 8  # of SmolLM2's 30: the best on CLINC150's validation texts, of 0, 3, 5 and 8
 
 
@@ -81,7 +96,14 @@ def define_flags() -> flags.FlagValues:
     define(flags.DEFINE_integer, "tasks", None, "Number of tasks of a mixed order. Default: 15 for clinc150, else 7.")
     define(flags.DEFINE_integer, "layer", None, f"Blocks of the model to run for features. Default: {LAYER}.")
     define(flags.DEFINE_integer, "seeds", None, "Orders of the classes. Default: 3.")
-    define(flags.DEFINE_list, "methods", list(NAMES), "Methods, in the order of the table.")
+    define(flags.DEFINE_list, "methods", None, "Methods, in the order of the table. Default: all of the form.")
+    text = "What methods read: features of a frozen model, or texts, which the model itself learns and answers."
+    flags.DEFINE_enum("form", FORMS[0], FORMS, text, flag_values=values)
+    for split, use in (("train", "Training"), ("test", "Test")):
+        text = f"{use} texts of a class at most, with --form=text. Default: all."
+        define(flags.DEFINE_integer, f"{split}_per_class", None, text)
+    text = "results.json of a run with --form=text, whose settings are taken."
+    define(define_path, "settings_from", None, text)
     define(flags.DEFINE_bool, "quick", False, "Input embeddings, one order, no choice of settings: within 5 minutes.")
     return values
 
@@ -100,26 +122,28 @@ def compare(values: flags.FlagValues) -> None:
     class_tasks(data, values.order, given["tasks"], 0)  # raises an error if the classes cannot be cut so
     pretrained = load_pretrained(values.pretrained)
     layers = pretrained.model.config.num_layers
-    if given["layer"] > layers:
+    if given.get("layer", 0) > layers:
         raise InputError(f"--layer={given['layer']}: expected 0 to {layers}, the blocks of the model")
     config = {
         "launcher": NAME,
         "flags": given,
         "data": {values.dataset: data.fingerprint},
-        "models": {"pretrained": {"sha256": parameters_digest(pretrained.model, given["layer"])}},
+        "models": {"pretrained": {"sha256": parameters_digest(pretrained.model, given.get("layer", layers))}},
     }
     metadata = {"inputs": launcher.inputs_of(values), "settings": {}, "figures": {}}
     written = (report.MATRICES, report.CURVES)
     results = launcher.claim_workdir(workdir, config, metadata, written)
-    figures, settings = results["figures"], results["settings"]
-    if any(len(figures.get(name, ())) < (1 if name in JOINT else given["seeds"]) for name in values.methods):
+    methods, figures = given["methods"], results["figures"]
+    if values.form == "text":
+        run_texts(values, given, data, pretrained, workdir, results)
+    elif any(len(figures.get(name, ())) < (1 if name in JOINT else given["seeds"]) for name in methods):
         cache = Path(values.cache_dir) if values.cache_dir else workdir / "features"
         train, test = inputs_of(pretrained, data, given["layer"], cache)
         comparison = Comparison(data, train, test, values.order, given["tasks"])
         del pretrained  # half a gigabyte
-        _choose(comparison, values, settings, workdir, results)
-        _run(comparison, values.methods, given["seeds"], workdir, results)
-    outcomes = {name: figures[name] for name in values.methods}
+        _choose(comparison, methods, values.quick, workdir, results)
+        _run(comparison, methods, given["seeds"], workdir, results)
+    outcomes = {name: figures[name] for name in methods}
     report.draw(workdir, outcomes)
     report.print_outcomes(outcomes)
     files = [RESULTS, *sorted(path.name for path in workdir.glob("*.png"))]
@@ -128,18 +152,23 @@ def compare(values: flags.FlagValues) -> None:
 
 def _checked(values: flags.FlagValues) -> dict[str, Any]:
     """The flags that a run keeps, with their defaults filled in; raises `InputError` for a bad one."""
-    launcher.check_names("methods", values.methods, NAMES, required=True)
-    defaults: dict[str, Any] = {
-        "tasks": TASKS[values.dataset],
-        "layer": 0 if values.quick else LAYER,
-        "seeds": 1 if values.quick else 3,
-    }
-    for name, low in (("tasks", 2), ("layer", 0), ("seeds", 1)):
+    text = values.form == "text"
+    methods = list(TEXT_NAMES if text else NAMES) if values.methods is None else values.methods
+    launcher.check_names("methods", methods, TEXT_NAMES if text else NAMES, required=True)
+    defaults: dict[str, Any] = {"tasks": TASKS[values.dataset], "seeds": 1 if values.quick else 3}
+    own: dict[str, Any] = {"layer": 0 if values.quick else LAYER}
+    texts = dict.fromkeys(QUICK_TEXTS, None) | (QUICK_TEXTS if values.quick else {})
+    others = own if text else {name: None for name in (*texts, "settings_from") if name in values}
+    for name in others:
+        if values[name].value is not None:
+            raise InputError(f"--{name}={values[name].value}: not with --form={values.form}")
+    defaults |= texts if text else own
+    for name, low in (("tasks", 2), ("layer", 0), ("seeds", 1), ("train_per_class", 1), ("test_per_class", 1)):
         if values[name].value is not None:
             launcher.check_range(values, name, low)
             defaults[name] = values[name].value
-    fixed = {name: values[name].value for name in ("dataset", "order", "methods", "quick")}
-    return fixed | defaults
+    fixed = {name: values[name].value for name in ("dataset", "order", "form", "quick")}
+    return fixed | {"methods": methods} | defaults
 
 
 def inputs_of(pretrained: Pretrained, data: LabelledData, layer: int, cache: Path) -> tuple[Inputs, Inputs]:
@@ -160,12 +189,13 @@ def _inputs(split: LabelledTexts, features: np.ndarray, embeddings: np.ndarray) 
 
 
 def _choose(
-    comparison: Comparison, values: flags.FlagValues, settings: dict[str, Any], workdir: Path, results: dict[str, Any]
+    comparison: Comparison, methods: Sequence[str], quick: bool, workdir: Path, results: dict[str, Any]
 ) -> None:
     """Chooses the setting of each method, and writes it."""
-    tables: dict[str, Sequence[Any]] = {n: (METHODS[n] if n in METHODS else JOINT[n]).settings for n in values.methods}
-    missing = [name for name in values.methods if name not in settings]
-    if values.quick:
+    settings = results["settings"]
+    tables: dict[str, Sequence[Any]] = {n: (METHODS[n] if n in METHODS else JOINT[n]).settings for n in methods}
+    missing = [name for name in methods if name not in settings]
+    if quick:
         settings |= {name: {"setting": tables[name][0]} for name in missing}
         return
     with progress_bar("settings", sum(len(tables[name]) for name in missing)) as bar:

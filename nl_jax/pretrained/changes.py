@@ -23,6 +23,12 @@ class Seen(NamedTuple):
 
     products: Float[Array, "blocks in in"]  # sum of x xᵀ
     inputs: Float[Array, " blocks"]  # their number
+    inverse: Float[Array, " blocks"]  # sum of 1 / ‖x‖²
+
+
+def no_inputs(blocks: int, size: int) -> Seen:
+    """Of matrices with ``size`` inputs, before any was seen."""
+    return Seen(jnp.zeros((blocks, size, size)), jnp.zeros(blocks), jnp.zeros(blocks))
 
 
 class Part(NamedTuple):
@@ -56,9 +62,12 @@ def changed_blocks(model: LanguageModel, parts: Sequence[Part], *, merge: bool =
             layer.kernel[...] = kernel.at[where].add(change.astype(kernel.dtype))
         if part.seen is not None:
             rows, (count, size) = slice(*part.rows), kernel.shape[:2]
-            whole = seen.get(part.name, Seen(jnp.zeros((count, size, size)), jnp.zeros(count)))
-            products = whole.products.at[part.blocks, rows, rows].add(part.seen.products)
-            seen[part.name] = Seen(products, whole.inputs.at[part.blocks].add(part.seen.inputs))
+            whole = seen.get(part.name, no_inputs(count, size))
+            seen[part.name] = Seen(
+                whole.products.at[part.blocks, rows, rows].add(part.seen.products),
+                whole.inputs.at[part.blocks].add(part.seen.inputs),
+                whole.inverse.at[part.blocks].add(part.seen.inverse),
+            )
     beside = [part for part in parts if isinstance(part.change, tuple) and not merge]
     shapes = {part.name: matrix_of(blocks, part.name).kernel[...].shape for part in beside}
     for name, zeros in seen.items():

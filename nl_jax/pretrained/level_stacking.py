@@ -24,7 +24,7 @@ from nl_jax.errors import InputError
 from nl_jax.levels import Level, Schedule, ScheduleState
 from nl_jax.models.language_model import LanguageModel, some_blocks
 from nl_jax.optim import clip_by_norm, smooth_norm
-from nl_jax.pretrained.changes import MATRICES, Part, Seen, changed_blocks, matrix_of
+from nl_jax.pretrained.changes import MATRICES, Part, Seen, changed_blocks, matrix_of, no_inputs
 from nl_jax.trees import own_buffers
 
 RULES = ("preconditioned", "gradient_descent", "adam")
@@ -48,8 +48,8 @@ class StackedLevel:
         that the level has seen (Eq. 46-47 with the least-squares preconditioner): it moves the answers to new inputs,
         and hardly those to old ones. "gradient_descent" takes the mean gradient, clipped to norm 1, and "adam" is Adam
         on the mean gradient.
-      ridge: of "preconditioned": added to the covariance, in units of the inputs' mean squared norm. It is the number
-        of equal inputs after which a step for this input is half of the first.
+      ridge: of "preconditioned": added to the covariance, in units of the inputs' squared norms (harmonic mean). It is
+        the number of equal inputs after which a step for this input is half of the first.
       regime: "online" takes gradients as constants (first order); "meta" lets an outer gradient flow through updates.
     """
 
@@ -96,12 +96,29 @@ class StackedLevel:
             )
 
 
+class Rates(NamedTuple):
+    """The numbers of a level's rule that may be traced, so that a program serves all of their values."""
+
+    learning_rate: float | Array
+    ridge: float | Array
+
+
 class Changes(NamedTuple):
     """State of a level."""
 
     change: dict[str, Any]  # by matrix: [blocks, in, out], or the two factors [blocks, in, rank], [blocks, rank, out]
     optimizer: Any
     seen: dict[str, Seen]  # by matrix, for a level with a preconditioner
+
+
+class Pull(NamedTuple):
+    """What pulls a level's change back: the gradient of ``strength / 2 · (change - centre)²`` for each of its elements.
+
+    With the importance of each element as strength this is elastic weight consolidation (Kirkpatrick et al., 2017).
+    """
+
+    centre: dict[str, Any]  # by matrix, as `Changes.change`
+    strength: dict[str, Any]
 
 
 class Chunk(NamedTuple):
@@ -111,6 +128,7 @@ class Chunk(NamedTuple):
     targets: Int[Array, "batch time"]
     mask: Float[Array, "batch time"]  # 1 for targets that count
     state: Any = None  # of the mixers before the chunk; None at the start of a text
+    pull: dict[str, Pull] | None = None  # by level, for the mean loss of a target; None pulls no level
 
 
 class Read(NamedTuple):
@@ -122,10 +140,17 @@ class Read(NamedTuple):
 
 
 class StackedModel:
-    """A model with levels on it; make it with `stack_levels`. Its methods are pure."""
+    """A model with levels on it; make it with `stack_levels`. Its methods are pure.
 
-    def __init__(self, model: LanguageModel, levels: Sequence[StackedLevel]):
+    Args:
+      model: the model.
+      levels: the levels.
+      rates: by level name, learning rate and ridge, which may be traced; by default the levels' own.
+    """
+
+    def __init__(self, model: LanguageModel, levels: Sequence[StackedLevel], rates: Mapping[str, Rates] | None = None):
         self.model, self.levels = model, tuple(levels)
+        self.rates = {level.name: Rates(level.learning_rate, level.ridge) for level in self.levels} | dict(rates or {})
         count = model.config.num_layers
         for level in self.levels:
             strange = [block for block in level.blocks if not -count <= block < count]
@@ -140,7 +165,7 @@ class StackedModel:
 
     def schedule(self) -> Schedule:
         """The levels under one clock; a step takes a `Chunk` and gives a `Read`."""
-        return Schedule([self._level(level) for level in self.levels], self._flow, has_aux=True)
+        return Schedule([self._level(level) for level in self.levels], self.flow, has_aux=True)
 
     def init(self, chunk: Chunk | None = None) -> ScheduleState:
         """The state before the first chunk: no change."""
@@ -212,10 +237,11 @@ class StackedModel:
             return {}
         sizes = {name: high - low for name in level.matrices for low, high in [self.part(level, name)[0]]}
         blocks = len(level.blocks)
-        return {name: Seen(jnp.zeros((blocks, n, n)), jnp.zeros(blocks)) for name, n in sizes.items()}
+        return {name: no_inputs(blocks, n) for name, n in sizes.items()}
 
     def _level(self, level: StackedLevel) -> Level:
-        transformation = _transformation(level)
+        rates = self.rates[level.name]
+        transformation = _transformation(level, rates.learning_rate)
         norms = {name: optax.tree.norm(matrix_of(self.model.blocks, name).kernel[...]) for name in level.matrices}
 
         def start(change):
@@ -226,8 +252,8 @@ class StackedModel:
             seen = jax.tree.map(jnp.add, state.seen, seen)
             if level.rule == "preconditioned":
                 optimizer = state.optimizer
-                step = {name: _solve(seen[name], gradient[name], level.ridge) for name in gradient}
-                step = jax.tree.map(lambda x: -level.learning_rate * x, step)
+                step = {name: _solve(seen[name], gradient[name], rates.ridge) for name in gradient}
+                step = jax.tree.map(lambda x: -rates.learning_rate * x, step)
             else:
                 mean = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), gradient)
                 step, optimizer = transformation.update(mean, state.optimizer, state.change)
@@ -248,7 +274,8 @@ class StackedModel:
             parts=lambda state: (state.change, (state.optimizer, state.seen)),
         )
 
-    def _flow(self, read: Any, chunk: Chunk) -> Any:
+    def flow(self, read: Any, chunk: Chunk) -> Any:
+        """The contexts of all levels by name (gradients, inputs and number of targets of a chunk), and a `Read`."""
         changes = {level.name: read(level.name) for level in self.levels}
         observed = {level.name: self._nothing_seen(level) for level in self.levels}
         lower, upper = _split(chunk.state, self.first)
@@ -264,6 +291,14 @@ class StackedModel:
 
         (gradients, seen), (losses, state) = jax.grad(loss, argnums=(0, 1), has_aux=True)(changes, observed)
         surprise = {name: optax.tree.norm(gradient) for name, gradient in gradients.items()}
+        for name, (centre, strength) in (chunk.pull or {}).items():
+            gradients[name] = jax.tree.map(
+                lambda g, w, c, s: g + jnp.sum(chunk.mask) * s * (w - c),
+                gradients[name],
+                changes[name],
+                centre,
+                strength,
+            )
         contexts = {level.name: (gradients[level.name], seen[level.name], jnp.sum(chunk.mask)) for level in self.levels}
         contexts |= {
             level.name: jax.lax.stop_gradient(contexts[level.name]) for level in self.levels if level.regime == "online"
@@ -299,12 +334,12 @@ def stack_levels(model: LanguageModel, levels: Sequence[StackedLevel]) -> Stacke
     return StackedModel(model, levels)
 
 
-def _transformation(level: StackedLevel) -> optax.GradientTransformation:
+def _transformation(level: StackedLevel, learning_rate: float | Array) -> optax.GradientTransformation:
     if level.rule == "preconditioned":
         return optax.identity()
     if level.rule == "adam":
-        return optax.adam(level.learning_rate, eps_root=1e-16 if level.regime == "meta" else 0.0)
-    return optax.chain(clip_by_norm(1.0), optax.scale(-level.learning_rate))
+        return optax.adam(learning_rate, eps_root=1e-16 if level.regime == "meta" else 0.0)
+    return optax.chain(clip_by_norm(1.0), optax.scale(-learning_rate))
 
 
 def _limited(step: dict[str, Any], norms: Mapping[str, Array]) -> dict[str, Any]:
@@ -321,10 +356,13 @@ def _shortened(tree: Any, limit: Array) -> Any:
     return jax.tree.map(lambda leaf: leaf * scale, unit)
 
 
-def _solve(seen: Seen, gradient: Float[Array, "blocks in out"], ridge: float) -> Float[Array, "blocks in out"]:
-    """``(Σ x xᵀ + ridge · mean ‖x‖² · I)⁻¹ G`` for each block; zero where nothing has been seen."""
+def _solve(seen: Seen, gradient: Float[Array, "blocks in out"], ridge: float | Array) -> Float[Array, "blocks in out"]:
+    """``(Σ x xᵀ + ridge · n · I)⁻¹ G`` for each block, n the harmonic mean of ‖x‖²; zero where nothing has been seen.
+
+    Some tokens of a trained model have inputs a thousand times as long as others; the usual mean would be theirs.
+    """
     size = seen.products.shape[-1]
-    norm = jnp.trace(seen.products, axis1=-2, axis2=-1) / jnp.maximum(seen.inputs, 1.0)
+    norm = seen.inputs / jnp.where(seen.inverse > 0, seen.inverse, jnp.inf)
     diagonal = jnp.where(norm > 0, ridge * norm, 1.0)[:, None, None] * jnp.eye(size)
     return jax.vmap(lambda a, g: jax.scipy.linalg.solve(a, g, assume_a="pos"))(seen.products + diagonal, gradient)
 

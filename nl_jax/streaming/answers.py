@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 from nl_jax.models.language_model import LanguageModel
 from nl_jax.streaming.generation import with_room
 
-AT_ONCE = 4  # answers of a prompt that are read in a round
+AT_ONCE = 2  # answers of a prompt that are read in the first round, and twice as many in each one after it
+PIECE = 64  # tokens of a prefix that are read together
 
 
 class Answers(NamedTuple):
@@ -29,6 +30,7 @@ def likeliest(
     answers: Sequence[Sequence[int]],
     *,
     batch_size: int = 32,
+    prefix: Sequence[int] = (),
 ) -> Answers:
     """The answer with the largest log-likelihood after each prompt.
 
@@ -42,6 +44,7 @@ def likeliest(
       answers: at least one token each. They should end with a token that ends an answer; if not, an answer that
         continues another is never likelier than that one.
       batch_size: number of prompts, and of answers, that are read together.
+      prefix: tokens before every prompt, such as examples; they are read once.
 
     Raises:
       ValueError: for an empty prompt or answer, or no answers.
@@ -52,37 +55,43 @@ def likeliest(
     groups: dict[int, list[int]] = defaultdict(list)
     for i, prompt in enumerate(prompts):
         groups[len(prompt)].append(i)
+    longest = max(map(len, prompts), default=0) + max(map(len, answers))
+    reader = with_room(model, len(prefix) + longest)
+    before = None
+    for start in range(0, len(prefix), PIECE):
+        before = _read_prompts(reader, np.asarray([prefix[start : start + PIECE]], np.int32), before)[1]
+    firsts = np.asarray([answer[0] for answer in answers], np.int32)
     for length, members in sorted(groups.items()):
-        reader = with_room(model, length + max(map(len, answers)))
         for rows in _parts(members, batch_size):
             tokens = _filled([prompts[i] for i in rows], batch_size, length)
-            first, state = _read_prompts(reader, tokens)
-            index[rows], nats[rows], count = _best(reader, np.asarray(first)[: len(rows)], state, answers, batch_size)
+            first, state = _read_prompts(reader, tokens, before)
+            bound = np.asarray(first[:, firsts])[: len(rows)]
+            index[rows], nats[rows], count = _best(reader, bound, state, answers, batch_size)
             read += count
     return Answers(index, nats, read)
 
 
 def _best(
     model: LanguageModel,
-    first: Float[np.ndarray, "rows vocab"],
+    bound: Float[np.ndarray, "rows answers"],
     state: Any,
     answers: Sequence[Sequence[int]],
     size: int,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Index and nats of the best answer of each prompt of a batch, and the number of answers read."""
-    bound = first[:, [answer[0] for answer in answers]]
     order = np.argsort(-bound, axis=1, kind="stable")
-    best, chosen = np.full(len(first), -np.inf), order[:, 0].copy()
-    done, read = 0, 0
-    active = np.arange(len(first))
+    best, chosen = np.full(len(bound), -np.inf), order[:, 0].copy()
+    done, read, at_once = 0, 0, AT_ONCE
+    active = np.arange(len(bound))
     while done < len(answers) and len(active):
-        pairs = [(row, answer) for row in active for answer in order[row, done : done + AT_ONCE]]
+        tried = [(row, answer) for row in active for answer in order[row, done : done + at_once]]
+        pairs = [pair for pair in tried if bound[pair] > best[pair[0]]]
         for part in _parts(pairs, size):
             scores = bound[tuple(np.transpose(part))] + _rest(model, state, part, answers, size)
             for (row, answer), score in zip(part, scores, strict=True):
                 if score > best[row]:
                     best[row], chosen[row] = score, answer
-        done, read = done + AT_ONCE, read + len(pairs)
+        done, read, at_once = done + at_once, read + len(pairs), 2 * at_once
         if done < len(answers):
             active = active[bound[active, order[active, done]] > best[active]]
     return chosen, -best, read
@@ -95,6 +104,7 @@ def _rest(
     longest = max(map(len, answers)) - 1
     if longest == 0:
         return np.zeros(len(pairs))
+    longest = -(-longest // 4) * 4  # few lengths, since each is compiled
     given = [answers[answer] for _, answer in pairs]
     rows = np.resize([row for row, _ in pairs], size)
     mask = np.zeros((size, longest), np.float32)
@@ -106,9 +116,15 @@ def _rest(
 
 
 @jax.jit
-def _read_prompts(model: LanguageModel, tokens: Int[Array, "batch time"]) -> tuple[Float[Array, "batch vocab"], Any]:
-    """Log-likelihood of every first token of an answer, and the state after the prompts."""
-    x, state = model.read_blocks(model.embedded(tokens))
+def _read_prompts(
+    model: LanguageModel, tokens: Int[Array, "batch time"], before: Any = None
+) -> tuple[Float[Array, "batch vocab"], Any]:
+    """Log-likelihood of every next token, and the state after the prompts; ``before`` is that of a prefix."""
+    batch = len(tokens)
+    before = jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf, (leaf.shape[0], batch, *leaf.shape[2:])) if leaf.ndim > 1 else leaf, before
+    )
+    x, state = model.read_blocks(model.embedded(tokens), before)
     return jax.nn.log_softmax(model.logits(x[:, -1:])[:, 0].astype(jnp.float32)), state
 
 

@@ -15,12 +15,12 @@ from nl_jax.data import Tokenizer
 from nl_jax.errors import Diverged, InputError
 from nl_jax.files import local_path
 from nl_jax.levels import ScheduleState
-from nl_jax.models.chunk import all_finite, diverged_levels
 from nl_jax.models.language_model import LanguageModel
-from nl_jax.pretrained.level_stacking import Chunk, StackedLevel, StackedModel, stack_levels
+from nl_jax.pretrained.level_stacking import Chunk, Pull, StackedLevel, StackedModel, stack_levels
 from nl_jax.streaming import saved
 from nl_jax.streaming.answers import likeliest
 from nl_jax.streaming.generation import sample
+from nl_jax.streaming.learning import AT_ONCE, learn_batches, learn_chunk, squared_gradients, started, unrated
 from nl_jax.trees import named_leaves
 
 Example = str | tuple[str, str]  # a text, or a text and its label
@@ -60,6 +60,8 @@ class ContinualLearner:
         attention, up to the model's context length.
       batch_size: number of examples that are read together. They are learned in one step of the schedule.
       question: the format of a labelled example, with ``{text}`` in it.
+      fill: the number of tokens to which shorter texts are filled up. Longer ones are filled up to a power of two, up
+        to ``chunk``; each length is compiled.
 
     Examples:
       >>> from flax import nnx
@@ -82,10 +84,11 @@ class ContinualLearner:
         chunk: int = 128,
         batch_size: int = 16,
         question: str = QUESTION,
+        fill: int = 16,
     ):
         if "{text}" not in question:
             raise InputError(f"question={question!r}: expected '{{text}}' in it, where the text of an example stands")
-        for name, value in (("chunk", chunk), ("batch_size", batch_size)):
+        for name, value in (("chunk", chunk), ("batch_size", batch_size), ("fill", fill)):
             if value < 1:
                 raise InputError(f"{name}={value}: expected at least 1")
         if tokenizer.vocab_size > model.config.vocab_size:
@@ -93,9 +96,11 @@ class ContinualLearner:
                 f"{tokenizer}: {tokenizer.vocab_size} tokens; expected at most the model's {model.config.vocab_size}"
             )
         self.tokenizer, self.chunk, self.batch_size, self.question = tokenizer, chunk, batch_size, question
+        self.fill = fill
         self._stacked = stack_levels(model, default_levels(model) if levels is None else levels)
         self._state = self._stacked.init()
         self._labels: dict[str, list[int]] = {}  # tokens of every label that was learned
+        self.pull: dict[str, Pull] | None = None  # by level, what `learn` pulls changes back to; it is not saved
 
     @property
     def levels(self) -> tuple[StackedLevel, ...]:
@@ -110,7 +115,7 @@ class ContinualLearner:
     @property
     def model(self) -> LanguageModel:
         """The model with all that was learned in its weights."""
-        return _changed(self._stacked.model, self.levels, self._state)
+        return _changed(self._stacked.model, unrated(self.levels)[0], self._state)
 
     def learn(self, examples: Sequence[Example]) -> Learned:
         """Reads and learns texts and labelled examples, in their order.
@@ -122,28 +127,53 @@ class ContinualLearner:
         for example in examples:
             if not isinstance(example, str):
                 self._labels.setdefault(example[1], self._answer(example[1]))
-        nats, count, step = 0.0, 0.0, int(self._state.step)
-        surprises: list[dict[str, Any]] = []
-        for chunks in self._chunks(examples):
+        program = (self._stacked.model, *unrated(self.levels))
+        progress, count, step = started(self._state), 0, int(self._state.step)
+        for group in self._groups(examples):
+            count += sum(int(np.sum(chunk.mask)) for chunks in group for chunk in chunks)
+            if len(group[0]) == 1:
+                batches = _stacked([chunks[0] for chunks in group], AT_ONCE)
+                progress = learn_batches(*program, progress, batches, len(group), self.pull)
+                continue
             mixers = None
-            for i, chunk in enumerate(chunks):
-                keep = i + 1 < len(chunks)
-                model, state = self._stacked.model, self._state
-                new, losses, mixers, surprise = _learn(model, self.levels, state, chunk._replace(state=mixers), keep)
-                self._state = self._kept(new, losses)
-                nats, count = nats + float(losses), count + float(np.sum(chunk.mask))
-                surprises.append(surprise)
-        done = int(self._state.step)
-        updated = {level.name: done // level.period - step // level.period for level in self.levels}
-        mean = {name: float(np.mean([s[name] for s in surprises])) for name in surprises[0]} if surprises else {}
-        return Learned(len(examples), int(count), nats / count if count else float("nan"), mean, updated)
+            for i, chunk in enumerate(group[0]):
+                keep = i + 1 < len(group[0])
+                progress, mixers = learn_chunk(*program, progress, chunk._replace(state=mixers), keep, self.pull)
+        self._state = progress.state
+        finite, good, chunks, nats, surprise = jax.device_get(progress[1:])
+        if not good:
+            raise _diverged(step + int(chunks), finite)
+        updated = {level.name: (step + int(chunks)) // level.period - step // level.period for level in self.levels}
+        mean = {name: float(value) / int(chunks) for name, value in surprise.items()} if chunks else {}
+        return Learned(len(examples), count, float(nats) / count if count else float("nan"), mean, updated)
 
-    def predict(self, texts: Sequence[str], labels: Sequence[str] | None = None) -> list[str]:
-        """The label of each text that the model finds most likely, among ``labels`` or all that it has learned."""
+    def importance(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """How much the loss of examples depends on each element of each level's change, by level and matrix.
+
+        It is the mean over examples of the squared gradient: the diagonal of the empirical Fisher matrix. With ``pull``
+        it makes elastic weight consolidation. Texts of more than a chunk count with their first chunk.
+        """
+        rows = [self._row(example) for example in _checked(examples)]
+        texts = [self._cut([row], 1)[0] for row in rows]
+        total, programs = None, (self._stacked.model, unrated(self.levels)[0], self._state)
+        for begin in range(0, len(texts), AT_ONCE):
+            part = texts[begin : begin + AT_ONCE]
+            found = squared_gradients(*programs, _stacked(part, AT_ONCE), len(part))
+            total = found if total is None else jax.tree.map(jnp.add, total, found)
+        if total is None:
+            raise InputError("no examples: expected at least one")
+        return jax.tree.map(lambda leaf: leaf / len(texts), total)
+
+    def predict(self, texts: Sequence[str], labels: Sequence[str] | None = None, *, batch_size: int = 32) -> list[str]:
+        """The label of each text that the model finds most likely, among ``labels`` or all that it has learned.
+
+        ``batch_size`` texts are read together.
+        """
         known = self._labels if labels is None else {label: self._answer(label) for label in labels}
         if not known:
             raise InputError("no label was learned yet; expected labels=[...], or labelled examples first")
-        found = likeliest(self.model, [self._asked(text) for text in texts], list(known.values()), batch_size=32)
+        prompts = [self._asked(text) for text in texts]
+        found = likeliest(self.model, prompts, list(known.values()), batch_size=batch_size)
         names = list(known)
         return [names[i] for i in found.choice]
 
@@ -219,21 +249,13 @@ class ContinualLearner:
             "frozen": [],
         }
 
-    def _kept(self, new: ScheduleState, losses: Any) -> ScheduleState:
-        if bool(jnp.isfinite(losses)) and bool(_finite(new)):
-            return new
-        step, names = int(self._state.step), diverged_levels(new) or [level.name for level in self.levels]
-        raise Diverged(
-            f"level {names[0]!r} diverged in chunk {step}; the state before it is kept", level=names[0], position=step
-        )
-
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text.encode())[0].tolist()
 
     def _asked(self, text: str) -> list[int]:
-        """Tokens of a question, after separators that make its length a multiple of 8: each length is compiled."""
+        """Tokens of a question, after separators that make its length a multiple of 16: each length is compiled."""
         ids = self._ids(self.question.format(text=text))
-        return [self.tokenizer.separator_id] * (8 - len(ids) % 8) + ids
+        return [self.tokenizer.separator_id] * (16 - len(ids) % 16) + ids
 
     def _answer(self, label: str) -> list[int]:
         return [*self._ids(" " + label), self.tokenizer.separator_id]
@@ -245,20 +267,58 @@ class ContinualLearner:
         prompt = self._asked(example[0])
         return [*prompt, *self._answer(example[1])], len(prompt)
 
+    def _groups(self, examples: Sequence[Example]) -> Iterator[list[list[Chunk]]]:
+        """Batches of examples as lists of their chunks: a few of one chunk each, or one of several."""
+        group: list[list[Chunk]] = []
+        for chunks in self._chunks(examples):
+            if group and (len(chunks) > 1 or len(group) == AT_ONCE):
+                yield group
+                group = []
+            group.append(chunks)
+            if len(chunks) > 1:
+                yield group
+                group = []
+        if group:
+            yield group
+
     def _chunks(self, examples: Sequence[Example]) -> Iterator[list[Chunk]]:
         """The chunks of each batch of examples."""
         for begin in range(0, len(examples), self.batch_size):
             rows = [self._row(example) for example in examples[begin : begin + self.batch_size]]
-            length = max(len(tokens) for tokens, _ in rows) - 1
-            size = min(self.chunk, 1 << max(4, (length - 1).bit_length()))  # few lengths, since each is compiled
-            whole = -(-length // size) * size
-            table: Any = np.zeros((self.batch_size, whole + 1), np.int32)
-            mask: Any = np.zeros((self.batch_size, whole), np.float32)
-            for i, (tokens, given) in enumerate(rows):
-                table[i, : len(tokens)] = tokens
-                mask[i, given - 1 : len(tokens) - 1] = 1.0
-            starts = range(0, whole, size)
-            yield [Chunk(table[:, a : a + size], table[:, a + 1 : a + size + 1], mask[:, a : a + size]) for a in starts]
+            yield self._cut(rows, self.batch_size)
+
+    def _cut(self, rows: Sequence[tuple[list[int], int]], batch_size: int) -> list[Chunk]:
+        """The chunks of a batch of rows of tokens, of which the given ones are not learned."""
+        length = max(len(tokens) for tokens, _ in rows) - 1
+        size = min(self.chunk, 1 << (max(length, self.fill) - 1).bit_length())
+        whole = -(-length // size) * size
+        table: Any = np.zeros((batch_size, whole + 1), np.int32)
+        mask: Any = np.zeros((batch_size, whole), np.float32)
+        for i, (tokens, given) in enumerate(rows):
+            table[i, : len(tokens)] = tokens
+            mask[i, given - 1 : len(tokens) - 1] = 1.0
+        starts = range(0, whole, size)
+        return [Chunk(table[:, a : a + size], table[:, a + 1 : a + size + 1], mask[:, a : a + size]) for a in starts]
+
+
+def _stacked(chunks: Sequence[Chunk], size: int) -> Chunk:
+    """Chunks [batch, time] one after the other [size, batch, time], filled up with zeros."""
+
+    def stacked(arrays: list[np.ndarray]) -> Any:
+        filled = np.zeros((size, len(arrays[0]), max(array.shape[1] for array in arrays)), arrays[0].dtype)
+        for place, array in zip(filled, arrays, strict=False):
+            place[:, : array.shape[1]] = array
+        return filled
+
+    tokens, targets, mask = (stacked([np.asarray(chunk[i]) for chunk in chunks]) for i in range(3))
+    return Chunk(tokens, targets, mask)
+
+
+def _diverged(position: int, finite: dict[str, Any]) -> Diverged:
+    name = next((name for name, good in finite.items() if not good), next(iter(finite)))
+    return Diverged(
+        f"level {name!r} diverged in chunk {position}; the state before it is kept", level=name, position=position
+    )
 
 
 def default_levels(model: LanguageModel) -> tuple[StackedLevel, ...]:
@@ -280,15 +340,6 @@ def _checked(examples: Sequence[Example]) -> list[Example]:
     return list(examples)
 
 
-@functools.partial(jax.jit, static_argnames=("levels", "keep"))
-def _learn(
-    model: LanguageModel, levels: tuple[StackedLevel, ...], state: ScheduleState, chunk: Chunk, keep: bool
-) -> Any:
-    """The state after a chunk, its summed loss, the mixers' state if it is to be kept, and the surprise by level."""
-    new, read = StackedModel(model, levels).schedule().step(state, chunk)
-    return new, jnp.sum(read.losses * chunk.mask), read.state if keep else None, read.surprise
-
-
 @functools.partial(jax.jit, static_argnames="keep")
 def _losses(model: LanguageModel, chunk: Chunk, keep: bool) -> Any:
     logits, mixers = model(chunk.tokens, chunk.state)
@@ -299,6 +350,3 @@ def _losses(model: LanguageModel, chunk: Chunk, keep: bool) -> Any:
 @functools.partial(jax.jit, static_argnames="levels")
 def _changed(model: LanguageModel, levels: tuple[StackedLevel, ...], state: ScheduleState) -> LanguageModel:
     return StackedModel(model, levels).changed(state)
-
-
-_finite = jax.jit(all_finite)

@@ -1,0 +1,70 @@
+"""Every method that reads text, with the settings that are tried on validation texts."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from experiments.continual_methods.table import grid
+from experiments.continual_methods.text_learners import Elastic, InContext, Replay, TextLearner, ZeroShot
+from nl_jax.pretrained.level_stacking import StackedLevel
+
+LAST = 4  # blocks that learn, at most
+THIRDS = ((0.0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1.0))  # hidden units of the fast, the middle and the slow level
+PERIODS = (1, 4, 16)  # batches between their updates
+Blocks = tuple[int, ...]
+
+
+class TextMethod(NamedTuple):
+    """A method.
+
+    Attributes:
+        make: ``make(pretrained, levels, answered=, seed=, **options)`` returns the learner.
+        levels: ``levels(blocks, **setting)`` returns the levels on these blocks of the model.
+        settings: what is tried on validation texts; the first is used where nothing is tried.
+        options: names in a setting that ``make`` takes, instead of ``levels``.
+        like: the method whose chosen setting is taken over, so that controls differ in one thing only.
+        shuffled: whether the examples of all tasks come in one random order.
+    """
+
+    make: Callable[..., TextLearner]
+    levels: Callable[..., tuple[StackedLevel, ...]]
+    settings: tuple[dict[str, Any], ...] = ({},)
+    options: tuple[str, ...] = ()
+    like: str | None = None
+    shuffled: bool = False
+
+
+def stacked(blocks: Blocks, rate: float, ridge: float, slow: float = 1.0) -> tuple[StackedLevel, ...]:
+    """Three levels, each on a third of the hidden units; ``slow`` multiplies the rates of the second and the third."""
+    return tuple(
+        StackedLevel(name, period, rate * (slow if period > 1 else 1.0), blocks=blocks, units=units, ridge=ridge)
+        for name, period, units in zip(("fast", "middle", "slow"), PERIODS, THIRDS, strict=True)
+    )
+
+
+def one_level(blocks: Blocks, rate: float, ridge: float) -> tuple[StackedLevel, ...]:
+    """The same matrices on one level."""
+    return (StackedLevel("fast", 1, rate, blocks=blocks, ridge=ridge),)
+
+
+def fine_tuned(blocks: Blocks, rate: float) -> tuple[StackedLevel, ...]:
+    """Adam on all matrices of the same MLPs."""
+    return (StackedLevel("adam", 1, rate, blocks=blocks, matrices=("gate", "up", "down"), rule="adam"),)
+
+
+RATES = grid(rate=(3e-4, 1e-4, 1e-3))
+
+TEXT_METHODS: dict[str, TextMethod] = {
+    "levels": TextMethod(TextLearner, stacked, grid(ridge=(1.0, 10.0), rate=(300.0, 100.0, 1000.0))),
+    "finetune": TextMethod(TextLearner, fine_tuned, RATES),
+    "replay_1": TextMethod(partial(Replay, every=100), fine_tuned, RATES),
+    "ewc": TextMethod(Elastic, fine_tuned, grid(rate=(3e-4,), penalty=(1e3, 1e1, 1e5)), options=("penalty",)),
+    "in_context": TextMethod(InContext, partial(one_level, rate=0.0, ridge=1.0)),
+    "levels_no_slow": TextMethod(TextLearner, partial(stacked, slow=0.0), like="levels"),
+    "one_level": TextMethod(TextLearner, one_level, like="levels"),
+    "replay_5": TextMethod(partial(Replay, every=20), fine_tuned, like="replay_1"),
+    "joint": TextMethod(TextLearner, fine_tuned, like="finetune", shuffled=True),
+    "zero_shot": TextMethod(ZeroShot, partial(one_level, rate=0.0, ridge=1.0)),
+    "joint_levels": TextMethod(TextLearner, stacked, like="levels", shuffled=True),
+}
+TEXT_NAMES = tuple(TEXT_METHODS)

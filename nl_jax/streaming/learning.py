@@ -1,0 +1,110 @@
+"""The compiled programs by which a continual learner learns, which wait for nothing until all of them have run."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from nl_jax.levels import Schedule, ScheduleState
+from nl_jax.models.chunk import all_finite
+from nl_jax.models.language_model import LanguageModel
+from nl_jax.pretrained.level_stacking import Chunk, Pull, Rates, StackedLevel, StackedModel
+
+AT_ONCE = 16  # batches of a program
+
+
+class Progress(NamedTuple):
+    """How far learning has come. After a chunk that gave a loss or a level that is not finite nothing changes."""
+
+    state: ScheduleState
+    finite: dict[str, Bool[Array, ""]]  # by level: whether it is finite after the last chunk
+    good: Bool[Array, ""]  # whether all levels and the loss are
+    chunks: Int[Array, ""]  # number of chunks learned
+    nats: Float[Array, ""]  # their summed loss
+    surprise: dict[str, Float[Array, ""]]  # by level: their summed norms of gradients
+
+
+def started(state: ScheduleState) -> Progress:
+    """The progress before the first chunk."""
+    finite = {name: jnp.asarray(True) for name in state.levels}
+    zeros = {name: jnp.zeros(()) for name in state.levels}
+    return Progress(state, finite, jnp.asarray(True), jnp.zeros((), jnp.int32), jnp.zeros(()), zeros)
+
+
+def unrated(levels: tuple[StackedLevel, ...]) -> tuple[tuple[StackedLevel, ...], dict[str, Rates]]:
+    """The levels without their learning rates and ridges, for which programs are compiled, and these by level."""
+    rates = {level.name: Rates(level.learning_rate, level.ridge) for level in levels}
+    return tuple(dataclasses.replace(level, learning_rate=1.0, ridge=1.0) for level in levels), rates
+
+
+@functools.partial(jax.jit, static_argnames="levels")
+def learn_batches(
+    model: LanguageModel,
+    levels: tuple[StackedLevel, ...],
+    rates: Mapping[str, Rates],
+    progress: Progress,
+    batches: Chunk,
+    count: Int[Array, ""],
+    pull: dict[str, Pull] | None = None,
+) -> Progress:
+    """Learns the first ``count`` of some batches of texts, each a chunk long: leaves of ``batches`` are [n, ...]."""
+    schedule = StackedModel(model, levels, rates).schedule()
+
+    def body(carry):
+        i, progress = carry
+        batch = jax.tree.map(lambda leaf: leaf[i], batches)
+        return i + 1, _advanced(schedule, progress, batch._replace(pull=pull))[0]
+
+    return jax.lax.while_loop(lambda carry: (carry[0] < count) & carry[1].good, body, (0, progress))[1]
+
+
+@functools.partial(jax.jit, static_argnames=("levels", "keep"))
+def learn_chunk(
+    model: LanguageModel,
+    levels: tuple[StackedLevel, ...],
+    rates: Mapping[str, Rates],
+    progress: Progress,
+    chunk: Chunk,
+    keep: bool,
+    pull: dict[str, Pull] | None = None,
+) -> tuple[Progress, Any]:
+    """Learns one chunk of a batch of longer texts. Returns also the mixers' state after it, or None."""
+    progress, mixers = _advanced(StackedModel(model, levels, rates).schedule(), progress, chunk._replace(pull=pull))
+    return progress, mixers if keep else None
+
+
+def _advanced(schedule: Schedule, progress: Progress, chunk: Chunk) -> tuple[Progress, Any]:
+    new, read = schedule.step(progress.state, chunk)
+    nats = jnp.sum(read.losses * chunk.mask)
+    finite = {name: all_finite((level, new.pending.get(name, ()))) for name, level in new.levels.items()}
+    good = functools.reduce(jnp.logical_and, finite.values(), jnp.isfinite(nats))
+    surprise = {name: progress.surprise[name] + value for name, value in read.surprise.items()}
+    after = Progress(new, finite, good, progress.chunks + 1, progress.nats + nats, surprise)
+    unchanged = progress._replace(finite=finite, good=good)
+    after = jax.tree.map(lambda a, b: jnp.where(good, a, b), after, unchanged)
+    return jax.tree.map(lambda a, b: jnp.where(progress.good, a, b), after, progress), read.state
+
+
+@functools.partial(jax.jit, static_argnames="levels")
+def squared_gradients(
+    model: LanguageModel, levels: tuple[StackedLevel, ...], state: ScheduleState, texts: Chunk, count: Int[Array, ""]
+) -> dict[str, Any]:
+    """By level and matrix: the sum over texts of the squared gradient of each text's loss, as in the Fisher matrix.
+
+    Leaves of ``texts`` are [n, 1, time]; the first ``count`` count.
+    """
+    stacked = StackedModel(model, levels)
+    total = {level.name: jax.tree.map(jnp.zeros_like, state.levels[level.name].change) for level in levels}
+
+    def body(carry):
+        i, total = carry
+        text = jax.tree.map(lambda leaf: leaf[i], texts)
+        contexts, _ = stacked.flow(lambda name: state.levels[name].change, text)
+        gradients = {name: context[0] for name, context in contexts.items()}
+        return i + 1, jax.tree.map(lambda t, g: t + g * g, total, gradients)
+
+    return jax.lax.while_loop(lambda carry: carry[0] < count, body, (0, total))[1]
