@@ -86,9 +86,9 @@ def text_outcome(comparison: TextComparison, name: str, setting: Mapping[str, An
 def make(comparison: TextComparison, name: str, setting: Mapping[str, Any], seed: int) -> TextLearner:
     """A learner that has seen nothing."""
     method = TEXT_METHODS[name]
-    own = {key: setting[key] for key in method.options}
+    own = {key: setting[key] for key in ("batch", *method.options) if key in setting}
     blocks = tuple(range(-min(LAST, comparison.pretrained.model.config.num_layers), 0))
-    levels = method.levels(blocks, **{key: value for key, value in setting.items() if key not in method.options})
+    levels = method.levels(blocks, **{key: value for key, value in setting.items() if key not in own})
     return method.make(comparison.pretrained, levels, answered=comparison.answered, seed=seed, **own)
 
 

@@ -12,7 +12,6 @@ from nl_jax.pretrained.level_stacking import Pull, StackedLevel
 from nl_jax.streaming.answers import PIECE, likeliest
 from nl_jax.streaming.continual_learner import ContinualLearner
 
-BATCH = 32  # examples of a step
 IMPORTANT = 64  # examples of a task by which elastic weight consolidation estimates what is important
 Pair = tuple[str, str]  # a text and its label
 
@@ -24,14 +23,17 @@ class TextLearner:
         pretrained: the model and its tokenizer.
         levels: which weights learn, how often and by which rule.
         answered: number of texts that are answered together.
+        batch: number of examples of a step.
         seed: of random draws.
     """
 
     tests_per_class: int | None = None  # a slow method answers no more test texts of a class
 
-    def __init__(self, pretrained: Pretrained, levels: Sequence[StackedLevel], *, answered: int, seed: int = 0):
+    def __init__(
+        self, pretrained: Pretrained, levels: Sequence[StackedLevel], *, answered: int, batch: int = 16, seed: int = 0
+    ):
         fill = 64 if answered > 32 else 16  # a program for each length costs more than filling up, on an accelerator
-        self.learner = ContinualLearner(pretrained.model, pretrained.tokenizer, levels, batch_size=BATCH, fill=fill)
+        self.learner = ContinualLearner(pretrained.model, pretrained.tokenizer, levels, batch_size=batch, fill=fill)
         self.answered, self.random, self.diverged = answered, np.random.default_rng((seed, 3)), 0
 
     def learn(self, examples: Sequence[Pair]) -> None:
@@ -57,12 +59,14 @@ class TextLearner:
 class ZeroShot(TextLearner):
     """The model as it is."""
 
+    tests_per_class = 2
+
     def learn(self, examples: Sequence[Pair]) -> None:
         """Learns nothing."""
 
 
 class Replay(TextLearner):
-    """Half of every batch is new, and half drawn from stored examples: the first of every ``every`` of each class."""
+    """Half of every batch is new, and half drawn from stored examples: the first of every ``every`` of each class, at least one."""
 
     def __init__(self, *args: Any, every: int, **options: Any):
         super().__init__(*args, **options)
@@ -72,8 +76,9 @@ class Replay(TextLearner):
     def learn(self, examples: Sequence[Pair]) -> None:
         """Learns examples in their order, among stored ones."""
         mixed: list[Pair] = []
-        for begin in range(0, len(examples), BATCH // 2):
-            new = examples[begin : begin + BATCH // 2]
+        half = max(1, self.learner.batch_size // 2)
+        for begin in range(0, len(examples), half):
+            new = examples[begin : begin + half]
             mixed += new
             if self.stored:
                 mixed += [self.stored[i] for i in self.random.integers(len(self.stored), size=len(new))]

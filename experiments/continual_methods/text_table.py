@@ -21,7 +21,7 @@ class TextMethod(NamedTuple):
         make: ``make(pretrained, levels, answered=, seed=, **options)`` returns the learner.
         levels: ``levels(blocks, **setting)`` returns the levels on these blocks of the model.
         settings: what is tried on validation texts; the first is used where nothing is tried.
-        options: names in a setting that ``make`` takes, instead of ``levels``.
+        options: names in a setting that ``make`` takes, as it does ``batch``; the others are for ``levels``.
         like: the method whose chosen setting is taken over, so that controls differ in one thing only.
         shuffled: whether the examples of all tasks come in one random order.
     """
@@ -52,13 +52,14 @@ def fine_tuned(blocks: Blocks, rate: float) -> tuple[StackedLevel, ...]:
     return (StackedLevel("adam", 1, rate, blocks=blocks, matrices=("gate", "up", "down"), rule="adam"),)
 
 
-RATES = grid(rate=(3e-4, 1e-4, 1e-3))
+RATES = grid(batch=(8,), rate=(3e-4, 1e-4, 1e-3))
+EWC = grid(batch=(8,), rate=(3e-4, 1e-3), penalty=(1e3, 1e2, 1e4))
 
 TEXT_METHODS: dict[str, TextMethod] = {
-    "levels": TextMethod(TextLearner, stacked, grid(ridge=(1.0, 10.0), rate=(300.0, 100.0, 1000.0))),
+    "levels": TextMethod(TextLearner, stacked, grid(batch=(16,), ridge=(1.0, 10.0), rate=(300.0, 100.0, 1000.0))),
     "finetune": TextMethod(TextLearner, fine_tuned, RATES),
     "replay_1": TextMethod(partial(Replay, every=100), fine_tuned, RATES),
-    "ewc": TextMethod(Elastic, fine_tuned, grid(rate=(3e-4,), penalty=(1e3, 1e1, 1e5)), options=("penalty",)),
+    "ewc": TextMethod(Elastic, fine_tuned, EWC, ("penalty",)),
     "in_context": TextMethod(InContext, partial(one_level, rate=0.0, ridge=1.0)),
     "levels_no_slow": TextMethod(TextLearner, partial(stacked, slow=0.0), like="levels"),
     "one_level": TextMethod(TextLearner, one_level, like="levels"),
