@@ -153,7 +153,9 @@ def _all(blocks: int, setting: Setting) -> list[StackedLevel]:
     return [StackedLevel("all", blocks=tuple(range(blocks)), matrices=matrices, rule="adam", **setting)]
 
 
-PRECONDITIONED = ({"learning_rate": 30.0}, {"learning_rate": 100.0}, {"learning_rate": 10.0})
+# With ridge 1 and learning rate 100 other text's perplexity rises by 169 %, with ridge 0.1 and rate 10 by 0.7 %
+# (SmolLM2-135M, 12 facts, 6 passes).
+PRECONDITIONED = tuple({"learning_rate": rate, "ridge": 0.1} for rate in (30.0, 10.0, 60.0))
 METHODS = {
     "levels": Method(_middle, PRECONDITIONED, protects=True),
     "levels_unprotected": Method(_middle, PRECONDITIONED),
