@@ -177,7 +177,7 @@ class StackedModel:
         Returns:
           The state, and that of the mixers after the chunk.
         """
-        contexts, read = self._flow(lambda name: state.levels[name].change, chunk)
+        contexts, read = self.flow(lambda name: state.levels[name].change, chunk)
         levels = {
             name: own._replace(seen=jax.tree.map(jnp.add, own.seen, contexts[name][1]))
             for name, own in state.levels.items()
