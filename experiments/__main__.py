@@ -12,6 +12,8 @@ COMMANDS = (
     "context",
     "generate",
     "stream",
+    "learn",
+    "ask",
     "subjects",
     "recall",
     "parity",
@@ -20,6 +22,7 @@ COMMANDS = (
     "topology",
     "faults",
     "continual.class_incremental",
+    "continual.incorporate",
 )
 
 

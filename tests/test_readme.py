@@ -97,6 +97,7 @@ def test_every_command_gets_past_all_checks(name, arguments, text, tmp_path, mon
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launcher, "check_workdir", stop)
+    monkeypatch.setattr(module_of("ask"), "check_run", stop)
     for reader in ("generate", "stream"):
         monkeypatch.setattr(module_of(reader), "chosen_model", stop)
     monkeypatch.setattr(module_of("generate"), "load_pretrained", stop)
@@ -104,9 +105,16 @@ def test_every_command_gets_past_all_checks(name, arguments, text, tmp_path, mon
     arguments = [word for word in arguments if not word.startswith(("--start_from", "--data", "--texts"))]
     more = [f"--data={text}"] if name in WITH_TEXT else []
     more += [f"--texts={text},{text.with_name('other.txt')}"] if name == "subjects" else []
+    if name == "learn":
+        arguments = [word for word in arguments if word.startswith("--")]
+        more += [str(text), f"--pretrained={text.parent / 'llama'}"]
     if name.startswith("continual."):
-        more += [f"--data_dir={text.parent / 'labelled'}", f"--pretrained={text.parent / 'llama'}", "--layer=1"]
-        more += ["--tasks=3"]
+        more.append(f"--pretrained={text.parent / 'llama'}")
+    if name == "continual.class_incremental":
+        more += [f"--data_dir={text.parent / 'labelled'}", "--layer=1", "--tasks=3"]
+    if "--questions=questions.jsonl" in arguments:
+        (text.parent / "q.jsonl").write_text('{"question": "Which line?", "answer": "the first"}\n')
+        more += [f"--text={text}", f"--questions={text.parent / 'q.jsonl'}"]
     assert module_of(name).main([name, *arguments, *more]) == 2
     assert error_line(capsys).endswith(": as far as the workdir")
     assert list(tmp_path.iterdir()) == []

@@ -167,6 +167,23 @@ class StackedModel:
         """The levels under one clock; a step takes a `Chunk` and gives a `Read`."""
         return Schedule([self._level(level) for level in self.levels], self.flow, has_aux=True)
 
+    def protect(self, state: ScheduleState, chunk: Chunk) -> tuple[ScheduleState, Any]:
+        """Takes up the inputs of a chunk in every level's covariance, without learning it.
+
+        Later steps of "preconditioned" levels then avoid the directions of these inputs, so that the answers to them
+        stay (as null-space editing of facts does: Fang et al., AlphaEdit, 2024). Other rules have no covariance, so
+        their levels stay as they are.
+
+        Returns:
+          The state, and that of the mixers after the chunk.
+        """
+        contexts, read = self.flow(lambda name: state.levels[name].change, chunk)
+        levels = {
+            name: own._replace(seen=jax.tree.map(jnp.add, own.seen, contexts[name][1]))
+            for name, own in state.levels.items()
+        }
+        return state._replace(levels=levels), read.state
+
     def init(self, chunk: Chunk | None = None) -> ScheduleState:
         """The state before the first chunk: no change."""
         blank = jnp.zeros((1, 1), jnp.int32)

@@ -30,7 +30,7 @@ def likeliest(
     answers: Sequence[Sequence[int]],
     *,
     batch_size: int = 32,
-    prefix: Sequence[int] = (),
+    prefix: "Sequence[int] | Prefix" = (),
 ) -> Answers:
     """The answer with the largest log-likelihood after each prompt.
 
@@ -44,7 +44,8 @@ def likeliest(
       answers: at least one token each. They should end with a token that ends an answer; if not, an answer that
         continues another is never likelier than that one.
       batch_size: number of prompts, and of answers, that are read together.
-      prefix: tokens before every prompt, such as examples; they are read once.
+      prefix: tokens before every prompt, such as examples, or what the model has read of them (`read_prefix`); they are
+        read once.
 
     Raises:
       ValueError: for an empty prompt or answer, or no answers.
@@ -56,10 +57,7 @@ def likeliest(
     for i, prompt in enumerate(prompts):
         groups[len(prompt)].append(i)
     longest = max(map(len, prompts), default=0) + max(map(len, answers))
-    reader = with_room(model, len(prefix) + longest)
-    before = None
-    for start in range(0, len(prefix), PIECE):
-        before = _read_prompts(reader, np.asarray([prefix[start : start + PIECE]], np.int32), before)[1]
+    reader, before = prefix if isinstance(prefix, Prefix) else read_prefix(model, prefix, longest)
     firsts = np.asarray([answer[0] for answer in answers], np.int32)
     for length, members in sorted(groups.items()):
         for rows in _parts(members, batch_size):
@@ -120,11 +118,7 @@ def _read_prompts(
     model: LanguageModel, tokens: Int[Array, "batch time"], before: Any = None
 ) -> tuple[Float[Array, "batch vocab"], Any]:
     """Log-likelihood of every next token, and the state after the prompts; ``before`` is that of a prefix."""
-    batch = len(tokens)
-    before = jax.tree.map(
-        lambda leaf: jnp.broadcast_to(leaf, (leaf.shape[0], batch, *leaf.shape[2:])) if leaf.ndim > 1 else leaf, before
-    )
-    x, state = model.read_blocks(model.embedded(tokens), before)
+    x, state = model.read_blocks(model.embedded(tokens), repeated(before, len(tokens)))
     return jax.nn.log_softmax(model.logits(x[:, -1:])[:, 0].astype(jnp.float32)), state
 
 
@@ -142,6 +136,26 @@ def _read_answers(
     logits, _ = model(tokens, state)
     found = jax.nn.log_softmax(logits.astype(jnp.float32))
     return jnp.sum(jnp.take_along_axis(found, targets[..., None], axis=-1)[..., 0] * mask, axis=-1)
+
+
+class Prefix(NamedTuple):
+    """A text that was read before all prompts."""
+
+    model: LanguageModel  # with room for what comes after
+    state: Any  # of one sequence; None where nothing was read
+
+
+def read_prefix(model: LanguageModel, tokens: Sequence[int], room: int) -> Prefix:
+    """Reads the tokens before all prompts once; ``room`` is the number of tokens that can follow them."""
+    reader, state = with_room(model, len(tokens) + room), None
+    for start in range(0, len(tokens), PIECE):
+        state = _read_prompts(reader, np.asarray([tokens[start : start + PIECE]], np.int32), state)[1]
+    return Prefix(reader, state)
+
+
+def repeated(state: Any, count: int) -> Any:
+    """The state of one sequence as that of ``count`` equal ones; None stays None."""
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf, count, axis=1) if leaf.ndim > 1 else leaf, state)
 
 
 def _filled(rows: Sequence[Sequence[int]], size: int, length: int) -> Int[np.ndarray, "size length"]:

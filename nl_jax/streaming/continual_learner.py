@@ -20,7 +20,15 @@ from nl_jax.pretrained.level_stacking import Chunk, Pull, StackedLevel, StackedM
 from nl_jax.streaming import saved
 from nl_jax.streaming.answers import likeliest
 from nl_jax.streaming.generation import sample
-from nl_jax.streaming.learning import AT_ONCE, learn_batches, learn_chunk, squared_gradients, started, unrated
+from nl_jax.streaming.learning import (
+    AT_ONCE,
+    learn_batches,
+    learn_chunk,
+    protect_chunk,
+    squared_gradients,
+    started,
+    unrated,
+)
 from nl_jax.trees import named_leaves
 
 Example = str | tuple[str, str]  # a text, or a text and its label
@@ -100,6 +108,7 @@ class ContinualLearner:
         self._stacked = stack_levels(model, default_levels(model) if levels is None else levels)
         self._state = self._stacked.init()
         self._labels: dict[str, list[int]] = {}  # tokens of every label that was learned
+        self.notes: dict[str, Any] = {}  # JSON of the caller's, which is saved and loaded with what was learned
         self.pull: dict[str, Pull] | None = None  # by level, what `learn` pulls changes back to; it is not saved
 
     @property
@@ -146,6 +155,17 @@ class ContinualLearner:
         updated = {level.name: (step + int(chunks)) // level.period - step // level.period for level in self.levels}
         mean = {name: float(value) / int(chunks) for name, value in surprise.items()} if chunks else {}
         return Learned(len(examples), count, float(nats) / count if count else float("nan"), mean, updated)
+
+    def protect(self, texts: Sequence[Example]) -> None:
+        """Reads texts the answers to which later learning should not change; nothing is learned from them.
+
+        "preconditioned" levels add the texts' inputs to their covariance: `StackedModel.protect`.
+        """
+        for chunks in self._chunks(_checked(texts)):
+            mixers = None
+            for chunk in chunks:
+                program = (self._stacked.model, unrated(self.levels)[0])
+                self._state, mixers = protect_chunk(*program, self._state, chunk._replace(state=mixers))
 
     def importance(self, examples: Sequence[Example]) -> dict[str, Any]:
         """How much the loss of examples depends on each element of each level's change, by level and matrix.
@@ -233,6 +253,7 @@ class ContinualLearner:
         structure = jax.tree.structure(self._state)
         self._state = jax.tree.unflatten(structure, [leaves[name] for name in named_leaves(self._state)])
         self._labels = {label: self._answer(label) for label in metadata["labels"]}
+        self.notes = metadata.get("notes", {})
 
     def _metadata(self) -> dict[str, Any]:
         model = self._stacked.model
@@ -245,6 +266,7 @@ class ContinualLearner:
             "levels": [level._asdict() if hasattr(level, "_asdict") else vars(level) for level in self.levels],
             "question": self.question,
             "labels": list(self._labels),
+            "notes": self.notes,
             "waiting": [],
             "frozen": [],
         }

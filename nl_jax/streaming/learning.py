@@ -90,6 +90,14 @@ def _advanced(schedule: Schedule, progress: Progress, chunk: Chunk) -> tuple[Pro
 
 
 @functools.partial(jax.jit, static_argnames="levels")
+def protect_chunk(
+    model: LanguageModel, levels: tuple[StackedLevel, ...], state: ScheduleState, chunk: Chunk
+) -> tuple[ScheduleState, Any]:
+    """The state after `StackedModel.protect`, and that of the mixers."""
+    return StackedModel(model, levels).protect(state, chunk)
+
+
+@functools.partial(jax.jit, static_argnames="levels")
 def squared_gradients(
     model: LanguageModel, levels: tuple[StackedLevel, ...], state: ScheduleState, texts: Chunk, count: Int[Array, ""]
 ) -> dict[str, Any]:

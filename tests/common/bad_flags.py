@@ -75,6 +75,37 @@ STREAM = [
     (["--fresh=maybe"], "flag --fresh=maybe"),
 ]
 
+LEARN = [
+    (["--files=/absent"], "/absent: cannot be read (No such file or directory)"),
+    (["--files={inputs}/labels.csv", "--text_column=body"], "labels.csv:2: no column 'body'; there are text, label"),
+    (["--form=xml"], "flag --form=xml: value should be one of <text|csv|jsonl>"),
+    (["--passes=0"], "--passes=0: expected at least 1"),
+    (["--batch_size=0"], "--batch_size=0: expected at least 1"),
+    (["--chunk=0"], "--chunk=0: expected at least 1"),
+    (["--save_every=0"], "--save_every=0: expected at least 1"),
+    (["--question=none"], "--question=none: expected {text} in it"),
+    (["--pretrained=/absent"], "--pretrained=/absent: /absent: no such file or directory"),
+    (["--levels=:period=2"], "level ':period=2' has no name"),
+    (["--levels=fast:pace=2"], "level 'fast': unknown key 'pace'"),
+    (["--levels=fast:period=half"], "level 'fast': period='half'; expected a whole number"),
+    (["--levels=fast:period=0"], "level 'fast': period"),
+    (["--levels=fast:blocks=a..b"], "level 'fast': blocks='a..b'; expected block numbers"),
+    (["--levels=fast:blocks=7"], "level 'fast': block 7; expected -2 to 1"),
+    (["--levels=fast:rule=newton"], "level 'fast': rule='newton'"),
+    (["--levels=/absent.json"], "--levels=/absent.json: cannot be read"),
+]
+
+ASK = [
+    (["--workdir=nowhere"], "--workdir=nowhere: no run there"),
+    (["--num_tokens=0"], "--num_tokens=0: expected at least 1"),
+    (["--temperature=-1"], "--temperature=-1.0: expected at least 0"),
+    (["--top_k=-1"], "--top_k=-1: expected at least 0"),
+    (["--top_p=0"], "--top_p=0.0: expected a number above 0"),
+    (["--stop="], "--stop=: expected some text"),
+    (["--labels=a,b"], "--labels=a,b: expected --classify"),
+    (["--classify", "--chat"], "--chat: given with --classify"),
+]
+
 SUBJECTS = [
     (["--num_processes=2"], "Unknown command line flag 'num_processes'"),
     (["--seeds=0"], "--seeds=0: expected at least 1"),
@@ -201,12 +232,30 @@ CLASS_INCREMENTAL = [
     (["--pretrained=/absent"], "/absent: no such file or directory"),
 ]
 
+INCORPORATE = [
+    (["--methods="], "--methods: none given"),
+    (["--methods=levels,levels"], "none twice"),
+    (["--methods=levels,rag"], "--methods=levels,rag: expected some of without, in_context, levels"),
+    (["--facts=0"], "--facts=0: expected 1 to 576"),
+    (["--statements=4"], "--statements=4: expected 1 to 3"),
+    (["--passes=0"], "--passes=0: expected at least 1"),
+    (["--seeds=0"], "--seeds=0: expected at least 1"),
+    (["--other_texts=13"], "--other_texts=13: expected 1 to 12"),
+    (["--text={inputs}/facts.txt"], "--questions: missing; expected it with --text"),
+    (["--questions={inputs}/questions.jsonl"], "--text: missing; expected it with --questions"),
+    (["--text=/absent", "--questions={inputs}/questions.jsonl"], "/absent: cannot be read"),
+    (["--text={inputs}/facts.txt", "--questions={inputs}/labels.csv"], "labels.csv:2: no column 'question'"),
+    (["--pretrained=/absent"], "--pretrained=/absent: /absent: no such file or directory"),
+]
+
 BAD_FLAGS = {
     "language_model": LANGUAGE_MODEL,
     "compare": COMPARE,
     "context": CONTEXT,
     "generate": GENERATE,
     "stream": STREAM,
+    "learn": LEARN,
+    "ask": ASK,
     "subjects": SUBJECTS,
     "recall": RECALL,
     "parity": PARITY,
@@ -215,4 +264,5 @@ BAD_FLAGS = {
     "topology": TOPOLOGY,
     "faults": FAULTS,
     "continual.class_incremental": CLASS_INCREMENTAL,
+    "continual.incorporate": INCORPORATE,
 }

@@ -26,6 +26,8 @@ LAUNCHERS = {
     "context": ("context_flags", []),
     "generate": ("define_flags", []),
     "stream": ("define_flags", []),
+    "learn": ("define_flags", []),
+    "ask": ("define_flags", []),
     "subjects": ("subjects_flags", []),
     "recall": ("define_flags", []),
     "parity": ("define_flags", []),
@@ -34,8 +36,9 @@ LAUNCHERS = {
     "topology": ("define_flags", []),
     "faults": ("define_flags", []),
     "continual.class_incremental": ("define_flags", []),
+    "continual.incorporate": ("define_flags", []),
 }
-READERS = ("generate", "stream")  # of a run of language_model
+READERS = ("generate", "stream", "ask")  # of a run of language_model, or of learn
 COMPILERS = ("topology",)  # for machines that are not here, by compilers that need not be installed
 
 TEXT = "--data={inputs}/data.txt --batch_size=2 --eval_every=2"
@@ -162,6 +165,20 @@ RUNS = {
             ("--layer=0", "layer 1 there, 0 here"),
             ((JSON_FILE, 2), (JSON_FILE, 2)),
         ),
+        Run(
+            "continual.incorporate",
+            "--pretrained={inputs}/llama --quick --facts=4 --passes=2 --seeds=2 --other_texts=1"
+            " --methods=without,in_context,levels_last",
+            ("--passes=3", "passes 2 there, 3 here"),
+            ((METRICS_ROW, 2), (JSON_FILE, 2)),
+        ),
+        Run(
+            "learn",
+            "{inputs}/facts.txt {inputs}/labels.csv --pretrained={inputs}/llama --batch_size=2 --chunk=8 --save_every=4"
+            " --levels=fast:blocks=1,units=0..0.5;slow:period=2,blocks=1,units=0.5..1",
+            ("--chunk=16", "chunk 8 there, 16 here"),
+            ((METRICS_ROW, 3), (METRICS_ROW, 4)),
+        ),
         Run("benchmark remat", f"{TIMED} --lengths=8:1", REPEATS),
         Run("benchmark gradients", f"{TIMED} --models=linear_attention_pp --lengths=8:1,16:1", REPEATS),
     )
@@ -194,6 +211,9 @@ def write_inputs(directory):
         (directory / f"{name}.txt").write_text(" ".join(str(7919 * n % 300 + 1000 * i) for n in range(3000)))
     write_images(directory / "images", size=8)
     write_labelled(directory / "labelled")
+    (directory / "facts.txt").write_text("\n\n".join(f"The number {n} is {n % 3}." for n in range(7)))
+    (directory / "questions.jsonl").write_text('{"question": "What is number 1?", "answer": "1"}\n')
+    (directory / "labels.csv").write_text("text,label\n" + "".join(f"point {n},{'ab'[n % 2]}\n" for n in range(6)))
     llama = configuration("llama")
     write_directory(directory / "llama", llama, tensors_of(llama))
     return directory

@@ -82,6 +82,7 @@ def small_arguments(name, inputs, workdir):
 )
 def test_a_bad_flag_ends_in_one_line_and_nothing_is_written(name, flags, problem, inputs, tmp_path, capsys):
     workdir = tmp_path / "run"
+    flags = [flag.replace("{inputs}", str(inputs)) for flag in flags]
     arguments = [f"--workdir={workdir}", *BAD_FLAG_BASES.get(name, "").format(inputs=inputs).split(), *flags]
     assert module_of(name).main([name, *arguments]) == 2
     assert problem in error_line(capsys)
@@ -90,7 +91,13 @@ def test_a_bad_flag_ends_in_one_line_and_nothing_is_written(name, flags, problem
 
 # What the bad flags are added to.
 BAD_FLAG_BASES = {
-    **{name: run_of(name).flags for name in ("language_model", "compare", "context", "continual.class_incremental")},
+    **{
+        name: run_of(name).flags
+        for name in (
+            *("language_model", "compare", "context", "learn"),
+            *("continual.class_incremental", "continual.incorporate"),
+        )
+    },
     "subjects": run_of("subjects").flags + " --seq_len=128",
     "recall": run_of("recall").flags + " --batch_size=128 --other_text=5,5000",
     "parity": run_of("parity").flags
@@ -126,12 +133,16 @@ def test_every_number_out_of_range_is_refused_by_the_name_of_its_flag(name, inpu
     assert list(tmp_path.iterdir()) == []
 
 
+# What launchers say that take words beside flags.
+STRAY = {"learn": "stray: cannot be read", "ask": "no run there"}
+
+
 @every_launcher
 def test_what_is_no_flag_is_refused(name, inputs, tmp_path, capsys):
     arguments = small_arguments(name, inputs, tmp_path / "run")
     for extra, problem in [
         ("--stepz=3", "Unknown command line flag 'stepz'"),
-        ("stray", "argument 'stray': expected flags only"),
+        ("stray", STRAY.get(name, "argument 'stray': expected flags only")),
         ("--workdir=", "--workdir: missing"),
     ]:
         assert module_of(name).main([name, *arguments, extra]) == 2

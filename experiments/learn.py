@@ -1,0 +1,250 @@
+"""Lets a pre-trained model learn from texts and labelled examples, and keeps what it has learned in a workdir.
+
+    python -m experiments.learn --workdir=runs/mine notes.txt examples.csv
+    cat more.txt | python -m experiments.learn --workdir=runs/mine
+
+A .csv, .tsv or .jsonl file has a row for each example: the text in --text_column and, if there is such a column, its
+label in --label_column. Any other file is plain text, whose paragraphs are learned one after the other. Standard input
+is read where no file is given; it is kept in WORKDIR/received until it is learned.
+
+What is learned are changes of some weights of the model, on levels with their own update frequencies (--levels).
+Everything is saved after --save_every examples and at the end, with the place that was reached in each file. So the
+same command goes on after a crash, and later commands with other files go on from the same workdir; a file that was
+learned already is not learned again, unless --passes asks for more. Ask what was learned by experiments.ask.
+
+A line shows the number of examples learned, the loss before they were learned, and for each level the norm of its
+gradient (surprise) and its updates. The workdir gets config.json, metrics.jsonl, results.json and learned/.
+"""
+
+import hashlib
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from experiments.common import launcher
+from experiments.common.launcher import RESULTS
+from experiments.common.learner_runs import (
+    LEARNED,
+    NAME,
+    define_pretrained,
+    given_text,
+    load_model,
+    models_of,
+    restored,
+)
+from experiments.common.level_flags import define_levels_flag, fields_of, levels_of
+from experiments.common.path_flags import define_path, define_paths
+from experiments.common.words import WithWords
+from nl_jax import InputError
+from nl_jax.data.examples import Example, examples_of, read_examples
+from nl_jax.files import in_place_of, local_path
+from nl_jax.pretrained import stack_levels
+from nl_jax.streaming import ContinualLearner
+from nl_jax.streaming.continual_learner import QUESTION
+from nl_jax.training import progress_bar
+from nl_jax.training.metrics import MetricsWriter
+
+RECEIVED = "received"
+FORMS = {"text": ".txt", "csv": ".csv", "jsonl": ".jsonl"}  # of standard input
+
+
+class Source(NamedTuple):
+    """What is to be learned from one file."""
+
+    name: str
+    sha256: str  # of its content
+    examples: list[Example]
+
+
+def define_flags() -> flags.FlagValues:
+    """Defines the flags, without parsing them."""
+    values = WithWords("files")
+
+    def define(kind: Any, name: str, default: Any, text: str) -> None:
+        kind(name, default, text, flag_values=values)
+
+    define(define_path, "workdir", None, "Directory of this run.")
+    define_pretrained(values)
+    define(define_paths, "files", [], "Files to learn; also the words of the command line. Default: standard input.")
+    define(flags.DEFINE_string, "text_column", "text", "Name of the column with texts.")
+    define(flags.DEFINE_string, "label_column", "label", "Name of the column with labels.")
+    flags.DEFINE_enum("form", "text", list(FORMS), f"Form of standard input: {', '.join(FORMS)}.", flag_values=values)
+    define_levels_flag(values)
+    define(flags.DEFINE_integer, "passes", 1, "Times that everything given is to be learned in all.")
+    define(flags.DEFINE_integer, "batch_size", 16, "Examples that are read together, and learned in one step.")
+    define(flags.DEFINE_integer, "chunk", 128, "Tokens of a text after which what was read is learned.")
+    define(flags.DEFINE_integer, "save_every", 256, "Examples after which everything is saved.")
+    text = "Text that the label of an example follows, with {text} in it."
+    define(flags.DEFINE_string, "question", QUESTION, text)
+    return values
+
+
+def main(argv: list[str] | None = None) -> int:
+    return launcher.run(learn, define_flags(), __doc__, argv)
+
+
+def learn(values: flags.FlagValues) -> None:
+    """Learns what is new in the files. All checks come before any compilation."""
+    workdir = launcher.own_workdir(values)
+    stored = launcher.read_config(workdir, NAME, written=(RESULTS, LEARNED, RECEIVED))
+    for name in ("passes", "batch_size", "chunk", "save_every"):
+        launcher.check_range(values, name, 1)
+    if "{text}" not in values.question:
+        raise InputError(f"--question={values.question}: expected {{text}} in it, where the text of an example stands")
+    levels = levels_of(values.levels)
+    given = {name: values[name].value for name in ("batch_size", "chunk", "question")} | {"levels": fields_of(levels)}
+    if stored:
+        launcher.check_flags(workdir, stored["flags"], given)
+    sources = [_source(path, values) for path in values.files]
+    received = None if sources else given_text("files")
+    if received is not None:
+        examples_of(received, "stdin" + FORMS[values.form], **_columns(values))  # raises an error if it is not text
+    pretrained = load_model(values, stored)
+    if levels:
+        try:
+            stack_levels(pretrained.model, levels)
+        except InputError as error:
+            raise InputError(f"--levels={values.levels}: {error}") from error
+    inputs = (stored or {}).get("inputs") or launcher.inputs_of(values)
+    config = {"launcher": NAME, "flags": given, "data": {}, "models": models_of(pretrained), "inputs": inputs}
+    results = launcher.claim_workdir(workdir, config, {"figures": {}}, (LEARNED, RECEIVED))
+    if received is not None:
+        _keep(workdir / RECEIVED, received, FORMS[values.form])
+    learner = restored(workdir, pretrained, given)
+    sources = [*_waiting(workdir / RECEIVED, values), *sources]
+    with MetricsWriter(workdir, "learner", learner.notes.get("batches", 0)) as writer:
+        for source in sources:
+            _learn(learner, source, values, workdir / LEARNED, writer)
+    _forget_received(workdir / RECEIVED, sources)
+    results["figures"] = figures_of(learner)
+    launcher.write_json(workdir / RESULTS, results)
+    _print(results["figures"])
+    print(f"Everything is in {workdir}: {RESULTS}, metrics.jsonl, {LEARNED}/")
+
+
+def _columns(values: flags.FlagValues) -> dict[str, str]:
+    return {"text_column": values.text_column, "label_column": values.label_column}
+
+
+def _source(path: str, values: flags.FlagValues) -> Source:
+    examples = read_examples(path, **_columns(values))
+    return Source(path, hashlib.sha256(local_path(path).read_bytes()).hexdigest(), examples)
+
+
+def _keep(folder: Path, content: bytes, suffix: str) -> None:
+    """Writes what came on standard input, before it is learned."""
+    folder.mkdir(exist_ok=True)
+    path = folder / (hashlib.sha256(content).hexdigest()[:16] + suffix)
+    with in_place_of(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _waiting(folder: Path, values: flags.FlagValues) -> Iterator[Source]:
+    """What came on standard input and was not learned to its end yet."""
+    if folder.is_dir():
+        for path in sorted(folder.iterdir(), key=os.path.getmtime):
+            if path.suffix in FORMS.values():
+                yield _source(str(path), values)
+
+
+def _forget_received(folder: Path, sources: list[Source]) -> None:
+    for source in sources:
+        if Path(source.name).parent == folder:
+            Path(source.name).unlink(missing_ok=True)
+
+
+def _learn(
+    learner: ContinualLearner, source: Source, values: flags.FlagValues, saved: Path, writer: MetricsWriter
+) -> None:
+    """Learns a source from where it was left, and saves the learner."""
+    notes = learner.notes
+    entry = notes.setdefault("files", {}).setdefault(source.sha256, {"name": source.name, "done": 0})
+    size, total = len(source.examples), values.passes * len(source.examples)
+    if entry["done"] >= total:
+        launcher.say(f"{source.name}: {entry['done']} examples were learned already; --passes asks for more")
+        return
+    unsaved = 0
+    with progress_bar(Path(source.name).name, total, entry["done"]) as bar:
+        try:
+            while entry["done"] < total:
+                start = entry["done"] % size
+                part = source.examples[start : min(start + values.batch_size, size)]
+                row = _learn_batch(learner, part)
+                entry["done"] += len(part)
+                unsaved += len(part)
+                bar.update(len(part))
+                bar.set_postfix_str(f"loss {row['loss']:.3f}")
+                writer.write(notes["batches"], notes["tokens"], row)
+                if unsaved >= values.save_every and entry["done"] < total:
+                    learner.save(saved)
+                    unsaved = 0
+                    print(f"{notes['examples']:>8,} examples  {_line(row)}", flush=True)
+        finally:
+            learner.save(saved)
+    print(f"{source.name}: {entry['done']:,} examples learned  {_line(row)}", flush=True)
+
+
+def _learn_batch(learner: ContinualLearner, part: list[Example]) -> dict[str, float]:
+    """Learns a few examples, adds to the notes, and returns a row of metrics."""
+    notes, before = learner.notes, learner.snapshot()
+    try:
+        learned = learner.learn(part)
+    except BaseException:
+        learner.rollback(before)  # so that what is saved is whole batches
+        raise
+    for name, value in (("batches", 1), ("examples", learned.examples), ("tokens", learned.tokens)):
+        notes[name] = notes.get(name, 0) + value
+    notes["nats"] = notes.get("nats", 0.0) + (learned.loss * learned.tokens if learned.tokens else 0.0)
+    levels = notes.setdefault("levels", {})
+    row = {"loss": learned.loss}
+    for level, surprise in learned.surprise.items():
+        sums = levels.setdefault(level, {"updates": 0, "surprise": 0.0})
+        sums["updates"] += learned.updated[level]
+        sums["surprise"] += surprise
+        row |= {f"surprise/{level}": surprise, f"updates/{level}": learned.updated[level]}
+    return row
+
+
+def _line(row: dict[str, float]) -> str:
+    levels = [name.partition("/")[2] for name in row if name.startswith("surprise/")]
+    told = (f"{name} surprise {row[f'surprise/{name}']:.3g}, {row[f'updates/{name}']:g} updates" for name in levels)
+    return f"loss {row['loss']:.3f} nats  {'  '.join(told)}"
+
+
+def figures_of(learner: ContinualLearner) -> dict[str, Any]:
+    """What the learner has learned since the workdir is new."""
+    notes = learner.notes
+    batches, tokens = notes.get("batches", 0), notes.get("tokens", 0)
+    levels = {
+        name: {"updates": sums["updates"], "surprise": sums["surprise"] / batches}
+        for name, sums in notes.get("levels", {}).items()
+    }
+    return {
+        "examples": notes.get("examples", 0),
+        "tokens": tokens,
+        "loss": notes["nats"] / tokens if tokens else math.nan,
+        "labels": list(learner.labels),
+        "levels": levels,
+        "files": notes.get("files", {}),
+    }
+
+
+def _print(figures: dict[str, Any]) -> None:
+    """The table of the levels."""
+    rows = [("level", "updates", "surprise")]
+    rows += [(name, f"{own['updates']:,}", f"{own['surprise']:.3g}") for name, own in figures["levels"].items()]
+    launcher.print_table(rows)
+    labels = f", {len(figures['labels'])} labels" if figures["labels"] else ""
+    print(
+        f"{figures['examples']:,} examples learned in all, {figures['tokens']:,} tokens{labels}; "
+        f"loss before learning {figures['loss']:.3f} nats a token"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
