@@ -66,7 +66,7 @@ class ZeroShot(TextLearner):
 
 
 class Replay(TextLearner):
-    """Half of every batch is new, and half drawn from stored examples: the first of every ``every`` of each class, at least one."""
+    """Half of every batch is new, half is drawn from what is stored: of each class every ``every``-th, at least one."""
 
     def __init__(self, *args: Any, every: int, **options: Any):
         super().__init__(*args, **options)
