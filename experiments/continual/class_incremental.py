@@ -102,7 +102,7 @@ def define_flags() -> flags.FlagValues:
     for split, use in (("train", "Training"), ("test", "Test")):
         text = f"{use} texts of a class at most, with --form=text. Default: all."
         define(flags.DEFINE_integer, f"{split}_per_class", None, text)
-    text = "results.json of a run with --form=text, whose settings are taken."
+    text = "File results.json of a run with --form=text, whose settings are taken."
     define(define_path, "settings_from", None, text)
     define(flags.DEFINE_bool, "quick", False, "Input embeddings, one order, no choice of settings: within 5 minutes.")
     return values

@@ -2,8 +2,7 @@
 
 Weights are quantised in blocks along the input axis, each with a scale and an offset of its own, as in GGUF files: the
 levels of a file's 4-bit blocks are among the 256 of a block here. They are kept [out, in], since only then does XLA on
-CPU multiply a vector with them without writing them out as floats first (BUILD_NOTES.md, results, "Pre-trained
-models").
+CPU multiply a vector with them without writing them out as floats first (BUILD_NOTES.md, D83).
 """
 
 from typing import Any

@@ -157,6 +157,11 @@ RUNS = {
             "--preset=tiny --matrix_size=8 --repeats=1 --models=transformer --lengths=8:1 --competitors=",
             ("--chunk_size=8", "chunk_size 64 there, 8 here"),
         ),
+        Run(
+            "benchmark pretrained",
+            "--pretrained={inputs}/llama --lengths=8:1 --repeats=1",
+            ("--repeats=2", "repeats 1 there, 2 here"),
+        ),
         Run("faults", "--rounds=1 --kinds=kill_step", ("--rounds=2", "rounds 1 there, 2 here")),
         Run(
             "continual.class_incremental",
