@@ -59,7 +59,7 @@ from experiments.continual_methods.comparison import Comparison, choose_setting,
 from experiments.continual_methods.learner import grams_of
 from experiments.continual_methods.streams import Inputs
 from experiments.continual_methods.table import JOINT, METHODS, NAMES
-from experiments.continual_methods.text_run import run_texts
+from experiments.continual_methods.text_run import run_texts, taken_settings
 from experiments.continual_methods.text_table import TEXT_NAMES
 from nl_jax import InputError
 from nl_jax.data.class_streams import ORDERS, class_tasks
@@ -118,6 +118,7 @@ def compare(values: flags.FlagValues) -> None:
     given = _checked(values)
     if not values.data_dir:
         raise InputError("--data_dir: missing; expected a directory with clinc150, banking77 and dbpedia")
+    taken_settings(values, given["methods"])  # raises an error if some are missing
     data = load_labelled(values.dataset, values.data_dir)
     class_tasks(data, values.order, given["tasks"], 0)  # raises an error if the classes cannot be cut so
     pretrained = load_pretrained(values.pretrained)
@@ -159,14 +160,14 @@ def _checked(values: flags.FlagValues) -> dict[str, Any]:
     own: dict[str, Any] = {"layer": 0 if values.quick else LAYER}
     texts = dict.fromkeys(QUICK_TEXTS, None) | (QUICK_TEXTS if values.quick else {})
     others = own if text else {name: None for name in (*texts, "settings_from") if name in values}
-    for name in others:
-        if values[name].value is not None:
-            raise InputError(f"--{name}={values[name].value}: not with --form={values.form}")
     defaults |= texts if text else own
     for name, low in (("tasks", 2), ("layer", 0), ("seeds", 1), ("train_per_class", 1), ("test_per_class", 1)):
         if values[name].value is not None:
             launcher.check_range(values, name, low)
             defaults[name] = values[name].value
+    for name in others:
+        if values[name].value is not None:
+            raise InputError(f"--{name}={values[name].value}: not with --form={values.form}")
     fixed = {name: values[name].value for name in ("dataset", "order", "form", "quick")}
     return fixed | {"methods": methods} | defaults
 

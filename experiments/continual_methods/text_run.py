@@ -14,7 +14,7 @@ from experiments.continual_methods.text_comparison import TextComparison, choose
 from experiments.continual_methods.text_table import TEXT_METHODS
 from nl_jax import InputError
 from nl_jax.data.labelled import LabelledData
-from nl_jax.files import local_path
+from nl_jax.files import local_path, reason
 from nl_jax.pretrained import Pretrained
 from nl_jax.training import progress_bar
 from nl_jax.training.metrics import MetricsWriter
@@ -45,8 +45,7 @@ def run_texts(
     )
     methods = given["methods"]
     figures, settings = results["figures"], results["settings"]
-    if values.settings_from:
-        settings |= {name: _taken(values.settings_from, name) for name in methods if name not in settings}
+    settings |= {name: setting for name, setting in taken_settings(values, methods).items() if name not in settings}
     _choose(comparison, methods, values.quick, workdir, results)
     runs = [(name, seed) for seed in range(given["seeds"]) for name in methods]
     runs = [(name, seed) for name, seed in runs if seed < seeds_of(name, given["seeds"])]
@@ -81,11 +80,17 @@ def _choose(
             launcher.write_json(workdir / RESULTS, results)
 
 
-def _taken(path: str, name: str) -> dict[str, Any]:
-    """The setting of a method in the results of an earlier run."""
-    file = local_path(path)
+def taken_settings(values: flags.FlagValues, methods: Sequence[str]) -> dict[str, Any]:
+    """The settings of methods in the results of an earlier run that ``--settings_from`` names; none without it.
+
+    Raises:
+        InputError: if a method has none there.
+    """
+    if not values.settings_from:
+        return {}
+    file = local_path(values.settings_from)
     try:
-        settings = json.loads(file.read_text())["settings"]
-        return {"setting": settings[name]["setting"], "from": str(file)}
+        found = json.loads(file.read_text())["settings"]
+        return {name: {"setting": found[name]["setting"], "from": str(file)} for name in methods}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"--settings_from={path}: no setting of {name}; expected results.json of a run") from error
+        raise InputError(f"--settings_from={file}: {reason(error)}; expected results.json with all methods") from error

@@ -230,6 +230,11 @@ CLASS_INCREMENTAL = [
     (["--methods=lda,lda"], "none twice"),
     (["--methods=lda,gpt"], "--methods=lda,gpt: expected some of hebbian"),
     (["--pretrained=/absent"], "/absent: no such file or directory"),
+    (["--form=images"], "flag --form=images: value should be one of <features|text>"),
+    (["--train_per_class=5"], "--train_per_class=5: not with --form=features"),
+    (["--form=text", "--methods=levels", "--layer=1"], "--layer=1: not with --form=text"),
+    (["--form=text", "--methods=levels", "--test_per_class=0"], "--test_per_class=0: expected at least 1"),
+    (["--form=text", "--methods=lda"], "--methods=lda: expected some of levels"),
 ]
 
 INCORPORATE = [

@@ -18,6 +18,10 @@ from experiments.continual_methods.memories import matrix_memory, preconditioned
 from experiments.continual_methods.moments import FourierMap, class_mean, discriminant_analysis, least_squares
 from experiments.continual_methods.sums import weighted_sum
 from experiments.continual_methods.table import METHODS, NAMES
+from experiments.continual_methods.text_learners import Elastic, InContext, Replay
+from experiments.continual_methods.text_table import TEXT_METHODS
+from nl_jax.pretrained import load_pretrained
+from nl_jax.pretrained.level_stacking import StackedLevel
 
 CLASSES, WIDTH, NUMBER = 4, 6, 96
 SIZES = Sizes(CLASSES, WIDTH, 0)
@@ -251,3 +255,54 @@ def test_settings_are_chosen_on_validation_texts_and_orders_differ(inputs, tmp_p
     before = results_of(tmp_path / "run")
     assert call(inputs, tmp_path / "run", "--order=domains", methods, "--seeds=2") == 0
     assert results_of(tmp_path / "run") == before
+
+
+def test_a_learner_of_texts_stores_its_share_and_answers_among_the_labels_seen(inputs):
+    """Replay, elastic weight consolidation and examples in the window, on a small model, without a run."""
+    pretrained = load_pretrained(inputs / "llama")
+    examples = [(f"word {i} of {label}", label) for i in range(6) for label in ("one thing", "another")]
+    levels = (StackedLevel("adam", blocks=(-1,), rule="adam", learning_rate=1e-2),)
+    replay = Replay(pretrained, levels, every=3, answered=4, batch=4)
+    elastic = Elastic(pretrained, levels, penalty=1.0, answered=4, batch=4)
+    window = InContext(pretrained, levels, answered=8)
+    for learner in (replay, elastic, window):
+        learner.learn(examples)
+        learner.end_task(examples)
+        assert set(learner.predict(["word 3 of another", "?"], ["one thing", "another"])) <= {"one thing", "another"}
+    assert [label for _, label in replay.stored] == ["one thing", "another"] * 2
+    assert int(replay.state.step) == 6  # twice 12 examples, but for the first batch, which found none stored
+    assert all(np.all(leaf >= 0) for leaf in elastic.learner.pull["adam"].strength.values())
+    assert {label: len(texts) for label, texts in window.newest.items()} == {"one thing": 6, "another": 6}
+
+
+@pytest.mark.slow
+def test_methods_that_read_texts_run_go_on_and_take_settings_of_another_run(inputs, tmp_path, capsys):
+    flags = ["--form=text", "--dataset=banking77", "--train_per_class=4", "--test_per_class=2", "--seeds=1"]
+    some = "--methods=levels,levels_no_slow,joint_levels,zero_shot"
+
+    def run(workdir, *more):
+        common = [f"--data_dir={inputs}", f"--pretrained={inputs / 'llama'}", "--tasks=3", f"--workdir={workdir}"]
+        assert class_incremental.main(["class_incremental", *common, *flags, *more]) == 0
+        return results_of(workdir), capsys.readouterr().out
+
+    results, out = run(tmp_path / "run", some)
+    assert results["settings"]["levels_no_slow"]["setting"] == results["settings"]["levels"]["setting"]
+    assert len(results["settings"]["levels"]["validation"]) == len(TEXT_METHODS["levels"].settings)
+    assert len(results["figures"]["levels"][0]["matrix"]) == 3
+    assert all(name in out for name in ("levels_no_slow", "joint_levels", "zero_shot"))
+    again, _ = run(tmp_path / "run", some)
+    assert again["figures"] == results["figures"]
+    taken, _ = run(tmp_path / "taken", "--methods=levels", f"--settings_from={tmp_path / 'run' / 'results.json'}")
+    assert taken["settings"]["levels"]["setting"] == results["settings"]["levels"]["setting"]
+    assert taken["figures"]["levels"][0]["matrix"] == results["figures"]["levels"][0]["matrix"]
+
+
+def test_settings_of_a_file_without_them_are_an_error(inputs, tmp_path, capsys):
+    (tmp_path / "results.json").write_text('{"settings": {}}')
+    for file, problem in (("results.json", "levels"), ("absent", "No such file")):
+        flags = ["--form=text", "--methods=levels", f"--settings_from={tmp_path / file}", f"--data_dir={inputs}"]
+        assert class_incremental.main(["class_incremental", f"--workdir={tmp_path / 'run'}", *flags]) == 2
+        error = capsys.readouterr().err
+        assert f"--settings_from={tmp_path / file}: " in error
+        assert problem in error
+        assert not (tmp_path / "run").exists()

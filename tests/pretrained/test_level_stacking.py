@@ -15,7 +15,16 @@ from nl_jax import InputError
 from nl_jax.models import LanguageModel, named_config
 from nl_jax.models.losses import mean_loss
 from nl_jax.pretrained.changes import MATRICES
-from nl_jax.pretrained.level_stacking import REGIMES, RULES, Chunk, StackedLevel, stack_levels
+from nl_jax.pretrained.level_stacking import (
+    REGIMES,
+    RULES,
+    Chunk,
+    Pull,
+    Rates,
+    StackedLevel,
+    StackedModel,
+    stack_levels,
+)
 from nl_jax.pretrained.observed import observed_matmul
 from nl_jax.trees import named_leaves
 
@@ -232,3 +241,51 @@ def test_levels_that_share_weights_are_refused():
         stack_levels(make(), [one, dataclasses.replace(one, blocks=(2,))])
     with pytest.raises(InputError, match="cms_regime"):
         stack_levels(make("hope", cms_regime="online", cms_periods=(16,), chunk_size=16), [one])
+
+
+def test_one_input_that_is_far_longer_than_others_does_not_set_the_ridge():
+    """Trained models have tokens whose inputs are a thousand times as long; the ridge is relative to usual inputs."""
+
+    def inverse_of(rows):
+        kernel, zero = jnp.zeros((4, 3)), (jnp.zeros((4, 4)), jnp.zeros(()), jnp.zeros(()))
+
+        def loss(*seen):
+            return jnp.sum(observed_matmul(rows, kernel, *seen))
+
+        return jax.grad(loss, argnums=(0, 1, 2))(*zero)
+
+    rows = jax.random.normal(jax.random.key(0), (16, 4))
+    products, count, inverse = inverse_of(rows)
+    np.testing.assert_allclose(products, rows.T @ rows, rtol=1e-5)
+    np.testing.assert_allclose((count, inverse), (16, jnp.sum(1 / jnp.sum(rows**2, axis=1))), rtol=1e-5)
+    _, more, longer = inverse_of(jnp.concatenate([rows, 1e3 * rows[:1]]))
+    np.testing.assert_allclose(more / longer, 17 / 16 * count / inverse, rtol=1e-5)
+
+
+def test_rates_may_be_traced_and_are_those_of_the_levels():
+    model, data = make(), chunk()
+    levels = [StackedLevel("a", blocks=(-1,), learning_rate=0.3, ridge=2.0)]
+    want, _ = learn(stack_levels(model, levels), [data])
+    plain = [dataclasses.replace(level, learning_rate=1.0, ridge=1.0) for level in levels]
+    step = jax.jit(lambda state, rates: StackedModel(model, plain, {"a": rates}).schedule().step(state, data)[0])
+    got = step(stack_levels(model, plain).init(), Rates(0.3, 2.0))
+    for name, leaf in named_leaves(want).items():
+        np.testing.assert_allclose(named_leaves(got)[name], leaf, rtol=1e-4, atol=1e-6)
+
+
+def test_a_pull_adds_its_gradient():
+    """strength · (change - centre) is added to the mean gradient of a target."""
+    model, data = make(), chunk()
+    level = StackedLevel("a", blocks=(-1,), rule="gradient_descent", learning_rate=0.1)
+    stacked = stack_levels(model, [level])
+    state = stacked.init()
+    change = state.levels["a"].change
+    centre, strength = (jax.tree.map(lambda leaf, v=v: leaf + v, change) for v in (0.5, 2.0))
+
+    def read(name):
+        return state.levels[name].change
+
+    free, _ = stacked.flow(read, data)
+    pulled, _ = stacked.flow(read, data._replace(pull={"a": Pull(centre, strength)}))
+    want = free["a"][0]["down"] - 2.0 * 0.5 * jnp.sum(data.mask)
+    np.testing.assert_allclose(pulled["a"][0]["down"], want, rtol=1e-5)
