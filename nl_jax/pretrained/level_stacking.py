@@ -27,7 +27,8 @@ from nl_jax.optim import clip_by_norm, smooth_norm
 from nl_jax.pretrained.changes import MATRICES, Part, Seen, changed_blocks, matrix_of, no_inputs
 from nl_jax.trees import own_buffers
 
-RULES = ("preconditioned", "gradient_descent", "adam")
+LEARNING_RATES = {"preconditioned": 300.0, "gradient_descent": 0.1, "adam": 3e-4}
+RULES = tuple(LEARNING_RATES)
 REGIMES = ("online", "meta")
 
 
@@ -38,7 +39,8 @@ class StackedLevel:
     Attributes:
       name: of the level, unique.
       period: number of chunks between two updates.
-      learning_rate: of the rule. With 0 the level stays at the model's weights.
+      learning_rate: of the rule; None for its entry in ``LEARNING_RATES``, chosen on SmolLM2. With 0 the level stays at
+        the model's weights.
       blocks: indices of the blocks whose matrices it owns; negative ones count from the last block.
       matrices: names in ``MATRICES``.
       units: the part of an MLP's hidden units that it owns, as two fractions from 0 to 1.
@@ -55,7 +57,7 @@ class StackedLevel:
 
     name: str
     period: int = 1
-    learning_rate: float = 0.5
+    learning_rate: float | None = None
     blocks: tuple[int, ...] = (-4, -3, -2, -1)
     matrices: tuple[str, ...] = ("down",)
     units: tuple[float, float] = (0.0, 1.0)
@@ -64,6 +66,11 @@ class StackedLevel:
     rule: str = "preconditioned"
     ridge: float = 1.0
     regime: str = "online"
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, the rule's own if none was given."""
+        return LEARNING_RATES[self.rule] if self.learning_rate is None else self.learning_rate
 
     def __post_init__(self):
         """Checks the values."""
@@ -79,7 +86,7 @@ class StackedLevel:
         if self.units != (0.0, 1.0) and not set(self.matrices) <= {"gate", "up", "down"}:
             raise InputError(f"level {self.name!r}: units are of an MLP; expected its matrices gate, up, down alone")
         for name, value, low, high in (
-            ("learning_rate", self.learning_rate, 0.0, np.inf),
+            ("learning_rate", self.rate, 0.0, np.inf),
             ("retention", self.retention, 0.0, 1.0),
             ("ridge", self.ridge, 1e-6, np.inf),
         ):
@@ -150,7 +157,7 @@ class StackedModel:
 
     def __init__(self, model: LanguageModel, levels: Sequence[StackedLevel], rates: Mapping[str, Rates] | None = None):
         self.model, self.levels = model, tuple(levels)
-        self.rates = {level.name: Rates(level.learning_rate, level.ridge) for level in self.levels} | dict(rates or {})
+        self.rates = {level.name: Rates(level.rate, level.ridge) for level in self.levels} | dict(rates or {})
         count = model.config.num_layers
         for level in self.levels:
             strange = [block for block in level.blocks if not -count <= block < count]

@@ -37,7 +37,7 @@ def started(state: ScheduleState) -> Progress:
 
 def unrated(levels: tuple[StackedLevel, ...]) -> tuple[tuple[StackedLevel, ...], dict[str, Rates]]:
     """The levels without their learning rates and ridges, for which programs are compiled, and these by level."""
-    rates = {level.name: Rates(level.learning_rate, level.ridge) for level in levels}
+    rates = {level.name: Rates(level.rate, level.ridge) for level in levels}
     return tuple(dataclasses.replace(level, learning_rate=1.0, ridge=1.0) for level in levels), rates
 
 
