@@ -50,6 +50,7 @@ from experiments.common import launcher
 from experiments.common.compute_flags import define_dtype_flag
 from experiments.common.path_flags import define_path
 from nl_jax.models import MODEL_NAMES, PRESETS
+from nl_jax.pretrained.loading import DEFAULT
 
 
 def define_flags() -> flags.FlagValues:
@@ -83,7 +84,7 @@ def define_flags() -> flags.FlagValues:
         "A step that needs more is not run. Default: 3/4 of memory; for gpu 95 % of JAX's.",
     )
     text = "Hugging Face directory or GGUF file, for pretrained, or 'default'."
-    define(define_path, "pretrained", "default", text)
+    define(define_path, "pretrained", DEFAULT, text)
     define(flags.DEFINE_integer, "matrix_size", 4096, "Rows of the square matrices whose product gives the peak.")
     return values
 

@@ -23,11 +23,9 @@ from nl_jax import InputError
 from nl_jax.data import Tokenizer, decode_stream, until_stop
 from nl_jax.models import LanguageModel
 from nl_jax.pretrained import load_pretrained
-from nl_jax.pretrained.loading import WEIGHTS
+from nl_jax.pretrained.loading import DEFAULT, WEIGHTS
 from nl_jax.streaming.generation import sample
 from nl_jax.training.loop import CHECKPOINTS
-
-DEFAULT = "default"  # the value of --pretrained that stands for the model of an installed package
 
 
 def define_flags() -> flags.FlagValues:
@@ -106,7 +104,7 @@ def _trained(values: flags.FlagValues, prompt: bytes) -> Begun:
 
 def _pretrained(values: flags.FlagValues) -> Begun:
     try:
-        given = load_pretrained(None if values.pretrained == DEFAULT else values.pretrained, weights=values.weights)
+        given = load_pretrained(values.pretrained, weights=values.weights)
         text = given.chat([{"role": "user", "content": values.prompt}]) if values.chat else values.prompt
     except InputError as error:
         raise InputError(f"--pretrained={values.pretrained}: {error}") from error

