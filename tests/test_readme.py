@@ -92,7 +92,7 @@ def text(tmp_path_factory):
 def test_every_command_gets_past_all_checks(name, arguments, text, tmp_path, monkeypatch, capsys):
     """To where a launcher looks into its workdir, which it does when everything else is known to be right."""
 
-    def stop(*_):
+    def stop(*_, **__):
         raise InputError("as far as the workdir")
 
     monkeypatch.chdir(tmp_path)
