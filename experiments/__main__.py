@@ -23,6 +23,7 @@ COMMANDS = (
     "faults",
     "continual.class_incremental",
     "continual.incorporate",
+    "continual.new_languages",
 )
 
 

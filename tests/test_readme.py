@@ -115,6 +115,9 @@ def test_every_command_gets_past_all_checks(name, arguments, text, tmp_path, mon
     if "--questions=questions.jsonl" in arguments:
         (text.parent / "q.jsonl").write_text('{"question": "Which line?", "answer": "the first"}\n')
         more += [f"--text={text}", f"--questions={text.parent / 'q.jsonl'}"]
+    if "--pairs_a=a.tsv" in arguments:
+        (text.parent / "pairs.tsv").write_text("".join(f"mot {n}\tword {n}\n" for n in range(200)))
+        more += [f"--pairs_{language}={text.parent / 'pairs.tsv'}" for language in "ab"]
     assert module_of(name).main([name, *arguments, *more]) == 2
     assert error_line(capsys).endswith(": as far as the workdir")
     assert list(tmp_path.iterdir()) == []

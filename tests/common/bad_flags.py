@@ -253,6 +253,29 @@ INCORPORATE = [
     (["--pretrained=/absent"], "--pretrained=/absent: /absent: no such file or directory"),
 ]
 
+NEW_LANGUAGES = [
+    (["--methods="], "--methods: none given"),
+    (["--methods=levels_1,levels_1"], "none twice"),
+    (["--methods=levels_4"], "--methods=levels_4: expected some of guess, without, in_context, levels_1"),
+    (["--sentences=0"], "--sentences=0: expected at least 1"),
+    (["--sentences=9000"], "--sentences=9000, --tests=10: expected at most 4768 together of 20 words"),
+    (["--tests=0"], "--tests=0: expected at least 1"),
+    (["--passes=0"], "--passes=0: expected at least 1"),
+    (["--seeds=0"], "--seeds=0: expected at least 1"),
+    (["--window=0"], "--window=0: expected at least 1"),
+    (["--words=9"], "--words=9: expected 10 to 60"),
+    (["--words=61"], "--words=61: expected 10 to 60"),
+    (["--pairs_a={inputs}/pairs.tsv"], "--pairs_b: missing; expected it with --pairs_a"),
+    (["--pairs_b={inputs}/pairs.tsv"], "--pairs_a: missing; expected it with --pairs_b"),
+    (["--pairs_a={inputs}/pairs.tsv", "--pairs_b=/absent"], "/absent: cannot be read"),
+    (["--pairs_a={inputs}/pairs.tsv", "--pairs_b={inputs}/labels.csv"], "labels.csv:1: 1 columns; expected a sentence"),
+    (
+        ["--pairs_a={inputs}/pairs.tsv", "--pairs_b={inputs}/pairs.tsv", "--sentences=11"],
+        "pairs.tsv: 12 different sentences; expected 13",
+    ),
+    (["--pretrained=/absent"], "--pretrained=/absent: /absent: no such file or directory"),
+]
+
 BAD_FLAGS = {
     "language_model": LANGUAGE_MODEL,
     "compare": COMPARE,
@@ -270,4 +293,5 @@ BAD_FLAGS = {
     "faults": FAULTS,
     "continual.class_incremental": CLASS_INCREMENTAL,
     "continual.incorporate": INCORPORATE,
+    "continual.new_languages": NEW_LANGUAGES,
 }

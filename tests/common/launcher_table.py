@@ -37,6 +37,7 @@ LAUNCHERS = {
     "faults": ("define_flags", []),
     "continual.class_incremental": ("define_flags", []),
     "continual.incorporate": ("define_flags", []),
+    "continual.new_languages": ("define_flags", []),
 }
 READERS = ("generate", "stream", "ask")  # of a run of language_model, or of learn
 COMPILERS = ("topology",)  # for machines that are not here, by compilers that need not be installed
@@ -178,6 +179,13 @@ RUNS = {
             ((METRICS_ROW, 2), (JSON_FILE, 2)),
         ),
         Run(
+            "continual.new_languages",
+            "--pretrained={inputs}/llama --quick --sentences=4 --tests=2 --passes=1 --seeds=2 --window=64"
+            " --methods=guess,without,levels_2",
+            ("--sentences=5", "sentences 4 there, 5 here"),
+            ((METRICS_ROW, 2), (JSON_FILE, 2)),
+        ),
+        Run(
             "learn",
             "{inputs}/facts.txt {inputs}/labels.csv --pretrained={inputs}/llama --batch_size=2 --chunk=8 --save_every=4"
             " --levels=fast:blocks=1,units=0..0.5;slow:period=2,blocks=1,units=0.5..1",
@@ -217,6 +225,7 @@ def write_inputs(directory):
     write_images(directory / "images", size=8)
     write_labelled(directory / "labelled")
     (directory / "facts.txt").write_text("\n\n".join(f"The number {n} is {n % 3}." for n in range(7)))
+    (directory / "pairs.tsv").write_text("".join(f"mot {n}\tword {n}\n" for n in range(12)))
     (directory / "questions.jsonl").write_text('{"question": "What is number 1?", "answer": "1"}\n')
     (directory / "labels.csv").write_text("text,label\n" + "".join(f"point {n},{'ab'[n % 2]}\n" for n in range(6)))
     llama = configuration("llama")

@@ -95,7 +95,7 @@ BAD_FLAG_BASES = {
         name: run_of(name).flags
         for name in (
             *("language_model", "compare", "context", "learn"),
-            *("continual.class_incremental", "continual.incorporate"),
+            *("continual.class_incremental", "continual.incorporate", "continual.new_languages"),
         )
     },
     "subjects": run_of("subjects").flags + " --seq_len=128",

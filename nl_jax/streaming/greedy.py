@@ -1,0 +1,63 @@
+"""The likeliest continuations of many prompts at once, token by token."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int
+
+from nl_jax.models.language_model import LanguageModel
+from nl_jax.streaming.answers import Prefix, repeated
+
+
+def continuations(
+    prefix: Prefix,
+    prompts: Sequence[Sequence[int]],
+    *,
+    num_tokens: int,
+    ends: Collection[int] = (),
+    batch_size: int = 16,
+) -> list[list[int]]:
+    """Continues each prompt by greedy sampling.
+
+    Args:
+      prefix: what the model has read before every prompt (`read_prefix`), with room for a prompt and ``num_tokens``.
+      prompts: tokens of each prompt, at least one; all are equally long.
+      num_tokens: number of tokens of a continuation at most, 1 or more.
+      ends: tokens that end a continuation, and are not part of it.
+      batch_size: number of prompts that are continued together.
+
+    Raises:
+      ValueError: for prompts of different lengths.
+    """
+    if len({len(prompt) for prompt in prompts}) > 1:
+        raise ValueError("prompts: of different lengths; expected all equally long")
+    found: list[list[int]] = []
+    for begin in range(0, len(prompts), batch_size):
+        part = np.asarray(prompts[begin : begin + batch_size], np.int32)
+        filled = np.resize(part, (batch_size, part.shape[1]))  # repeats prompts, since each size is compiled
+        token, state = _first(prefix.model, filled, prefix.state)
+        columns = [np.asarray(token)]
+        running = ~np.isin(columns[0], list(ends))
+        while len(columns) < num_tokens and running[: len(part)].any():
+            token, state = _next(prefix.model, token[:, None], state)
+            columns.append(np.asarray(token))
+            running &= ~np.isin(columns[-1], list(ends))
+        found += [_until(row, ends) for row in np.stack(columns, axis=1)[: len(part)].tolist()]
+    return found
+
+
+def _until(tokens: list[int], ends: Collection[int]) -> list[int]:
+    return tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]
+
+
+@jax.jit
+def _first(model: LanguageModel, tokens: Int[Array, "batch time"], before: Any) -> tuple[Int[Array, " batch"], Any]:
+    return _next(model, tokens, repeated(before, len(tokens)))
+
+
+@jax.jit
+def _next(model: LanguageModel, tokens: Int[Array, "batch time"], state: Any) -> tuple[Int[Array, " batch"], Any]:
+    x, state = model.read_blocks(model.embedded(tokens), state)
+    return model.logits(x[:, -1:])[:, 0].argmax(axis=-1), state
