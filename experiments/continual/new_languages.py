@@ -89,7 +89,7 @@ def define_flags() -> flags.FlagValues:
         ("sentences", "Sentences of each language that are learned."),
         ("tests", "Sentences of each language that are translated in the test."),
         ("passes", "Times that the sentences are learned."),
-        ("seeds", "Pairs of invented languages, or draws from the given files."),
+        ("seeds", "Pairs of invented languages, or draws from the given pairs."),
         ("window", "Tokens of sentences that in_context reads before every question, at most."),
     ):
         define(flags.DEFINE_integer, name, None, f"{text} Default: {DEFAULTS[name]}.")
@@ -223,7 +223,8 @@ def _kept(outcome: dict[str, Any]) -> list[float]:
 
 
 def _print(outcomes: dict[str, list[dict[str, Any]]]) -> None:
-    rows = [("way", "A alone", "A, then B: A", "kept %", "B alone", "A, then B: B", "kept %", "seconds")]
+    languages = ("A alone", "A after both", "kept %", "B alone", "B after both", "kept %")
+    rows: list[tuple[str, ...]] = [("way", *languages, "seconds")]
     for name, found in outcomes.items():
         cells = []
         for language in (0, 1):

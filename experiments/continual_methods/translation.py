@@ -100,10 +100,13 @@ class Translator:
 
     def __init__(self, pretrained: Pretrained, texts: Sequence[ParallelText]):
         self._tokenizer, self._encode = pretrained.tokenizer, pretrained.encode
-        asked = [self._ids(QUESTION.format(text=source)) for text in texts for source, _ in text.tested]
-        answers = [self._ids(f" {english}") for text in texts for _, english in (*text.learned, *text.tested)]
-        self._length = 16 * (1 + max(map(len, asked)) // 16)  # with at least one token before
-        self._num_tokens = max(map(len, answers)) + 4
+        learned = [pair for text in texts for pair in text.learned]
+        tested = [pair for text in texts for pair in text.tested]
+        answers = {english: len(self._ids(f" {english}")) for _, english in learned + tested}
+        longest = max(self._filled(source) + answers[english] for source, english in learned)
+        self.chunk = min(128, 16 * -(-longest // 16))  # of a learner, that most examples fill
+        self._length = max(self._filled(source) for source, _ in tested)
+        self._num_tokens = max(answers.values()) + 4
         self._line = self._ids("\n")[-1]
         self._ends = {self._tokenizer.separator_id, self._line, self._ids("\n\n")[-1]}
 
@@ -111,10 +114,10 @@ class Translator:
         """The model's translations of sentences, after the tokens of examples."""
         fill = self._line if prefix else self._tokenizer.separator_id
         prompts = [self._ids(QUESTION.format(text=source)) for source in sources]
-        filled = [[fill] * (self._length - len(prompt)) + prompt for prompt in prompts]
+        rows = [[fill] * (self._length - len(prompt)) + prompt for prompt in prompts]
         before = read_prefix(model, prefix, self._length + self._num_tokens)
-        size = min(BATCH, len(filled))
-        found = continuations(before, filled, num_tokens=self._num_tokens, ends=self._ends, batch_size=size)
+        size = min(BATCH, len(rows))
+        found = continuations(before, rows, num_tokens=self._num_tokens, ends=self._ends, batch_size=size)
         return [self._tokenizer.decode(np.asarray(row, int)).strip() for row in found]
 
     def score(self, model: LanguageModel, text: ParallelText, examples: Sequence[int] = ()) -> float:
@@ -135,6 +138,10 @@ class Translator:
     def window(self, model: LanguageModel, tokens: int) -> int:
         """How many of these tokens of examples the model can read before a question and its answer."""
         return max(0, min(tokens, model.config.context_length - self._length - self._num_tokens) // PIECE * PIECE)
+
+    def _filled(self, source: str) -> int:
+        """Number of tokens of a question after separators that make it a multiple of 16, at least one."""
+        return 16 * (1 + len(self._ids(QUESTION.format(text=source))) // 16)
 
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text.encode())[0].tolist()
@@ -183,8 +190,11 @@ def learned_by(
     model, started, diverged, number = pretrained.model, time.perf_counter(), 0, 0
     blocks = tuple(range(-min(LAST, model.config.num_layers), 0))
     levels = method.levels(blocks, **setting)
-    learner = ContinualLearner(model, pretrained.tokenizer, levels, batch_size=method.batch, question=QUESTION)
-    start, translator = learner.snapshot(), Translator(pretrained, texts)
+    translator, tokenizer = Translator(pretrained, texts), pretrained.tokenizer
+    learner = ContinualLearner(
+        model, tokenizer, levels, chunk=translator.chunk, batch_size=method.batch, question=QUESTION
+    )
+    start = learner.snapshot()
 
     def learn(language: int) -> None:
         nonlocal diverged, number
