@@ -152,7 +152,7 @@ class Method(NamedTuple):
 
     levels: Callable[..., tuple[StackedLevel, ...]]  # ``levels(blocks, **setting)``
     settings: tuple[Setting, ...] = ()
-    batch: int = 16  # sentences of a step
+    batch: int = 8  # sentences of a step; with more, the slow level of a short stream is hardly updated
     like: str | None = None  # the method whose chosen setting is taken over
 
 
@@ -170,7 +170,7 @@ METHODS = {
     "levels_2": Method(two_levels, PRECONDITIONED),
     "levels_3": Method(stacked, PRECONDITIONED),
     "levels_3_no_slow": Method(partial(stacked, slow=0.0), like="levels_3"),
-    "fine_tuned": Method(fine_tuned, grid(rate=(3e-4, 1e-4, 1e-3)), batch=8),
+    "fine_tuned": Method(fine_tuned, grid(rate=(3e-4, 1e-4, 1e-3))),
 }
 
 
