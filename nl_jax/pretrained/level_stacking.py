@@ -25,6 +25,7 @@ from nl_jax.levels import Level, Schedule, ScheduleState
 from nl_jax.models.language_model import LanguageModel, some_blocks
 from nl_jax.optim import clip_by_norm, smooth_norm
 from nl_jax.pretrained.changes import MATRICES, Part, Seen, changed_blocks, matrix_of, no_inputs
+from nl_jax.pretrained.preconditioner import preconditioned
 from nl_jax.trees import own_buffers
 
 LEARNING_RATES = {"preconditioned": 300.0, "gradient_descent": 0.1, "adam": 3e-4}
@@ -276,7 +277,7 @@ class StackedModel:
             seen = jax.tree.map(jnp.add, state.seen, seen)
             if level.rule == "preconditioned":
                 optimizer = state.optimizer
-                step = {name: _solve(seen[name], gradient[name], rates.ridge) for name in gradient}
+                step = {name: preconditioned(seen[name], gradient[name], rates.ridge) for name in gradient}
                 step = jax.tree.map(lambda x: -rates.learning_rate * x, step)
             else:
                 mean = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), gradient)
@@ -378,17 +379,6 @@ def _shortened(tree: Any, limit: Array) -> Any:
     unit = jax.tree.map(lambda leaf: leaf / largest, tree)
     scale = jnp.minimum(largest, limit / jnp.maximum(smooth_norm(unit), 1e-6))
     return jax.tree.map(lambda leaf: leaf * scale, unit)
-
-
-def _solve(seen: Seen, gradient: Float[Array, "blocks in out"], ridge: float | Array) -> Float[Array, "blocks in out"]:
-    """``(Σ x xᵀ + ridge · n · I)⁻¹ G`` for each block, n the harmonic mean of ‖x‖²; zero where nothing has been seen.
-
-    Some tokens of a trained model have inputs a thousand times as long as others; the usual mean would be theirs.
-    """
-    size = seen.products.shape[-1]
-    norm = seen.inputs / jnp.where(seen.inverse > 0, seen.inverse, jnp.inf)
-    diagonal = jnp.where(norm > 0, ridge * norm, 1.0)[:, None, None] * jnp.eye(size)
-    return jax.vmap(lambda a, g: jax.scipy.linalg.solve(a, g, assume_a="pos"))(seen.products + diagonal, gradient)
 
 
 def _split(state: Any, first: int) -> tuple[Any, Any]:

@@ -1,0 +1,54 @@
+"""The preconditioner: least squares, finite also where a few inputs are far longer than all others."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nl_jax.pretrained.changes import Seen, no_inputs
+from nl_jax.pretrained.preconditioner import preconditioned
+
+SIZE = 48
+
+
+def inputs(scale, direction=None, count=200):
+    """Inputs of which one in ten is ``scale`` times as long, along one direction."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(count, SIZE))
+    x[::10] = scale * (rng.normal(size=SIZE) if direction is None else direction)
+    x = jnp.asarray(x, jnp.float32)
+    square = jnp.sum(x * x, axis=1)
+    return x, Seen((x.T @ x)[None], jnp.full(1, float(count)), jnp.sum(1 / square)[None])
+
+
+def test_it_is_ridge_regression():
+    x, seen = inputs(1.0)
+    gradient = jax.random.normal(jax.random.key(0), (1, SIZE, 3))
+    norm = float(seen.inputs[0] / seen.inverse[0])
+    wide = np.asarray(x, np.float64)
+    expected = np.linalg.solve(wide.T @ wide + 0.5 * norm * np.eye(SIZE), np.asarray(gradient[0]))
+    np.testing.assert_allclose(preconditioned(seen, gradient, 0.5)[0], expected, rtol=1e-3, atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(scale=st.sampled_from([1.0, 1e3, 1e6, 1e12, 1e17]), ridge=st.sampled_from([1e-6, 0.1, 10.0, 1e9]))
+def test_it_is_finite_however_long_some_inputs_are(scale, ridge):
+    _, seen = inputs(scale)
+    gradient = jnp.ones((1, SIZE, 2))
+    step, slope = jax.value_and_grad(lambda g: jnp.sum(preconditioned(seen, g, ridge)))(gradient)
+    assert np.isfinite(step)
+    assert np.all(np.isfinite(slope))
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e6])
+def test_a_sum_that_its_type_cannot_factor_still_moves_other_inputs_less_than_new_ones(scale):
+    x, seen = inputs(scale)
+    step = preconditioned(seen, x[None, :1].swapaxes(1, 2) @ jnp.ones((1, 1, 2)), 1e-6)
+    assert np.all(np.isfinite(step))
+    assert np.any(np.asarray(step) != 0)
+
+
+def test_nothing_seen_gives_no_step():
+    assert not np.any(preconditioned(no_inputs(2, SIZE), jnp.zeros((2, SIZE, 3)), 1.0))
