@@ -104,6 +104,7 @@ def test_every_command_gets_past_all_checks(name, arguments, text, tmp_path, mon
     # what these name would have to be there already
     arguments = [word for word in arguments if not word.startswith(("--start_from", "--data", "--texts"))]
     more = [f"--data={text}"] if name in WITH_TEXT else []
+    more += [f"--batch_size={jax.device_count()}"] if name == "context" else []  # an earlier test may have chosen two
     more += [f"--texts={text},{text.with_name('other.txt')}"] if name == "subjects" else []
     if name == "learn":
         arguments = [word for word in arguments if word.startswith("--")]

@@ -126,7 +126,7 @@ class Attention(nnx.Module):
         held = jnp.minimum(self._held(state) + time, self.context_length)
         new = AttentionState(keys[:, time:], values[:, time:], held, conv)
         new = jax.tree.map(lambda u, before: u.astype(before.dtype), new, state)
-        return self.output(y.reshape(*x.shape[:2], -1)), new
+        return self.output(y.reshape(*x.shape[:2], self.num_heads * self.head_dim)), new
 
     def read_shard(
         self, x: Float[Array, "batch time width"], state: AttentionState | None, shard: Shard
@@ -143,7 +143,7 @@ class Attention(nnx.Module):
         values = jnp.concatenate([shard.before(state.values, value), value], axis=1)
         y = self._attend_after(query, keys, values, self._held(state) + shard.index * x.shape[1])
         conv = None if conv is None else conv.astype(inputs.dtype)
-        return self.output(y.reshape(*x.shape[:2], -1)), (key, value), conv
+        return self.output(y.reshape(*x.shape[:2], self.num_heads * self.head_dim)), (key, value), conv
 
     def state_after(self, state: AttentionState | None, own: tuple[Array, Array], conv: Array | None) -> AttentionState:
         """The state after a text that `read_shard` has read, from keys and values of all its tokens."""
@@ -169,7 +169,7 @@ class Attention(nnx.Module):
             projected = jnp.concatenate(parts, axis=-1)
             projected, conv = self.conv(projected, before(projected))
             parts = jnp.split(projected, 3, axis=-1)
-        query, key, value = (u.reshape(*x.shape[:2], -1, self.head_dim) for u in parts)
+        query, key, value = (u.reshape(*u.shape[:2], u.shape[2] // self.head_dim, self.head_dim) for u in parts)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = (norm(u).astype(u.dtype) for norm, u in ((self.query_norm, query), (self.key_norm, key)))
         return query, key, value, conv
