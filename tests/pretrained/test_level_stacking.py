@@ -207,7 +207,7 @@ def check_bounded(rule, rate, ridge, retention, matrices, period, same, rank):
 
 test_bounded = settings(max_examples=5, deadline=None, derandomize=True)(OPTIONS(check_bounded))
 test_bounded_for_more_options = pytest.mark.slow(
-    settings(max_examples=40, deadline=None, derandomize=True)(OPTIONS(check_bounded))
+    settings(max_examples=20, deadline=None, derandomize=True)(OPTIONS(check_bounded))
 )
 
 
