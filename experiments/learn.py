@@ -117,9 +117,11 @@ def learn(values: flags.FlagValues) -> None:
         _keep(workdir / RECEIVED, received, FORMS[values.form])
     learner = restored(workdir, pretrained, given)
     sources = [*_waiting(workdir / RECEIVED, values), *sources]
-    with MetricsWriter(workdir, "learner", learner.notes.get("batches", 0)) as writer:
-        for source in sources:
-            _learn(learner, source, values, workdir / LEARNED, writer)
+    left = [source for source in sources if not _is_learned(learner, source, values.passes)]
+    if left:
+        with MetricsWriter(workdir, "learner", learner.notes.get("batches", 0)) as writer:
+            for source in left:
+                _learn(learner, source, values, workdir / LEARNED, writer)
     _forget_received(workdir / RECEIVED, sources)
     results["figures"] = figures_of(learner)
     launcher.write_json(workdir / RESULTS, results)
@@ -158,6 +160,15 @@ def _forget_received(folder: Path, sources: list[Source]) -> None:
             Path(source.name).unlink(missing_ok=True)
 
 
+def _is_learned(learner: ContinualLearner, source: Source, passes: int) -> bool:
+    """Whether nothing of a source is left to learn, and says so."""
+    done = learner.notes.get("files", {}).get(source.sha256, {"done": 0})["done"]
+    if done < passes * len(source.examples):
+        return False
+    launcher.say(f"{source.name}: {done} examples were learned already; --passes asks for more")
+    return True
+
+
 def _learn(
     learner: ContinualLearner, source: Source, values: flags.FlagValues, saved: Path, writer: MetricsWriter
 ) -> None:
@@ -165,9 +176,6 @@ def _learn(
     notes = learner.notes
     entry = notes.setdefault("files", {}).setdefault(source.sha256, {"name": source.name, "done": 0})
     size, total = len(source.examples), values.passes * len(source.examples)
-    if entry["done"] >= total:
-        launcher.say(f"{source.name}: {entry['done']} examples were learned already; --passes asks for more")
-        return
     unsaved = 0
     with progress_bar(Path(source.name).name, total, entry["done"]) as bar:
         try:
