@@ -16,6 +16,7 @@ A line shows the number of examples learned, the loss before they were learned, 
 gradient (surprise) and its updates. The workdir gets config.json, metrics.jsonl, results.json and learned/.
 """
 
+import contextlib
 import hashlib
 import math
 import os
@@ -117,10 +118,16 @@ def learn(values: flags.FlagValues) -> None:
         _keep(workdir / RECEIVED, received, FORMS[values.form])
     learner = restored(workdir, pretrained, given)
     sources = [*_waiting(workdir / RECEIVED, values), *sources]
-    left = [source for source in sources if not _is_learned(learner, source, values.passes)]
-    if left:
-        with MetricsWriter(workdir, "learner", learner.notes.get("batches", 0)) as writer:
-            for source in left:
+    if all(_is_learned(learner, source, values.passes) for source in sources):
+        writing: Any = contextlib.nullcontext()  # no record of a run in which nothing happens
+    else:
+        writing = MetricsWriter(workdir, "learner", learner.notes.get("batches", 0))
+    with writing as writer:
+        for source in sources:  # of which one may be given twice
+            if _is_learned(learner, source, values.passes):
+                done = learner.notes["files"][source.sha256]["done"]
+                launcher.say(f"{source.name}: {done} examples were learned already; --passes asks for more")
+            else:
                 _learn(learner, source, values, workdir / LEARNED, writer)
     _forget_received(workdir / RECEIVED, sources)
     results["figures"] = figures_of(learner)
@@ -161,12 +168,9 @@ def _forget_received(folder: Path, sources: list[Source]) -> None:
 
 
 def _is_learned(learner: ContinualLearner, source: Source, passes: int) -> bool:
-    """Whether nothing of a source is left to learn, and says so."""
-    done = learner.notes.get("files", {}).get(source.sha256, {"done": 0})["done"]
-    if done < passes * len(source.examples):
-        return False
-    launcher.say(f"{source.name}: {done} examples were learned already; --passes asks for more")
-    return True
+    """Whether nothing of a source is left to learn."""
+    files = learner.notes.get("files", {})
+    return source.sha256 in files and files[source.sha256]["done"] >= passes * len(source.examples)
 
 
 def _learn(

@@ -22,7 +22,7 @@ def define_levels_flag(values: flags.FlagValues) -> None:
     text = (
         "Levels, separated by ';', each as NAME:key=value,... with the keys period, rate, blocks (-4..-1 or 3+7), "
         "matrices (gate+up+down), units (0..0.5), rule, rank, ridge, retention; or PATH.json with a list of objects. "
-        "By default a fast and a slow level on the last blocks."
+        "By default one level on the last blocks."
     )
     flags.DEFINE_string("levels", "", text, flag_values=values)
 

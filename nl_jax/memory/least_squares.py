@@ -20,7 +20,8 @@ spectra of the keys, the last with a large common mean): these sums 6e-7, 9e-6 a
 9e-5 and 7e-4; the covariance (H + λ I)⁻¹ by Woodbury's formula 1e-6 to 2e-6, and the factor R of H + λ I = Rᵀ R by QR
 decompositions 4e-5 to 8e-5. The covariance is not kept for what it cannot do: it becomes indefinite where ‖k‖²
 exceeds λ by the inverse of the rounding error, in Joseph's form, too, and a constant λ under retention costs an inverse
-at every chunk. QR decompositions took 100 times as long (576-element keys, 2 CPU cores).
+at every chunk. QR decompositions took 10 to 20 times as long (576-element keys, chunks of 64 and
+576, 2 CPU cores).
 """
 
 from typing import NamedTuple

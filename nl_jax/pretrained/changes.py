@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from nl_jax.models.language_model import LanguageModel, some_blocks
+from nl_jax.models.language_model import LanguageModel
 from nl_jax.pretrained.low_rank import LowRank
 from nl_jax.pretrained.observed import Observed
+from nl_jax.trees import shallow_copy
 
 MATRICES = {  # paths in a block
     **{name: ("cms", "levels", 0, name) for name in ("gate", "up", "down")},
@@ -51,7 +52,7 @@ def changed_blocks(model: LanguageModel, parts: Sequence[Part], *, merge: bool =
       merge: whether changes of low rank are added to the weights, so that the model has the layers that it had. If not,
         they are computed beside them, and their gradient is small.
     """
-    model = some_blocks(model, slice(None))  # a copy
+    model = shallow_copy(model)
     blocks, seen = model.blocks, dict[str, Seen]()
     for part in parts:
         layer, low_rank = matrix_of(blocks, part.name), isinstance(part.change, tuple)

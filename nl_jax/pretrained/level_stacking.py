@@ -40,8 +40,8 @@ class StackedLevel:
     Attributes:
       name: of the level, unique.
       period: number of chunks between two updates.
-      learning_rate: of the rule; None for its entry in ``LEARNING_RATES``, chosen on SmolLM2. With 0 the level stays at
-        the model's weights.
+      learning_rate: of the rule; None for its entry in ``LEARNING_RATES``. Those of "preconditioned" and "adam" were
+        chosen on SmolLM2. With 0 the level stays at the model's weights.
       blocks: indices of the blocks whose matrices it owns; negative ones count from the last block.
       matrices: names in ``MATRICES``.
       units: the part of an MLP's hidden units that it owns, as two fractions from 0 to 1.
@@ -192,11 +192,10 @@ class StackedModel:
         }
         return state._replace(levels=levels), read.state
 
-    def init(self, chunk: Chunk | None = None) -> ScheduleState:
+    def init(self) -> ScheduleState:
         """The state before the first chunk: no change."""
         blank = jnp.zeros((1, 1), jnp.int32)
-        data = Chunk(blank, blank, jnp.ones((1, 1))) if chunk is None else chunk
-        return self.schedule().init(None, data)
+        return self.schedule().init(None, Chunk(blank, blank, jnp.ones((1, 1))))
 
     def changed(self, state: ScheduleState) -> LanguageModel:
         """The model with all changes added to its weights: one that anything can read, sample from or export."""
@@ -213,7 +212,7 @@ class StackedModel:
             Part(
                 name,
                 np.asarray(self.blocks(level)) - first,
-                *self.part(level, name),
+                *self._part(level, name),
                 change,
                 seen[level.name].get(name) if seen else None,
             )
@@ -236,12 +235,12 @@ class StackedModel:
                         "blocks, matrices or units of their own"
                     )
 
-    def zeros(self, level: StackedLevel) -> dict[str, Any]:
+    def _zeros(self, level: StackedLevel) -> dict[str, Any]:
         """A level's change before it has learned; a low-rank one has a random first factor, and a second of zeros."""
         change: dict[str, Any] = {}
         for i, name in enumerate(level.matrices):
-            rows, columns = (len(range(*part)) for part in self.part(level, name))
-            count = len(level.blocks)
+            rows, columns = (len(range(*part)) for part in self._part(level, name))
+            count = len(self.blocks(level))
             if level.rank is None:
                 change[name] = jnp.zeros((count, rows, columns))
                 continue
@@ -249,7 +248,7 @@ class StackedModel:
             change[name] = (first, jnp.zeros((count, level.rank, columns)))
         return change
 
-    def part(self, level: StackedLevel, name: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    def _part(self, level: StackedLevel, name: str) -> tuple[tuple[int, int], tuple[int, int]]:
         """Rows and columns of a matrix that a level owns."""
         rows, columns = matrix_of(self.model.blocks, name).kernel[...].shape[1:]
         hidden = rows if name == "down" else columns
@@ -260,8 +259,8 @@ class StackedModel:
         """By matrix, no inputs; empty for a level without a preconditioner."""
         if level.rule != "preconditioned":
             return {}
-        sizes = {name: high - low for name in level.matrices for low, high in [self.part(level, name)[0]]}
-        blocks = len(level.blocks)
+        sizes = {name: high - low for name in level.matrices for low, high in [self._part(level, name)[0]]}
+        blocks = len(self.blocks(level))
         return {name: no_inputs(blocks, n) for name, n in sizes.items()}
 
     def _level(self, level: StackedLevel) -> Level:
@@ -289,7 +288,7 @@ class StackedModel:
         return Level(
             level.name,
             level.period,
-            init=lambda key, data: start(self.zeros(level)),
+            init=lambda key, data: start(self._zeros(level)),
             update=update,
             read=lambda state, query: state.change,
             gather="sum",

@@ -1,5 +1,6 @@
 """A continual learner: a pre-trained model that goes on learning from texts and labelled examples, and is asked."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -263,7 +264,7 @@ class ContinualLearner:
             "model": model.config.to_json(),
             "weights": hashlib.sha256(weights).hexdigest(),
             "tokenizer": self.tokenizer.digest,
-            "levels": [level._asdict() if hasattr(level, "_asdict") else vars(level) for level in self.levels],
+            "levels": [dataclasses.asdict(level) for level in self.levels],
             "question": self.question,
             "labels": list(self._labels),
             "notes": self.notes,

@@ -126,6 +126,12 @@ def test_what_was_interrupted_is_learned_to_the_same_end(inputs, tmp_path, monke
     assert np.isfinite(ours["loss"])
 
 
+def test_a_file_that_is_given_twice_is_learned_once(inputs, tmp_path, capsys):
+    assert call_learn(inputs, tmp_path / "run", inputs / "facts.txt", inputs / "facts.txt") == 0
+    assert results_of(tmp_path / "run")["figures"]["examples"] == 3
+    assert capsys.readouterr().err.count("3 examples were learned already") == 1
+
+
 def test_levels_come_from_json_too(inputs, tmp_path, capsys):
     levels = [{"name": "only", "blocks": [0, 1], "matrices": ["up", "down"], "rule": "adam", "learning_rate": 0.01}]
     (tmp_path / "levels.json").write_text(json.dumps(levels))

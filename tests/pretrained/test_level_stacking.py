@@ -103,6 +103,16 @@ def test_only_the_weights_of_levels_change(rank):
     }
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_block_that_is_named_twice_is_owned_once(rule):
+    once, twice = (
+        learn(stack_levels(make(), [StackedLevel("a", blocks=blocks, rule=rule)]), [chunk(0)])[0]
+        for blocks in ((2,), (-1, 2))
+    )
+    for got, want in zip(jax.tree.leaves(twice), jax.tree.leaves(once), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
 def test_a_slow_level_learns_the_sum_of_its_period():
     model = make()
     level = StackedLevel("slow", 2, blocks=(0,), matrices=("up",), rule="gradient_descent", learning_rate=1e-3)
