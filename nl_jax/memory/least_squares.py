@@ -30,10 +30,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nl_jax.ops import outer_products
+from nl_jax.ops import outer_products, solve_definite
 
 LARGEST_ELEMENT = 1e12  # of a key and of a value; a larger pair is scaled down as a whole
-REFINEMENTS = 2  # corrections of a solution with its residual
 
 
 class LeastSquares(NamedTuple):
@@ -126,40 +125,12 @@ def least_squares_weights(state: LeastSquares) -> Float[Array, "... in out"]:
     """
     size = state.gram.shape[-1]
     system = state.gram + state.ridge[..., None, None] * jnp.eye(size, dtype=state.gram.dtype)
-    scale = jax.lax.rsqrt(jnp.diagonal(system, axis1=-2, axis2=-1))  # makes the diagonal 1
-    system = scale[..., :, None] * system * scale[..., None, :]
-    solution = jnp.vectorize(_solve, signature="(n,n),(n,m)->(n,m)")(system, scale[..., None] * state.cross)
-    return scale[..., None] * solution
+    return solve_definite(system, state.cross)
 
 
 def read_least_squares(state: LeastSquares, queries: Float[Array, "... n in"]) -> Float[Array, "... n out"]:
     """Answers ``W q`` to all queries, by one solution for W; leading axes are the state's."""
     return queries.astype(state.gram.dtype) @ least_squares_weights(state)
-
-
-def _solve(system: Float[Array, "n n"], right: Float[Array, "n m"]) -> Float[Array, "n m"]:
-    """Solves a positive definite system with ones on its diagonal, up to rounding errors.
-
-    The decomposed matrix has a little more on its diagonal, so that rounding errors cannot make it indefinite; the
-    refinements take that back where the system is well determined.
-    """
-    eye = jnp.eye(len(system), dtype=system.dtype)
-
-    def factor(more):
-        return jnp.linalg.cholesky(system + more * eye, symmetrize_input=False)
-
-    # almost always the first try: it fails (NaN) only where the sums of the state are less exact than one sum
-    fixed = jax.lax.stop_gradient(system)
-    more = jax.lax.while_loop(
-        lambda more: ~jnp.all(jnp.isfinite(jnp.linalg.cholesky(fixed + more * eye, symmetrize_input=False))),
-        lambda more: 8.0 * more,
-        jnp.asarray(len(system) * jnp.finfo(system.dtype).eps, system.dtype),
-    )
-    decomposed = (factor(more), True)
-    solution = jax.scipy.linalg.cho_solve(decomposed, right)
-    for _ in range(REFINEMENTS):
-        solution = solution + jax.scipy.linalg.cho_solve(decomposed, right - system @ solution)
-    return solution
 
 
 def _limit(keys: Array, values: Array) -> tuple[Array, Array]:

@@ -4,6 +4,7 @@ from nl_jax.ops.attention import blockwise_attention
 from nl_jax.ops.causal_attention import causal_attention
 from nl_jax.ops.conjugate_gradients import solve_positive_definite
 from nl_jax.ops.decay import decay_matrix, shift
+from nl_jax.ops.definite import solve_definite
 from nl_jax.ops.products import (
     block_squared_lengths,
     gram,
@@ -35,6 +36,7 @@ __all__ = [
     "over_leading",
     "scale_blocks",
     "shift",
+    "solve_definite",
     "solve_positive_definite",
     "solve_unit_lower",
     "squared_lengths",

@@ -50,5 +50,11 @@ def test_a_sum_that_its_type_cannot_factor_still_moves_other_inputs_less_than_ne
     assert np.any(np.asarray(step) != 0)
 
 
+def test_inputs_that_are_not_finite_end_in_a_step_that_is_not():
+    _, seen = inputs(1.0)
+    broken = seen._replace(products=seen.products.at[0, 3, 3].set(jnp.nan))
+    assert not np.all(np.isfinite(preconditioned(broken, jnp.ones((1, SIZE, 2)), 1.0)))
+
+
 def test_nothing_seen_gives_no_step():
     assert not np.any(preconditioned(no_inputs(2, SIZE), jnp.zeros((2, SIZE, 3)), 1.0))
