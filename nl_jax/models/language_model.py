@@ -103,6 +103,13 @@ class LanguageModel(nnx.Module):
         head = self.embed.embedding[...].T if self.unembed is None else self.unembed.kernel[...]
         return widen(matmul(self.final_norm(x).astype(self._dtype), head))
 
+    def last_logits(
+        self, tokens: Int[Array, "batch time"], state: Any = None
+    ) -> tuple[Float[Array, "batch vocab"], Any]:
+        """The logits after the last token alone, since the head is a large matrix, and the state after it."""
+        x, state = self.read_blocks(self.embedded(tokens), state)
+        return self.logits(x[:, -1:])[:, 0], state
+
     @property
     def _dtype(self) -> Any:
         dtype = self.config.dtype

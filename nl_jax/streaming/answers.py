@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Int
 
 from nl_jax.models.language_model import LanguageModel
@@ -118,8 +119,8 @@ def _read_prompts(
     model: LanguageModel, tokens: Int[Array, "batch time"], before: Any = None
 ) -> tuple[Float[Array, "batch vocab"], Any]:
     """Log-likelihood of every next token, and the state after the prompts; ``before`` is that of a prefix."""
-    x, state = model.read_blocks(model.embedded(tokens), repeated(before, len(tokens)))
-    return jax.nn.log_softmax(model.logits(x[:, -1:])[:, 0].astype(jnp.float32)), state
+    logits, state = model.last_logits(tokens, repeated(before, len(tokens)))
+    return jax.nn.log_softmax(logits.astype(jnp.float32)), state
 
 
 @jax.jit
@@ -134,8 +135,8 @@ def _read_answers(
     """Log-likelihood of targets after the prompts in ``rows`` of a state."""
     state = jax.tree.map(lambda leaf: leaf[:, rows] if leaf.ndim > 1 else leaf, state)
     logits, _ = model(tokens, state)
-    found = jax.nn.log_softmax(logits.astype(jnp.float32))
-    return jnp.sum(jnp.take_along_axis(found, targets[..., None], axis=-1)[..., 0] * mask, axis=-1)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
+    return -jnp.sum(losses * mask, axis=-1)
 
 
 class Prefix(NamedTuple):

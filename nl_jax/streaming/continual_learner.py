@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from nl_jax.data import Tokenizer
 from nl_jax.errors import Diverged, InputError
@@ -363,7 +364,7 @@ def _checked(examples: Sequence[Example]) -> list[Example]:
 @functools.partial(jax.jit, static_argnames="keep")
 def _losses(model: LanguageModel, chunk: Chunk, keep: bool) -> Any:
     logits, mixers = model(chunk.tokens, chunk.state)
-    losses = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, chunk.targets[..., None], -1)[..., 0]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, chunk.targets)
     return jnp.sum(losses * chunk.mask), mixers if keep else None
 
 

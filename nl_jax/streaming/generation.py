@@ -38,9 +38,8 @@ def next_token(
     Returns:
       The next token, the state before it, and whether its logits are finite. If not, the token is meaningless.
     """
-    x, state = model.read_blocks(model.embedded(tokens), state)
-    last = model.logits(x[:, -1:])[:, 0].astype(jnp.float32)  # of the last token only: the head is a large matrix
-    last = jax.lax.optimization_barrier(last)  # or XLA may compute it again for each of its uses
+    last, state = model.last_logits(tokens, state)
+    last = jax.lax.optimization_barrier(last.astype(jnp.float32))  # or XLA may compute it again for each of its uses
     return draw(last, key, sampling)[:, None], state, jnp.all(jnp.isfinite(last))
 
 

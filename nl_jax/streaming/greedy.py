@@ -59,5 +59,5 @@ def _first(model: LanguageModel, tokens: Int[Array, "batch time"], before: Any) 
 
 @jax.jit
 def _next(model: LanguageModel, tokens: Int[Array, "batch time"], state: Any) -> tuple[Int[Array, " batch"], Any]:
-    x, state = model.read_blocks(model.embedded(tokens), state)
-    return model.logits(x[:, -1:])[:, 0].argmax(axis=-1), state
+    logits, state = model.last_logits(tokens, state)
+    return logits.argmax(axis=-1), state

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from nl_jax.models.language_model import LanguageModel
@@ -57,6 +58,6 @@ def _read(
 ) -> tuple[Bool[Array, " batch"], Float[Array, " batch"]]:
     logits, _ = model(tokens[:, :-1], repeated(state, tokens.shape[0]))
     logits = logits.astype(jnp.float32)
-    losses = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, tokens[:, 1:, None], -1)[..., 0]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
     right = (logits.argmax(axis=-1) == tokens[:, 1:]) | (mask == 0)
     return jnp.all(right, axis=1), jnp.sum(losses * mask, axis=1)
