@@ -16,8 +16,9 @@ from typing import Any
 from absl import flags
 
 from experiments.common import launcher
-from experiments.common.learner_runs import check_run, define_pretrained, given_text, load_model, models_of, restored
+from experiments.common.learner_runs import OWN_MODEL, check_run, given_text, load_model, restored
 from experiments.common.path_flags import define_path
+from experiments.common.pretrained_flag import define_pretrained, models_of
 from experiments.common.sampling_flags import define_sampling_flags, sampling_options
 from experiments.common.words import WithWords
 from nl_jax import InputError
@@ -31,7 +32,7 @@ def define_flags() -> flags.FlagValues:
     """Defines the flags, without parsing them."""
     values = WithWords("question")
     define_path("workdir", None, "Directory of a run of experiments.learn. Required.", flag_values=values)
-    define_pretrained(values)
+    define_pretrained(values, OWN_MODEL)
     flags.DEFINE_list("question", [], "Words of the question; also those of the command line.", flag_values=values)
     text = "Print the label of the text instead of an answer."
     flags.DEFINE_boolean("classify", False, text, flag_values=values)

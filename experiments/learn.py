@@ -32,14 +32,14 @@ from experiments.common.launcher import RESULTS
 from experiments.common.learner_runs import (
     LEARNED,
     NAME,
-    define_pretrained,
+    OWN_MODEL,
     given_text,
     load_model,
-    models_of,
     restored,
 )
 from experiments.common.level_flags import define_levels_flag, fields_of, levels_of
 from experiments.common.path_flags import define_path, define_paths
+from experiments.common.pretrained_flag import define_pretrained, models_of
 from experiments.common.words import WithWords
 from nl_jax import InputError
 from nl_jax.data.examples import Example, examples_of, read_examples
@@ -70,7 +70,7 @@ def define_flags() -> flags.FlagValues:
         kind(name, default, text, flag_values=values)
 
     define(define_path, "workdir", None, "Directory of this run.")
-    define_pretrained(values)
+    define_pretrained(values, OWN_MODEL)
     define(define_paths, "files", [], "Files to learn; also the words of the command line. Default: standard input.")
     define(flags.DEFINE_string, "text_column", "text", "Name of the column with texts.")
     define(flags.DEFINE_string, "label_column", "label", "Name of the column with labels.")

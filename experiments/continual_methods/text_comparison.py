@@ -52,9 +52,11 @@ def choose_text_setting(
         ``setting``, and ``validation``: the accuracy of every setting that was tried.
     """
     method = TEXT_METHODS[name]
-    if method.like is not None and method.like in chosen:
-        return {"setting": chosen[method.like]["setting"], "like": method.like}
     settings = TEXT_METHODS[method.like].settings if method.like is not None else method.settings
+    if method.like is not None and method.like in chosen:
+        for _ in settings:
+            tick()
+        return {"setting": chosen[method.like]["setting"], "like": method.like}
     data = comparison.data
     fit, held_out = (data.train.take(rows) for rows in data.validation_rows())
     groups = class_tasks(data, comparison.order, comparison.tasks, TUNING_SEED)[:TUNED_TASKS]

@@ -1,23 +1,25 @@
 """What ``--form=text`` of `experiments.continual.class_incremental` runs: methods that read labelled texts."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import flags
 
-from experiments.common import launcher
-from experiments.common.launcher import RESULTS
+from experiments.continual_methods.runs import (
+    choose_settings,
+    make_runs,
+    runs_of,
+    take_first_settings,
+    write_accuracies,
+)
 from experiments.continual_methods.text_comparison import TextComparison, choose_text_setting, text_outcome
 from experiments.continual_methods.text_table import TEXT_METHODS
 from nl_jax import InputError
 from nl_jax.data.labelled import LabelledData
 from nl_jax.files import local_path, reason
 from nl_jax.pretrained import Pretrained
-from nl_jax.training import progress_bar
-from nl_jax.training.metrics import MetricsWriter
 
 
 def seeds_of(name: str, seeds: int) -> int:
@@ -44,40 +46,34 @@ def run_texts(
         given["test_per_class"],
     )
     methods = given["methods"]
-    figures, settings = results["figures"], results["settings"]
+    settings = results["settings"]
     settings |= {name: setting for name, setting in taken_settings(values, methods).items() if name not in settings}
     _choose(comparison, methods, values.quick, workdir, results)
-    runs = [(name, seed) for seed in range(given["seeds"]) for name in methods]
-    runs = [(name, seed) for name, seed in runs if seed < seeds_of(name, given["seeds"])]
-    missing = [(name, seed) for name, seed in runs if len(figures.get(name, ())) <= seed]
-    with progress_bar("streams", len(runs), len(runs) - len(missing)) as bar:
-        for name, seed in missing:
-            bar.set_postfix_str(f"{name}/order_{seed}")
-            outcome = text_outcome(comparison, name, settings[name]["setting"], seed)
-            figures.setdefault(name, []).append(outcome)
-            launcher.write_json(workdir / RESULTS, results)
-            with MetricsWriter(workdir, f"{name}/order_{seed}") as writer:
-                for number, row in enumerate(outcome.get("matrix", ()), start=1):
-                    writer.write(number, 0, {"accuracy": float(np.mean(row)), "newest_accuracy": row[-1]})
-            bar.update()
+    runs = [(name, seed) for name, seed in runs_of(methods, given["seeds"]) if seed < seeds_of(name, given["seeds"])]
+
+    def outcome_of(name: str, seed: int) -> dict[str, Any]:
+        outcome = text_outcome(comparison, name, settings[name]["setting"], seed)
+        write_accuracies(workdir, f"{name}/order_{seed}", outcome)
+        return outcome
+
+    make_runs("streams", "order", runs, outcome_of, workdir, results)
 
 
 def _choose(
     comparison: TextComparison, methods: Sequence[str], quick: bool, workdir: Path, results: dict[str, Any]
 ) -> None:
     """Chooses the setting of each method, and writes it."""
-    settings = results["settings"]
-    missing = [name for name in methods if name not in settings]
+
+    def tried(name: str) -> Sequence[Any]:
+        return TEXT_METHODS[TEXT_METHODS[name].like or name].settings
+
+    def choose(name: str, tick: Callable[[], Any]) -> dict[str, Any]:
+        return choose_text_setting(comparison, name, results["settings"], tick)
+
     if quick:
-        for name in missing:
-            like = TEXT_METHODS[name].like or name
-            settings[name] = {"setting": TEXT_METHODS[like].settings[0]}
-        return
-    with progress_bar("settings", sum(len(TEXT_METHODS[name].settings) for name in missing)) as bar:
-        for name in missing:
-            bar.set_postfix_str(name)
-            settings[name] = choose_text_setting(comparison, name, settings, bar.update)
-            launcher.write_json(workdir / RESULTS, results)
+        take_first_settings(methods, tried, results)
+    else:
+        choose_settings(methods, tried, choose, workdir, results)
 
 
 def taken_settings(values: flags.FlagValues, methods: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,85 @@
+"""What comparisons share: settings are chosen and runs are made where results lack them, and written at once."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.common import launcher
+from experiments.common.launcher import RESULTS
+from nl_jax.training import progress_bar
+from nl_jax.training.metrics import MetricsWriter
+
+Run = tuple[str, int]  # name of a method, and a seed
+Results = dict[str, Any]  # of results.json, with ``settings`` and ``figures`` by method
+
+
+def runs_of(methods: Sequence[str], seeds: int) -> list[Run]:
+    """Every method with the first seed, then with the second one, and so on."""
+    return [(name, seed) for seed in range(seeds) for name in methods]
+
+
+def missing_runs(runs: Sequence[Run], results: Results) -> list[Run]:
+    """The runs of which results have no figures."""
+    return [(name, seed) for name, seed in runs if len(results["figures"].get(name, ())) <= seed]
+
+
+def make_runs(
+    what: str, unit: str, runs: Sequence[Run], outcome_of: Callable[[str, int], Any], workdir: Path, results: Results
+) -> None:
+    """Makes the runs that are missing, and writes the figures of each at once.
+
+    Args:
+        what: words before the progress bar.
+        unit: what a seed stands for, in the bar.
+        runs: all runs of the comparison.
+        outcome_of: the figures of a method with a seed.
+        workdir: of the launcher.
+        results: gets the figures.
+    """
+    missing = missing_runs(runs, results)
+    with progress_bar(what, len(runs), len(runs) - len(missing)) as bar:
+        for name, seed in missing:
+            bar.set_postfix_str(f"{name}/{unit}_{seed}")
+            results["figures"].setdefault(name, []).append(outcome_of(name, seed))
+            launcher.write_json(workdir / RESULTS, results)
+            bar.update()
+
+
+def choose_settings(
+    names: Sequence[str],
+    tried: Callable[[str], Sequence[Any]],
+    choose: Callable[[str, Callable[[], Any]], dict[str, Any]],
+    workdir: Path,
+    results: Results,
+) -> None:
+    """Chooses the setting of each method that has none, and writes it at once.
+
+    Args:
+        names: of the methods.
+        tried: the settings of a method that are tried.
+        choose: what is kept of a method; calls its second argument after each setting.
+        workdir: of the launcher.
+        results: gets the settings.
+    """
+    settings = results["settings"]
+    missing = [name for name in names if name not in settings]
+    with progress_bar("settings", sum(len(tried(name)) for name in missing)) as bar:
+        for name in missing:
+            bar.set_postfix_str(name)
+            settings[name] = choose(name, bar.update)
+            launcher.write_json(workdir / RESULTS, results)
+
+
+def take_first_settings(names: Sequence[str], tried: Callable[[str], Sequence[Any]], results: Results) -> None:
+    """Gives each method that has no setting the first of those that would be tried."""
+    settings = results["settings"]
+    settings |= {name: {"setting": tried(name)[0]} for name in names if name not in settings}
+
+
+def write_accuracies(workdir: Path, run: str, outcome: dict[str, Any]) -> None:
+    """The accuracies after each task of a class-incremental stream, as metrics and TensorBoard events."""
+    with MetricsWriter(workdir, run) as writer:
+        for number, row in enumerate(outcome.get("matrix", ()), start=1):
+            writer.write(number, 0, {"accuracy": float(np.mean(row)), "newest_accuracy": row[-1]})
