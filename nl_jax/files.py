@@ -99,6 +99,14 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:120]
 
 
+def decoded(content: bytes, name: str) -> str:
+    """The text of UTF-8 content; `InputError` with the name of the file if it is none."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: not UTF-8 at byte {error.start}; expected UTF-8 text") from error
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file under a temporary name and renames it: readers see either the old text or the whole new text."""
     with in_place_of(path) as temporary:

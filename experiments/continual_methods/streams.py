@@ -1,12 +1,12 @@
 """Runs a method over a stream of classes, and measures it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from experiments.continual_methods.learner import Examples, Grams, Learner, Sizes, state_bytes
 from nl_jax.data.class_streams import ClassStream
@@ -104,14 +104,20 @@ def run_stream(
         "seconds_per_answer": answering / len(test.labels),
     }
     if every_task:
-        task_of_class = np.zeros(classes, int)
-        for number, group in enumerate(stream.tasks):
-            task_of_class[list(group)] = number
-        tasks = task_of_class[test.labels]
-        matrix = accuracy_matrix(correct, tasks)
-        outcome |= continual_metrics(matrix, np.bincount(tasks, minlength=len(stream.tasks)))
-        outcome["matrix"] = [row[: i + 1] for i, row in enumerate(matrix.tolist())]
+        outcome |= matrix_metrics(correct, stream.task_of(test.labels, classes))
     return outcome
+
+
+def matrix_metrics(correct: Sequence[Bool[np.ndarray, "N"]], tasks: Int[np.ndarray, "N"]) -> dict[str, Any]:
+    """All `continual_metrics`, and the rows of the accuracy ``matrix`` up to its diagonal.
+
+    Args:
+        correct: after each task, which of the test texts were answered right.
+        tasks: the task of each test text.
+    """
+    matrix = accuracy_matrix(correct, tasks)
+    rows = [row[: i + 1] for i, row in enumerate(matrix.tolist())]
+    return continual_metrics(matrix, np.bincount(tasks, minlength=len(correct))) | {"matrix": rows}
 
 
 def full_matrix(rows: list[list[float]]) -> Float[np.ndarray, "T T"]:

@@ -10,11 +10,11 @@ from jaxtyping import Int
 
 from experiments.continual_methods.comparison import TUNING_SEED
 from experiments.continual_methods.learner import state_bytes
+from experiments.continual_methods.streams import matrix_metrics
 from experiments.continual_methods.text_learners import Pair, TextLearner
 from experiments.continual_methods.text_table import LAST, TEXT_METHODS
 from nl_jax.data.class_streams import ClassStream, class_stream, class_tasks
 from nl_jax.data.labelled import LabelledData, LabelledTexts
-from nl_jax.evaluation.continual import accuracy_matrix, continual_metrics
 from nl_jax.pretrained import Pretrained
 
 TUNED_TASKS, TUNED_TRAIN, TUNED_TEST = 5, 30, 8  # at most: tasks, and texts of a class, on which settings are chosen
@@ -117,11 +117,8 @@ def run_text_stream(
     Test texts are those of the stream's classes. Labels are read with spaces in place of underscores.
     """
     names = [name.replace("_", " ") for name in classes]
-    task_of_class = np.full(len(classes), -1)
-    for number, group in enumerate(stream.tasks):
-        task_of_class[list(group)] = number
-    test = test.take(np.flatnonzero(task_of_class[test.labels] >= 0))
-    tasks = task_of_class[test.labels]
+    test = test.take(np.flatnonzero(stream.task_of(test.labels, len(classes)) >= 0))
+    tasks = stream.task_of(test.labels, len(classes))
     seen = np.zeros(len(classes), bool)
     correct, learning, answering, answered = [], 0.0, 0.0, 0
     for number, rows in enumerate(stream.rows):
@@ -158,9 +155,7 @@ def _outcome(
         "state_bytes": state_bytes(learner.state),
     }
     if every_task:
-        matrix = accuracy_matrix(correct, tasks)
-        outcome |= continual_metrics(matrix, np.bincount(tasks, minlength=len(correct)))
-        outcome["matrix"] = [row[: i + 1] for i, row in enumerate(matrix.tolist())]
+        outcome |= matrix_metrics(correct, tasks)
     return outcome
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from experiments.continual_methods.table import grid
 from experiments.continual_methods.text_table import LAST, PERIODS, fine_tuned, one_level, stacked
 from nl_jax import Diverged, InputError
-from nl_jax.files import local_path
+from nl_jax.files import decoded, local_path
 from nl_jax.models import LanguageModel
 from nl_jax.pretrained import Pretrained, StackedLevel
 from nl_jax.pretrained.optional import needed
@@ -59,11 +59,10 @@ def read_pairs(path: str, number: int) -> list[Pair]:
             names the file and the line.
     """
     try:
-        text = local_path(path).read_bytes().decode("utf-8")
+        content = local_path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); expected a file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}; expected UTF-8 text") from error
+    text = decoded(content, path)
     pairs: dict[str, str] = {}
     for line, row in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
         columns = [column.strip() for column in row.split("\t")]

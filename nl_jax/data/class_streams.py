@@ -22,6 +22,13 @@ class ClassStream(NamedTuple):
     tasks: tuple[tuple[int, ...], ...]  # the classes of each task
     rows: tuple[Int[np.ndarray, "n"], ...]  # of each part of the stream: rows of the training split, in their order
 
+    def task_of(self, labels: Int[np.ndarray, "N"], classes: int) -> Int[np.ndarray, "N"]:
+        """The task of each label, of so many classes; -1 for a class of no task."""
+        task_of_class = np.full(classes, -1)
+        for number, group in enumerate(self.tasks):
+            task_of_class[list(group)] = number
+        return task_of_class[labels]
+
 
 def class_tasks(data: LabelledData, order: str, tasks: int, seed: int) -> tuple[tuple[int, ...], ...]:
     """Groups all classes into tasks.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nl_jax.errors import InputError
-from nl_jax.files import local_path
+from nl_jax.files import decoded, local_path
 
 Example = str | tuple[str, str]  # a text, or a text and its label
 TABLES = (".csv", ".tsv")
@@ -41,10 +41,7 @@ def examples_of(content: bytes, name: str, *, text_column: str = "text", label_c
       InputError: for content that is empty or damaged, and for a row without text or label; the message names the file,
         the line and the column.
     """
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}: not UTF-8 at byte {error.start}; expected UTF-8 text") from error
+    text = decoded(content, name)
     kind = Path(name).suffix.lower()
     if kind in (*TABLES, *LINES):
         rows = _table(name, text, "," if kind == ".csv" else "\t") if kind in TABLES else _objects(name, text)

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int
 
 from nl_jax.errors import InputError
-from nl_jax.files import local_path
+from nl_jax.files import decoded, local_path
 
 VALIDATION_SHARE = 0.2  # share of the training texts of each class on which settings are chosen
 Row = tuple[str, str]  # text and label
@@ -153,10 +153,7 @@ def _is_text(value: Any) -> bool:
 def _text(file: Path) -> str:
     if not file.is_file():
         raise InputError(f"{file}: no such file; expected --data_dir to hold it")
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not UTF-8 at byte {error.start}; expected UTF-8 text") from error
+    return decoded(file.read_bytes(), str(file))
 
 
 def _json(file: Path) -> Any:

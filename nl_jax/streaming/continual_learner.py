@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from nl_jax.data import Tokenizer
+from nl_jax.data.examples import Example
 from nl_jax.errors import Diverged, InputError
 from nl_jax.files import local_path
 from nl_jax.levels import ScheduleState
@@ -33,7 +34,6 @@ from nl_jax.streaming.learning import (
 )
 from nl_jax.trees import named_leaves
 
-Example = str | tuple[str, str]  # a text, or a text and its label
 FORMAT = 1
 QUESTION = "{text}\nlabel:"  # what an answer follows; the answer starts with a space
 
