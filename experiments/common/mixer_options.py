@@ -1,6 +1,7 @@
 """The flag --mixer_option, which sets options of the mixers of all models."""
 
 import ast
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
@@ -18,13 +19,15 @@ def define_mixer_option(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string("mixer_option", None, text, flag_values=values)
 
 
-def configuration(values: flags.FlagValues, model: str, preset: str, **sizes: Any) -> LanguageModelConfig:
-    """Returns `named_config` with what this flag, --dtype and --remat say.
+def configuration(
+    values: flags.FlagValues, model: str, preset: str, own: Mapping[str, Any] | None = None, **sizes: Any
+) -> LanguageModelConfig:
+    """Returns `named_config` with what this flag, --dtype and --remat say; ``own`` are options unless the flag's are.
 
     Raises:
         InputError: for values that a module refuses.
     """
-    options = tuple(mixer_options(values).items())
+    options = tuple((dict(own or {}) | mixer_options(values)).items())
     try:
         config = named_config(model, preset, mixer_options=options, **compute_fields(values), **sizes)
         count_parameters(config)

@@ -1,0 +1,1 @@
+"""What the launchers of the evaluation suite share."""

@@ -1,0 +1,164 @@
+"""The runs of an evaluation: the learning rate is chosen on validation data, then each seed is trained and tested."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from experiments.eval_runs.evaluation import Evaluation, Figures, Subtask
+from experiments.eval_runs.flags import rates_of
+from experiments.eval_runs.programs import Program, Programs, set_rate_factor
+from nl_jax import Diverged
+from nl_jax.models import LanguageModelConfig
+from nl_jax.training import MetricsWriter, finite_outputs, progress_bar
+from nl_jax.training.divergence import check_finite
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a run leaves.
+
+    Attributes:
+        model: after the last step.
+        best: after the evaluation with the best score.
+        score, best_score: their scores on validation data.
+        steps: number of steps trained.
+        seconds: spent in steps.
+    """
+
+    model: Any
+    best: Any
+    score: float
+    best_score: float
+    steps: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A model on a subtask: one cell of the table.
+
+    Attributes:
+        subtask, model: their names.
+        task: the subtask.
+        config: of the model.
+        seeds: number of runs that are tested.
+    """
+
+    subtask: str
+    model: str
+    task: Subtask
+    config: LanguageModelConfig
+    seeds: int
+
+    def missing(self, found: Mapping[str, Any], rates: int) -> int:
+        """An upper bound of the number of runs that are still to do."""
+        tried = len(found.get("rates", {}))
+        return 0 if len(found.get("seeds", ())) == self.seeds else rates - tried + self.seeds
+
+
+class Runner:
+    """Runs cells, and saves what each run gives by ``save()`` at once."""
+
+    def __init__(self, evaluation: Evaluation, values: flags.FlagValues, workdir: Path, save: Callable[[], None]):
+        self.evaluation, self.values, self.workdir, self.save = evaluation, values, workdir, save
+        self.programs = Programs(evaluation.build)
+        self.rates = rates_of(values)
+
+    def run(self, cell: Cell, found: dict[str, Any]) -> None:
+        """Adds to ``found``, the entry of results.json, what is missing: ``rates``, ``learning_rate`` and ``seeds``."""
+        tried, seeds = found.setdefault("rates", {}), found.setdefault("seeds", [])
+        if len(seeds) == cell.seeds:
+            return
+        kept: tuple[str, Trained] | None = None
+        for rate in self.rates:
+            if repr(rate) in tried or self._reached(tried):
+                continue
+            trained = self._tried(cell, rate)
+            if trained is not None and trained.score >= max((s for s in tried.values() if s is not None), default=-1e9):
+                kept = repr(rate), trained
+            tried[repr(rate)] = None if trained is None else trained.score
+            self.save()
+        chosen = max(tried, key=lambda rate: (tried[rate] is not None, tried[rate] or 0.0, -float(rate)))
+        found["learning_rate"] = float(chosen)
+        for seed in range(len(seeds), cell.seeds):
+            own = kept[1] if seed == 0 and kept is not None and kept[0] == chosen else None
+            seeds.append(self._tested(cell, own or self._train(cell, float(chosen), seed)))
+            self.save()
+
+    def _reached(self, tried: Mapping[str, float | None]) -> bool:
+        """Whether a rate has reached the goal, so that no other can be better."""
+        goal = self.evaluation.goal
+        return goal is not None and any(score is not None and score >= goal for score in tried.values())
+
+    def _tried(self, cell: Cell, rate: float) -> Trained | None:
+        """The run with seed 0 at a rate of the grid; None if it diverged."""
+        try:
+            return self._train(cell, rate, 0, tuning=True)
+        except Diverged:
+            return None
+
+    def _tested(self, cell: Cell, trained: Trained) -> dict[str, Any]:
+        """The entry of results.json of a seed."""
+        mesh = self.programs(cell.config, self._steps(cell), cell.task.batch(0, 1)).mesh
+        last = _finite(cell, trained.steps, cell.task.test(trained.model, mesh))
+        best = last if trained.best is trained.model else _finite(cell, 0, cell.task.test(trained.best, mesh))
+        return {
+            "score": trained.score,
+            "best_score": trained.best_score,
+            "steps": trained.steps,
+            "seconds": trained.seconds,
+            "test": last,
+            "test_at_best": best,
+        }
+
+    def _steps(self, cell: Cell) -> int:
+        return cell.task.steps or self.values.steps
+
+    def _train(self, cell: Cell, rate: float, seed: int, tuning: bool = False) -> Trained:
+        steps = self._steps(cell)
+        program = self.programs(cell.config, steps, cell.task.batch(seed, 1))
+        name = f"{cell.subtask}/{cell.model}/" + (f"rate_{rate:g}" if tuning else f"seed_{seed}")
+        with MetricsWriter(self.workdir, name) as metrics, progress_bar(name, steps) as bar:
+            return self._take_steps(cell, program, (rate, seed, steps), name, metrics, bar)
+
+    def _take_steps(
+        self, cell: Cell, program: Program, run: tuple[float, int, int], name: str, metrics: Any, bar: Any
+    ) -> Trained:
+        rate, seed, steps = run
+        state = set_rate_factor(program.init(jax.random.key(seed)), rate)
+        scores: list[float] = []
+        best: Any = None
+        seconds = 0.0
+        for step in range(1, steps + 1):
+            batch = cell.task.batch(seed, step)
+            started = time.perf_counter()
+            state, outputs = program.take_step(state, batch)
+            row = finite_outputs(name, step, outputs)
+            seconds += time.perf_counter() - started
+            if step == steps or step % self.values.eval_every == 0:
+                figures = cell.task.validate(state.model, program.mesh)
+                check_finite(name, step, figures, "the model after its last update")
+                row |= figures
+                scores.append(figures[self.evaluation.score])
+                if scores[-1] >= max(scores):
+                    best = jax.tree.map(jnp.copy, state.model)  # the next step takes its buffers
+            metrics.write(step, step * batch["inputs"].size, row)
+            shown = f", {self.evaluation.score} {scores[-1]:.3f}" if scores else ""
+            bar.set_postfix_str(f"loss {row['loss']:.3f}{shown}", refresh=False)
+            bar.update()
+            goal = self.evaluation.goal
+            if goal is not None and len(scores) >= 2 and min(scores[-2:]) >= goal:
+                break
+        model = best if scores[-1] >= max(scores) else state.model
+        return Trained(model, best, scores[-1], max(scores), step, seconds)
+
+
+def _finite(cell: Cell, step: int, figures: Figures) -> Figures:
+    check_finite(f"{cell.subtask}/{cell.model}", step, figures, "the trained model")
+    return figures
