@@ -85,4 +85,4 @@ def report(evaluation: Evaluation, values: flags.FlagValues, results: dict[str, 
     )
     for departure in results["departures"]:
         print(f"Departure: {departure}.")
-    print(f"Everything is in {values.workdir}: {RESULTS}, {FIGURE}, {METRICS}, SUBTASK/MODEL/seed_N/tensorboard")
+    print(f"Everything is in {values.workdir}: {RESULTS}, {FIGURE}, {METRICS}, SUBTASK/MODEL/rate_R/seed_N/tensorboard")

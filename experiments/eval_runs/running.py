@@ -99,7 +99,7 @@ class Runner:
     def _tried(self, cell: Cell, rate: float) -> Trained | None:
         """The run with seed 0 at a rate of the grid; None if it diverged."""
         try:
-            return self._train(cell, rate, 0, tuning=True)
+            return self._train(cell, rate, 0)
         except Diverged:
             return None
 
@@ -120,10 +120,10 @@ class Runner:
     def _steps(self, cell: Cell) -> int:
         return cell.task.steps or self.values.steps
 
-    def _train(self, cell: Cell, rate: float, seed: int, tuning: bool = False) -> Trained:
+    def _train(self, cell: Cell, rate: float, seed: int) -> Trained:
         steps = self._steps(cell)
         program = self.programs(cell.config, steps, cell.task.batch(seed, 1))
-        name = f"{cell.subtask}/{cell.model}/" + (f"rate_{rate:g}" if tuning else f"seed_{seed}")
+        name = f"{cell.subtask}/{cell.model}/rate_{rate:g}/seed_{seed}"
         with MetricsWriter(self.workdir, name) as metrics, progress_bar(name, steps) as bar:
             return self._take_steps(cell, program, (rate, seed, steps), name, metrics, bar)
 

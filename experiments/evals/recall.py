@@ -13,6 +13,7 @@ from absl import flags
 
 from experiments.eval_runs.batches import TEST_SEED, VALIDATION_SEED, accuracy_of
 from experiments.eval_runs.evaluation import Evaluation, Subtask
+from experiments.eval_runs.flags import define_flags as flags_of
 from experiments.eval_runs.main import main as run
 from nl_jax.tasks import recall_batch
 
@@ -54,5 +55,14 @@ EVALUATION = Evaluation(
 )
 
 
+def define_flags() -> flags.FlagValues:
+    """Defines the flags, without parsing them."""
+    return flags_of(EVALUATION)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(EVALUATION, __doc__, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(run(EVALUATION, __doc__))
+    sys.exit(main())

@@ -276,6 +276,22 @@ NEW_LANGUAGES = [
     (["--pretrained=/absent"], "--pretrained=/absent: /absent: no such file or directory"),
 ]
 
+EVALS = [
+    *((f"--{name}=0", f"--{name}=0: expected at least 1") for name in COUNTS),
+    ("--preset=huge", "flag --preset=huge: value should be one of <quick|full>"),
+    ("--models=", "--models: none given; expected some of"),
+    ("--models=nope", "--models=nope: expected some of"),
+    ("--subtasks=", "--subtasks: none given; expected some of"),
+    ("--subtasks=nope", "--subtasks=nope: expected some of"),
+    ("--learning_rates=", "--learning_rates=: expected distinct numbers from 1e-12 to 1e3"),
+    ("--learning_rates=1e-3,0.001", "--learning_rates=1e-3,0.001: expected distinct numbers"),
+    ("--learning_rates=1e-3,fast", "--learning_rates=1e-3,fast: expected distinct numbers"),
+    ("--learning_rates=nan", "--learning_rates=nan: expected distinct numbers"),
+    ("--num_heads=3", "--models="),
+    ("--mixer_option=speed=3", "--mixer_option=speed=3"),
+]
+EVALS = [([flag], problem) for flag, problem in EVALS]  # of every evaluation
+
 BAD_FLAGS = {
     "language_model": LANGUAGE_MODEL,
     "compare": COMPARE,
@@ -294,4 +310,5 @@ BAD_FLAGS = {
     "continual.class_incremental": CLASS_INCREMENTAL,
     "continual.incorporate": INCORPORATE,
     "continual.new_languages": NEW_LANGUAGES,
+    "evals.recall": [*EVALS, (["--vocab_size=5"], "--vocab_size=5: expected at least 10 for --pairs=4")],
 }

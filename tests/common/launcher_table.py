@@ -38,12 +38,14 @@ LAUNCHERS = {
     "continual.class_incremental": ("define_flags", []),
     "continual.incorporate": ("define_flags", []),
     "continual.new_languages": ("define_flags", []),
+    "evals.recall": ("define_flags", []),
 }
 READERS = ("generate", "stream", "ask")  # of a run of language_model, or of learn
 COMPILERS = ("topology",)  # for machines that are not here, by compilers that need not be installed
 
 TEXT = "--data={inputs}/data.txt --batch_size=2 --eval_every=2"
 TASK = "--width=8 --num_layers=1 --chunk_size=4 --batch_size=8 --steps=5 --eval_every=2 --seeds=2"
+EVALUATED = "--width=8 --num_layers=1 --chunk_size=4 --batch_size=4 --steps=3 --eval_every=2 --seeds=2"
 TIMED = "--width=8 --num_heads=2 --num_layers=1 --chunk_size=4 --matrix_size=8 --repeats=1 --models=transformer"
 
 METRICS_ROW = "nl_jax.training.metrics MetricsWriter.write"
@@ -192,6 +194,12 @@ RUNS = {
             ("--chunk=16", "chunk 8 there, 16 here"),
             ((METRICS_ROW, 3), (METRICS_ROW, 4)),
         ),
+        Run(
+            "evals.recall",
+            f"{EVALUATED} --models=linear_attention --subtasks=32x4 --learning_rates=1e-3,1e-2 --vocab_size=12",
+            ("--width=16", "width 8 there, 16 here"),
+            ((METRICS_ROW, 5), (JSON_FILE, 3)),
+        ),
         Run("benchmark remat", f"{TIMED} --lengths=8:1", REPEATS),
         Run("benchmark gradients", f"{TIMED} --models=linear_attention_pp --lengths=8:1,16:1", REPEATS),
     )
@@ -274,9 +282,10 @@ def without_speeds(content):
 
 
 def figures_of(workdir):
-    """What a run has written, speeds aside: results.json, and metrics.jsonl where there is one."""
+    """What a run has written, speeds aside: results.json, and metrics.jsonl by run where there is one."""
     metrics = workdir / "metrics.jsonl"
     rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    rows.sort(key=lambda row: row.get("model", ""))  # a run that starts again comes last
     return without_speeds(results_of(workdir)), without_speeds(rows)
 
 

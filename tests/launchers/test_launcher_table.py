@@ -31,7 +31,7 @@ from nl_jax.models import LanguageModelConfig
 
 WRITERS = [name for name in LAUNCHERS if name not in READERS + COMPILERS]
 # Runs that compile little. The others are slow: what is tested is the same code, in experiments/common.
-QUICK = ("parity", "optimizers toy", "optimizers speed", "benchmark scaling", "benchmark compile")
+QUICK = ("parity", "evals.recall", "optimizers toy", "optimizers speed", "benchmark scaling", "benchmark compile")
 every_launcher = pytest.mark.parametrize("name", LAUNCHERS)
 every_writer = pytest.mark.parametrize("name", WRITERS)
 
@@ -43,7 +43,7 @@ def inputs(tmp_path_factory):
 
 def test_the_table_is_complete():
     root = Path(module_of("recall").__file__).parent
-    files = [*root.glob("*.py"), *(root / "continual").glob("*.py")]
+    files = [*root.glob("*.py"), *(root / "continual").glob("*.py"), *(root / "evals").glob("*.py")]
     texts = {".".join(file.relative_to(root).with_suffix("").parts): file.read_text() for file in files}
     del texts["__main__"]  # which runs any of them
     assert {name for name, text in texts.items() if "def main(" in text} == set(LAUNCHERS) == set(BAD_FLAGS)
