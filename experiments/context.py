@@ -45,7 +45,7 @@ from experiments.common.text_runs import (
     text_of,
 )
 from nl_jax import InputError
-from nl_jax.evaluation import bits_by_position
+from nl_jax.evaluation import bits_by_position, octaves
 from nl_jax.files import local_path
 from nl_jax.models import LanguageModelConfig
 from nl_jax.parallel.hosts import is_writer
@@ -111,7 +111,7 @@ def train(values: flags.FlagValues) -> None:
                 {
                     "validation_bits_per_byte": progress.validation_bits_per_byte,
                     "tokens_per_second": progress.tokens_per_second,
-                    "bits_by_position": {str(end): bits_of for end, bits_of in _octaves(bits)},
+                    "bits_by_position": {str(end): bits_of for end, bits_of in octaves(bits)},
                 }
             )
             launcher.write_json(workdir / RESULTS, results)
@@ -162,16 +162,6 @@ def digest_of(starts: Callable[[str, int], Any], values: flags.FlagValues) -> st
                 digest.update(f"{name} {seed} {path} {leaf.shape} {leaf.dtype}".encode())
                 digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
-
-
-def _octaves(bits: np.ndarray) -> list[tuple[int, float]]:
-    """Mean bits per token in the first 64 positions, the next 64, the next 128, ..., each with the part's end."""
-    ends = [64]
-    while ends[-1] < len(bits):
-        ends.append(2 * ends[-1])
-    return [
-        (min(end, len(bits)), float(np.nanmean(bits[start:end]))) for start, end in zip([0, *ends], ends, strict=False)
-    ]
 
 
 def plot(workdir: Path, results: dict[str, Any]) -> None:

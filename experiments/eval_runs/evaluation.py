@@ -8,7 +8,7 @@ import jax
 from absl import flags
 from matplotlib.figure import Figure
 
-from nl_jax.models import LanguageModel
+from nl_jax.models import MODEL_NAMES, LanguageModel
 
 Batch = dict[str, Any]
 Figures = dict[str, float]
@@ -43,13 +43,17 @@ class Evaluation:
         models: default of ``--models``.
         names: the subtasks by name.
         subtasks: ``subtasks(flags)`` returns those of ``--subtasks``; raises `InputError` for flags that do not fit.
-        score: the key of ``validate``'s figures by which learning rates are chosen; higher is better.
+        score: the key of ``validate``'s figures by which learning rates are chosen; higher is better, unless ``lower``.
         shown: keys of ``test``'s figures by heading of the table.
         presets: defaults of flags under ``--preset=quick`` and ``--preset=full``.
         own_flags: integer flags of the launcher: default and help by name.
+        more_flags: ``more_flags(flags)`` defines flags of the launcher that are no integers.
+        data: ``data(flags)`` identifies the inputs that are read from files, for config.json.
         paper: the paper's figures as text, by model and subtask.
         departures: where the evaluation departs from the task's rules; printed, and kept in results.json.
-        options: options of mixers by model, the same for all subtasks.
+        variants: further models by name, or own settings of known ones: fields of the configuration, of which
+            ``mixer_options`` is a mapping, and ``model``, the model that has them, by default that of the name.
+        lower: whether a lower score is better.
         goal: the score at which a run ends, once two evaluations in a row have reached it; None for no such end.
         build: ``build(config, rngs=rngs)`` returns a model.
         references: ``references(flags)`` returns figures without training, as those of ``test``, by name of the
@@ -65,10 +69,22 @@ class Evaluation:
     shown: Mapping[str, str]
     presets: Mapping[str, Mapping[str, Any]]
     own_flags: Mapping[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
+    more_flags: Callable[[flags.FlagValues], None] = lambda values: None
+    data: Callable[[flags.FlagValues], Mapping[str, Any]] = lambda values: {}
     paper: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     departures: Sequence[str] = ()
-    options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    lower: bool = False
     goal: float | None = None
     build: Callable[..., Any] = LanguageModel
     references: Callable[[flags.FlagValues], Mapping[str, Mapping[str, Figures]]] = lambda values: {}
     figure: Callable[[Mapping[str, Any]], Figure] | None = None
+
+    @property
+    def all_models(self) -> tuple[str, ...]:
+        """The names that ``--models`` can have."""
+        return tuple(dict.fromkeys([*MODEL_NAMES, *self.variants]))
+
+    def value(self, figures: Figures) -> float:
+        """The score of figures of ``validate``, negative where a lower one is better, so that the highest is best."""
+        return -figures[self.score] if self.lower else figures[self.score]

@@ -10,7 +10,7 @@ from experiments.common.mixer_options import configuration, define_mixer_option
 from experiments.common.path_flags import define_path
 from experiments.eval_runs.evaluation import Evaluation, Subtask
 from nl_jax import InputError
-from nl_jax.models import MODEL_NAMES, LanguageModelConfig
+from nl_jax.models import LanguageModelConfig, with_parameters
 
 QUICK, FULL = "quick", "full"
 SIZES = ("width", "num_heads", "num_layers", "chunk_size")
@@ -28,13 +28,19 @@ def define_flags(evaluation: Evaluation) -> flags.FlagValues:
     define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
     preset = "Sets the defaults of other flags: quick takes minutes on two cores, full up to an hour."
     flags.DEFINE_enum("preset", QUICK, (QUICK, FULL), preset, flag_values=values)
-    define(flags.DEFINE_list, "models", ",".join(evaluation.models), f"Models, of {', '.join(MODEL_NAMES)}.")
+    define(flags.DEFINE_list, "models", ",".join(evaluation.models), f"Models, of {', '.join(evaluation.all_models)}.")
     define(flags.DEFINE_list, "subtasks", ",".join(evaluation.names), "Columns of the table.")
     for name, (default, text) in evaluation.own_flags.items():
         define(flags.DEFINE_integer, name, default, text)
+    evaluation.more_flags(values)
     rates = "Peak learning rates: the best on validation data with seed 0 is taken, of each model and subtask."
     define(flags.DEFINE_list, "learning_rates", ",".join(RATES), rates)
-    define(flags.DEFINE_integer, "width", 64, "Width of the models; the feed-forward size is twice as much.")
+    define(flags.DEFINE_integer, "width", 64, "Width of the models.")
+    parameters = (
+        "Parameters of each model, which the hidden size of the feed-forward blocks gives; 0: that size is twice the "
+        "width."
+    )
+    define(flags.DEFINE_integer, "parameters", 0, parameters)
     define(flags.DEFINE_integer, "num_heads", 2, "Heads of the mixers.")
     define(flags.DEFINE_integer, "num_layers", 2, "Blocks.")
     define(flags.DEFINE_integer, "chunk_size", 8, "Tokens between two boundaries of the memories.")
@@ -63,9 +69,10 @@ def apply_preset(evaluation: Evaluation, values: flags.FlagValues) -> None:
     for name, value in evaluation.presets[values.preset].items():
         if not values[name].present:
             values[name].value = list(value) if isinstance(value, list | tuple) else value
-    for name in COUNTS:
+    for name in (*COUNTS, *evaluation.own_flags):
         launcher.check_range(values, name, 1)
-    launcher.check_names("models", values.models, MODEL_NAMES, required=True)
+    launcher.check_range(values, "parameters", 0)
+    launcher.check_names("models", values.models, evaluation.all_models, required=True)
     launcher.check_names("subtasks", values.subtasks, evaluation.names, required=True)
     rates_of(values)
 
@@ -89,7 +96,14 @@ def configurations(
     """The configurations of all models for a subtask; raises `InputError` for values that do not fit."""
     sizes: dict[str, Any] = {name: values[name].value for name in SIZES} | {"mlp_hidden": 2 * values.width}
     sizes |= subtask.sizes
-    return {
-        model: configuration(values, model, "tiny", own=evaluation.options.get(model, {}), **sizes)
-        for model in values.models
-    }
+    found = {}
+    for name in values.models:
+        fields: dict[str, Any] = {**sizes, **evaluation.variants.get(name, {})}
+        model, own = fields.pop("model", name), fields.pop("mixer_options", None)
+        found[name] = configuration(values, model, "tiny", own=own, **fields)
+        if values.parameters:
+            try:
+                found[name] = with_parameters(found[name], values.parameters)
+            except InputError as error:
+                raise InputError(f"--parameters={values.parameters}: {name} has {error}") from error
+    return found

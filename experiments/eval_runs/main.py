@@ -16,6 +16,7 @@ from nl_jax.plotting import save_figure
 from nl_jax.training.metrics import METRICS
 
 FIGURE = "results.png"
+FREE_FLAGS = ("workdir", *launcher.INPUT_FLAGS)  # paths of inputs, which config.json identifies by contents
 
 
 def main(evaluation: Evaluation, description: str | None, argv: list[str] | None = None) -> int:
@@ -37,6 +38,7 @@ def evaluate(evaluation: Evaluation, values: flags.FlagValues) -> None:
     # a model of one configuration keeps its program from subtask to subtask
     cells.sort(key=lambda cell: list(values.models).index(cell.model))
     results = launcher.claim_workdir(workdir, _configuration(values, evaluation, configs), {}, written=(FIGURE,))
+    results["inputs"] = launcher.inputs_of(values)
     results["departures"], results["shown"] = list(evaluation.departures), dict(evaluation.shown)
     results["paper"] = {model: dict(figures) for model, figures in evaluation.paper.items()}
     table = results.setdefault("subtasks", {name: {} for name in subtasks})
@@ -66,8 +68,8 @@ def _configuration(values: flags.FlagValues, evaluation: Evaluation, configs: di
     """The content of config.json."""
     return {
         "launcher": evaluation.name,
-        "flags": {name: value for name, value in values.flag_values_dict().items() if name != "workdir"},
-        "data": {},
+        "flags": {name: value for name, value in values.flag_values_dict().items() if name not in FREE_FLAGS},
+        "data": dict(evaluation.data(values)),
         "models": {
             f"{name}/{model}": config.to_json() for name, models in configs.items() for model, config in models.items()
         },

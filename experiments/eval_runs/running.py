@@ -1,6 +1,7 @@
 """The runs of an evaluation: the learning rate is chosen on validation data, then each seed is trained and tested."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ class Trained:
     Attributes:
         model: after the last step.
         best: after the evaluation with the best score.
-        score, best_score: their scores on validation data.
+        score, best_score: their scores on validation data, negative where a lower one is better.
         steps: number of steps trained.
         seconds: spent in steps.
     """
@@ -80,11 +81,13 @@ class Runner:
             if repr(rate) in tried or self._reached(tried):
                 continue
             trained = self._tried(cell, rate)
-            if trained is not None and trained.score >= max((s for s in tried.values() if s is not None), default=-1e9):
-                kept = repr(rate), trained
             tried[repr(rate)] = None if trained is None else trained.score
+            if trained is not None and _best(tried) == repr(rate):
+                kept = repr(rate), trained
             self.save()
-        chosen = max(tried, key=lambda rate: (tried[rate] is not None, tried[rate] or 0.0, -float(rate)))
+        chosen = _best(tried)
+        if tried[chosen] is None:
+            raise Diverged(f"{cell.subtask}, {cell.model}: not finite at any of --learning_rates={','.join(tried)}")
         found["learning_rate"] = float(chosen)
         for seed in range(len(seeds), cell.seeds):
             own = kept[1] if seed == 0 and kept is not None and kept[0] == chosen else None
@@ -145,11 +148,11 @@ class Runner:
                 figures = cell.task.validate(state.model, program.mesh)
                 check_finite(name, step, figures, "the model after its last update")
                 row |= figures
-                scores.append(figures[self.evaluation.score])
+                scores.append(self.evaluation.value(figures))
                 if scores[-1] >= max(scores):
                     best = jax.tree.map(jnp.copy, state.model)  # the next step takes its buffers
             metrics.write(step, step * batch["inputs"].size, row)
-            shown = f", {self.evaluation.score} {scores[-1]:.3f}" if scores else ""
+            shown = f", {self.evaluation.score} {abs(scores[-1]):.3f}" if scores else ""
             bar.set_postfix_str(f"loss {row['loss']:.3f}{shown}", refresh=False)
             bar.update()
             goal = self.evaluation.goal
@@ -157,6 +160,12 @@ class Runner:
                 break
         model = best if scores[-1] >= max(scores) else state.model
         return Trained(model, best, scores[-1], max(scores), step, seconds)
+
+
+def _best(tried: Mapping[str, float | None]) -> str:
+    """The rate with the highest score, the smallest of equals; a run that was not finite scored None."""
+    scores = {rate: -math.inf if score is None else score for rate, score in tried.items()}
+    return max(scores, key=lambda rate: (scores[rate], -float(rate)))
 
 
 def _finite(cell: Cell, step: int, figures: Figures) -> Figures:

@@ -7,6 +7,7 @@ A sequence has new pairs of key and value, then asks for each value by its key. 
 pairs. The accuracy is that of single answers on test sequences, of another random stream than training and validation.
 """
 
+import functools
 import sys
 
 from absl import flags
@@ -55,13 +56,8 @@ EVALUATION = Evaluation(
 )
 
 
-def define_flags() -> flags.FlagValues:
-    """Defines the flags, without parsing them."""
-    return flags_of(EVALUATION)
-
-
-def main(argv: list[str] | None = None) -> int:
-    return run(EVALUATION, __doc__, argv)
+define_flags = functools.partial(flags_of, EVALUATION)
+main = functools.partial(run, EVALUATION, __doc__)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from nl_jax.evaluation.accuracy import Accuracies, accuracies, accuracy
 from nl_jax.evaluation.baselines import bigram_bits_per_byte, gzip_bits_per_byte
 from nl_jax.evaluation.continual import accuracy_matrix, continual_metrics, forgetting, forgetting_beyond
-from nl_jax.evaluation.likelihood import bits_by_position, evaluate
+from nl_jax.evaluation.likelihood import bits_by_position, evaluate, octaves
 
 __all__ = [
     "Accuracies",
@@ -17,4 +17,5 @@ __all__ = [
     "forgetting",
     "forgetting_beyond",
     "gzip_bits_per_byte",
+    "octaves",
 ]

@@ -42,3 +42,14 @@ def bits_by_position(model: PyTree, data: EvaluationSet, mesh: Mesh) -> Float[np
         nats = sum(np.asarray(_nats_by_position(model, batch, mesh), np.float64) for batch in batches)
     targets = sum(batch["mask"].sum(axis=0, dtype=np.float64) for batch in data.batches)
     return np.divide(nats, targets * math.log(2), out=np.full(targets.shape, np.nan), where=targets > 0)
+
+
+def octaves(by_position: Float[np.ndarray, " T"], first: int = 64) -> list[tuple[int, float]]:
+    """Means over the first ``first`` positions, the next as many, the next twice as many, ..., each with its end."""
+    ends = [first]
+    while ends[-1] < len(by_position):
+        ends.append(2 * ends[-1])
+    return [
+        (min(end, len(by_position)), float(np.nanmean(by_position[start:end])))
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]

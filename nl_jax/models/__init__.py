@@ -2,7 +2,7 @@
 
 from nl_jax.models.config import LanguageModelConfig
 from nl_jax.models.language_model import LanguageModel
-from nl_jax.models.presets import MODEL_NAMES, PRESETS, count_parameters, named_config
+from nl_jax.models.presets import MODEL_NAMES, PRESETS, count_parameters, named_config, with_parameters
 from nl_jax.models.reading import read
 from nl_jax.models.vision_transformer import VisionTransformer
 
@@ -15,4 +15,5 @@ __all__ = [
     "count_parameters",
     "named_config",
     "read",
+    "with_parameters",
 ]

@@ -104,14 +104,26 @@ def named_config(model: str, preset: str, vocab_size: int | None = None, **overr
     config = LanguageModelConfig(**fields)
     if "mlp_hidden" in overrides:
         return config
-    # the number of parameters is affine in mlp_hidden
     target = sizes.parameters + (config.vocab_size - sizes.vocab_size) * config.width
+    try:
+        return with_parameters(config, target)
+    except InputError as error:
+        raise InputError(f"model {model!r}, preset {preset!r}: {error}") from error
+
+
+def with_parameters(config: LanguageModelConfig, target: int) -> LanguageModelConfig:
+    """The configuration with the hidden size of the feed-forward blocks that gives a number of parameters.
+
+    The hidden size is a multiple of 8, above 2,048 of 128.
+
+    Raises:
+      InputError: if the model has more parameters without feed-forward blocks.
+    """
+    # the number of parameters is affine in mlp_hidden
     one, two = (count_parameters(replace(config, mlp_hidden=hidden)) for hidden in (1, 2))
     hidden = 1 + (target - one) / (two - one)
     multiple = 128 if hidden > 2048 else 8
     hidden = multiple * round(hidden / multiple)
     if hidden < 1:
-        raise InputError(
-            f"model {model!r} without feed-forward blocks has {one} parameters, more than preset {preset!r}"
-        )
+        raise InputError(f"{one:,} parameters without feed-forward blocks; expected at most {target:,}")
     return replace(config, mlp_hidden=hidden)

@@ -288,6 +288,7 @@ EVALS = [
     ("--learning_rates=1e-3,fast", "--learning_rates=1e-3,fast: expected distinct numbers"),
     ("--learning_rates=nan", "--learning_rates=nan: expected distinct numbers"),
     ("--num_heads=3", "--models="),
+    ("--parameters=3", "--parameters=3: "),
     ("--mixer_option=speed=3", "--mixer_option=speed=3"),
 ]
 EVALS = [([flag], problem) for flag, problem in EVALS]  # of every evaluation
@@ -310,5 +311,9 @@ BAD_FLAGS = {
     "continual.class_incremental": CLASS_INCREMENTAL,
     "continual.incorporate": INCORPORATE,
     "continual.new_languages": NEW_LANGUAGES,
+    "evals.language": [
+        *EVALS,
+        (["--batch_size=3", "--subtasks=4096"], "--batch_size=3: expected at least 4, as many windows"),
+    ],
     "evals.recall": [*EVALS, (["--vocab_size=5"], "--vocab_size=5: expected at least 10 for --pairs=4")],
 }

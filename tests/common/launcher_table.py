@@ -39,6 +39,7 @@ LAUNCHERS = {
     "continual.incorporate": ("define_flags", []),
     "continual.new_languages": ("define_flags", []),
     "evals.recall": ("define_flags", []),
+    "evals.language": ("define_flags", []),
 }
 READERS = ("generate", "stream", "ask")  # of a run of language_model, or of learn
 COMPILERS = ("topology",)  # for machines that are not here, by compilers that need not be installed
@@ -199,6 +200,12 @@ RUNS = {
             f"{EVALUATED} --models=linear_attention --subtasks=32x4 --learning_rates=1e-3,1e-2 --vocab_size=12",
             ("--width=16", "width 8 there, 16 here"),
             ((METRICS_ROW, 5), (JSON_FILE, 3)),
+        ),
+        Run(
+            "evals.language",
+            f"{EVALUATED} --models=linear_attention --subtasks=1024 --data={{inputs}}/prose.txt --learning_rates=1e-3"
+            " --batch_size=1 --test_tokens=1024 --seeds=1 --parameters=4000",
+            ("--test_tokens=2048", "test_tokens 1024 there, 2048 here"),
         ),
         Run("benchmark remat", f"{TIMED} --lengths=8:1", REPEATS),
         Run("benchmark gradients", f"{TIMED} --models=linear_attention_pp --lengths=8:1,16:1", REPEATS),

@@ -1,0 +1,61 @@
+"""Language modelling (the shape of Table 2, at the size of this machine) and loss by position (Figure 10).
+
+    python -m experiments.evals.language --workdir=runs/language
+    python -m experiments.evals.language --workdir=runs/language_full --preset=full
+
+Models of equal numbers of parameters read equal numbers of tokens of the default corpus, in windows of 1,024 and of
+4,096 tokens (--batch_size counts those of 1,024), each at its best learning rate of the same grid. The test text gives bits per byte, perplexity per token,
+and bits per token by position in the window: a model that uses its context has fewer bits later on.
+"""
+
+import functools
+import sys
+
+from absl import flags
+
+from experiments.eval_runs.evaluation import Evaluation, Subtask
+from experiments.eval_runs.flags import define_flags as flags_of
+from experiments.eval_runs.main import main as run
+from experiments.eval_runs.text import BITS, PERPLEXITY, UP_TO, define_data_flag, draw_positions, text_of, text_subtask
+
+LENGTHS = {"1024": 1024, "4096": 4096}
+TINY = {"width": 128, "num_heads": 1, "chunk_size": 64, "parameters": 1_000_000, "batch_size": 4, "eval_every": 50}
+
+
+def subtasks(values: flags.FlagValues) -> dict[str, Subtask]:
+    """The subtasks by name."""
+    data = text_of(values.data)
+    return {name: text_subtask(data, values, LENGTHS[name], values.test_tokens) for name in values.subtasks}
+
+
+EVALUATION = Evaluation(
+    name="evals.language",
+    models=("hope", "hope_attention", "titans", "delta_net", "transformer"),
+    names=tuple(LENGTHS),
+    subtasks=subtasks,
+    score=BITS,
+    lower=True,
+    shown={"bits per byte": BITS, "perplexity": PERPLEXITY, "first 64 tokens": f"{UP_TO}64"},
+    presets={
+        "quick": TINY | {"subtasks": ["1024"], "steps": 50, "seeds": 1, "learning_rates": ["3e-3"]},
+        "full": TINY | {"steps": 100, "models": ["hope", "hope_attention", "titans", "gated_delta_net", "transformer"]},
+    },
+    own_flags={
+        "test_tokens": (65_536, "Tokens of the test text that are scored."),
+    },
+    more_flags=define_data_flag,
+    data=lambda values: text_of(values.data).fingerprint,
+    departures=(
+        "models, texts and tokens are thousands of times smaller than the paper's, tokens are bytes, and the "
+        "common-sense tasks are left to experiments.evals.lm_eval",
+    ),
+    figure=draw_positions,
+)
+
+
+define_flags = functools.partial(flags_of, EVALUATION)
+main = functools.partial(run, EVALUATION, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
