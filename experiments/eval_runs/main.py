@@ -1,6 +1,7 @@
 """The launcher of every evaluation: checks, runs, and reports what an `Evaluation` describes."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -17,6 +18,11 @@ from nl_jax.training.metrics import METRICS
 
 FIGURE = "results.png"
 FREE_FLAGS = ("workdir", *launcher.INPUT_FLAGS)  # paths of inputs, which config.json identifies by contents
+
+
+def launcher_of(evaluation: Evaluation, description: str | None) -> tuple[Callable[[], Any], Callable[..., int]]:
+    """``define_flags`` and ``main`` of the launcher of an evaluation; ``description`` is its docstring."""
+    return functools.partial(define_flags, evaluation), functools.partial(main, evaluation, description)
 
 
 def main(evaluation: Evaluation, description: str | None, argv: list[str] | None = None) -> int:

@@ -4,18 +4,16 @@
     python -m experiments.evals.language --workdir=runs/language_full --preset=full
 
 Models of equal numbers of parameters read equal numbers of tokens of the default corpus, in windows of 1,024 and of
-4,096 tokens (--batch_size counts those of 1,024), each at its best learning rate of the same grid. The test text gives bits per byte, perplexity per token,
-and bits per token by position in the window: a model that uses its context has fewer bits later on.
+4,096 tokens (--batch_size counts those of 1,024), each at its best learning rate of the same grid. The test text gives
+bits per byte, perplexity per token, and bits per token by position: a model that uses its context has fewer later on.
 """
 
-import functools
 import sys
 
 from absl import flags
 
 from experiments.eval_runs.evaluation import Evaluation, Subtask
-from experiments.eval_runs.flags import define_flags as flags_of
-from experiments.eval_runs.main import main as run
+from experiments.eval_runs.main import launcher_of
 from experiments.eval_runs.text import BITS, PERPLEXITY, UP_TO, define_data_flag, draw_positions, text_of, text_subtask
 
 LENGTHS = {"1024": 1024, "4096": 4096}
@@ -53,9 +51,7 @@ EVALUATION = Evaluation(
 )
 
 
-define_flags = functools.partial(flags_of, EVALUATION)
-main = functools.partial(run, EVALUATION, __doc__)
-
+define_flags, main = launcher_of(EVALUATION, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,15 +7,13 @@ A sequence has new pairs of key and value, then asks for each value by its key. 
 pairs. The accuracy is that of single answers on test sequences, of another random stream than training and validation.
 """
 
-import functools
 import sys
 
 from absl import flags
 
 from experiments.eval_runs.batches import TEST_SEED, VALIDATION_SEED, accuracy_of
 from experiments.eval_runs.evaluation import Evaluation, Subtask
-from experiments.eval_runs.flags import define_flags as flags_of
-from experiments.eval_runs.main import main as run
+from experiments.eval_runs.main import launcher_of
 from nl_jax.tasks import recall_batch
 
 SETTINGS = {"32x4": (32, 4), "64x4": (64, 4), "128x8": (128, 8), "256x16": (256, 16)}  # tokens and pairs
@@ -56,9 +54,7 @@ EVALUATION = Evaluation(
 )
 
 
-define_flags = functools.partial(flags_of, EVALUATION)
-main = functools.partial(run, EVALUATION, __doc__)
-
+define_flags, main = launcher_of(EVALUATION, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())
