@@ -65,9 +65,9 @@ def evaluate(evaluation: Evaluation, values: flags.FlagValues) -> None:
             launcher.say(f"{cell.subtask}, {cell.model}: at most {left} runs are left")
         runner.run(cell, entry)
     save()
-    draw = evaluation.figure or functools.partial(bars, evaluation)
+    draw = evaluation.figure or bars
     save_figure(draw(results), workdir / FIGURE)
-    report(evaluation, values, results)
+    report(values, results)
 
 
 def _configuration(values: flags.FlagValues, evaluation: Evaluation, configs: dict[str, Any]) -> dict[str, Any]:
@@ -82,10 +82,10 @@ def _configuration(values: flags.FlagValues, evaluation: Evaluation, configs: di
     }
 
 
-def report(evaluation: Evaluation, values: flags.FlagValues, results: dict[str, Any]) -> None:
+def report(values: flags.FlagValues, results: dict[str, Any]) -> None:
     """Prints a table for each subtask, the departures from the task's rules, and where the results are."""
     for subtask in results["subtasks"]:
-        launcher.print_table(rows_of(evaluation, results, subtask))
+        launcher.print_table(rows_of(results, subtask))
         print()
     print(
         "Mean ± standard deviation over seeds of test figures after the last step and, as best, at the best validation "

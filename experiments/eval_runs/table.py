@@ -7,29 +7,29 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.common.launcher import mean_and_spread
-from experiments.eval_runs.evaluation import Evaluation
 
 Results = Mapping[str, Any]
 
 
-def rows_of(evaluation: Evaluation, results: Results, subtask: str) -> list[tuple[str, ...]]:
+def rows_of(results: Results, subtask: str) -> list[tuple[str, ...]]:
     """The rows of a subtask's table, the header first: the last step's test figures, then those at the best score."""
-    headings = [*evaluation.shown, *(f"{heading}, best" for heading in evaluation.shown)]
-    paper = any(subtask in figures for figures in evaluation.paper.values())
+    columns, published = results["shown"], results["paper"]
+    headings = [*columns, *(f"{heading}, best" for heading in columns)]
+    paper = any(subtask in figures for figures in published.values())
     rows: list[tuple[str, ...]] = [
         (subtask, "parameters", "rate", *headings, "steps", *(["paper"] if paper else [])),
     ]
     for name, figures in results.get("references", {}).items():
         if subtask in figures:
-            shown = [_figure(figures[subtask].get(key)) for key in evaluation.shown.values()]
+            shown = [_figure(figures[subtask].get(key)) for key in columns.values()]
             rows.append((name, "-", "-", *shown, *("-" for _ in shown), "-", *(["-"] if paper else [])))
     for model, cell in results["subtasks"].get(subtask, {}).items():
         if not cell["seeds"]:
             continue
-        keys = [(part, key) for part in ("test", "test_at_best") for key in evaluation.shown.values()]
+        keys = [(part, key) for part in ("test", "test_at_best") for key in columns.values()]
         shown = [mean_and_spread([seed[part][key] for seed in cell["seeds"]]) for part, key in keys]
         steps = f"{np.mean([seed['steps'] for seed in cell['seeds']]):.0f}"
-        own = [evaluation.paper.get(model, {}).get(subtask, "-")] if paper else []
+        own = [published.get(model, {}).get(subtask, "-")] if paper else []
         rows.append((model, f"{cell['parameters']:,}", f"{cell['learning_rate']:g}", *shown, steps, *own))
     return rows
 
@@ -38,9 +38,9 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def bars(evaluation: Evaluation, results: Results) -> Figure:
+def bars(results: Results) -> Figure:
     """The first figure shown of every model and subtask, as a bar of the mean over seeds with its spread."""
-    heading, key = next(iter(evaluation.shown.items()))
+    heading, key = next(iter(results["shown"].items()))
     subtasks = list(results["subtasks"])
     models = list(dict.fromkeys(model for cells in results["subtasks"].values() for model in cells))
     figure = Figure(figsize=(max(7.0, 1.2 * len(subtasks)), 3.8), layout="constrained")

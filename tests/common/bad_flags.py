@@ -308,9 +308,16 @@ BAD_FLAGS = {
     "benchmark": BENCHMARK,
     "topology": TOPOLOGY,
     "faults": FAULTS,
+    "report": [
+        ([], "--workdirs: none given; expected workdirs of launchers"),
+        (["--workdirs={inputs}"], "no config.json there; expected the workdir of a launcher that has results"),
+        (["--workdirs={inputs}/nowhere"], "no config.json there"),
+    ],
     "continual.class_incremental": CLASS_INCREMENTAL,
     "continual.incorporate": INCORPORATE,
     "continual.new_languages": NEW_LANGUAGES,
     "evals.language": [*EVALS, (["--batch_size=3", "--subtasks=4096"], "--batch_size=3: expected at least 4, as many")],
+    "evals.ablation": EVALS,
+    "evals.levels": EVALS,
     "evals.recall": [*EVALS, (["--vocab_size=5"], "--vocab_size=5: expected at least 10 for --pairs=4")],
 }

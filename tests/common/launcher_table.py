@@ -35,14 +35,17 @@ LAUNCHERS = {
     "benchmark": ("define_flags", ["mixers"]),
     "topology": ("define_flags", []),
     "faults": ("define_flags", []),
+    "report": ("define_flags", []),
     "continual.class_incremental": ("define_flags", []),
     "continual.incorporate": ("define_flags", []),
     "continual.new_languages": ("define_flags", []),
     "evals.recall": ("define_flags", []),
+    "evals.ablation": ("define_flags", []),
+    "evals.levels": ("define_flags", []),
     "evals.language": ("define_flags", []),
 }
 READERS = ("generate", "stream", "ask")  # of a run of language_model, or of learn
-COMPILERS = ("topology",)  # for machines that are not here, by compilers that need not be installed
+OTHERS = ("topology", "report")  # which train nothing: for machines that are not here, and of runs that are there
 
 TEXT = "--data={inputs}/data.txt --batch_size=2 --eval_every=2"
 TASK = "--width=8 --num_layers=1 --chunk_size=4 --batch_size=8 --steps=5 --eval_every=2 --seeds=2"
@@ -206,6 +209,18 @@ RUNS = {
             f"{EVALUATED} --models=linear_attention --subtasks=1024 --data={{inputs}}/prose.txt --learning_rates=1e-3"
             " --batch_size=1 --test_tokens=1024 --seeds=1 --parameters=4000",
             ("--test_tokens=2048", "test_tokens 1024 there, 2048 here"),
+        ),
+        Run(
+            "evals.ablation",
+            f"{EVALUATED} --models=without_cms --data={{inputs}}/prose.txt --learning_rates=1e-3 --batch_size=1"
+            " --test_tokens=1024 --seeds=1 --parameters=8000",
+            ("--test_tokens=2048", "test_tokens 1024 there, 2048 here"),
+        ),
+        Run(
+            "evals.levels",
+            f"{EVALUATED} --models=levels_2 --data={{inputs}}/prose.txt --learning_rates=1e-3 --length=64"
+            " --test_tokens=1024 --seeds=1 --parameters=8000",
+            ("--length=128", "length 64 there, 128 here"),
         ),
         Run("benchmark remat", f"{TIMED} --lengths=8:1", REPEATS),
         Run("benchmark gradients", f"{TIMED} --models=linear_attention_pp --lengths=8:1,16:1", REPEATS),

@@ -110,7 +110,7 @@ def test_the_best_rate_is_taken_and_tested_data_is_looked_at_once_a_seed(tmp_pat
     out = capsys.readouterr().out
     assert "12.3" in out
     assert "nothing" in out
-    rows = rows_of(evaluation_of(scorer), results, "first")
+    rows = rows_of(results, "first")
     assert {len(row) for row in rows} == {len(rows[0])}
     assert (tmp_path / "run/results.png").stat().st_size > 1000
 

@@ -9,8 +9,8 @@ import pytest
 from bad_flags import BAD_FLAGS
 from launcher_cases import error_line, read_only
 from launcher_table import (
-    COMPILERS,
     LAUNCHERS,
+    OTHERS,
     READERS,
     RUNS,
     call,
@@ -29,7 +29,7 @@ from experiments.common import launcher
 from experiments.common.path_flags import PathListParser, PathParser
 from nl_jax.models import LanguageModelConfig
 
-WRITERS = [name for name in LAUNCHERS if name not in READERS + COMPILERS]
+WRITERS = [name for name in LAUNCHERS if name not in READERS + OTHERS]
 # Runs that compile little. The others are slow: what is tested is the same code, in experiments/common.
 QUICK = ("parity", "evals.recall", "optimizers toy", "optimizers speed", "benchmark scaling", "benchmark compile")
 every_launcher = pytest.mark.parametrize("name", LAUNCHERS)

@@ -1,0 +1,43 @@
+"""Variants of Hope: the rows of the paper's ablation (Table 6), and numbers of levels (Figure 7)."""
+
+from typing import Any
+
+ADAPTIVE = ("key", "value", "query", "eta", "alpha")
+PAPER: dict[str, Any] = {"delta": True, "momentum": True, "adaptive": ADAPTIVE}
+
+
+def _row(fields: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+    return {"model": "hope", "mixer_options": PAPER | options, **(fields or {})}
+
+
+def _without(name: str) -> dict[str, Any]:
+    return _row(adaptive=tuple(memory for memory in ADAPTIVE if memory != name))
+
+
+ROWS = {
+    "hope_paper": _row(),
+    "without_dgd": _row(delta=False),
+    "without_momentum": _row(momentum=False),
+    "without_retention": _row(alpha=1.0),
+    "without_cms": _row({"cms_periods": (1,)}),
+    "without_key_memory": _without("key"),
+    "without_value_memory": _without("value"),
+    "without_query_memory": _without("query"),
+}
+TABLE_6 = ("12.24", "13.41", "13.58", "13.71", "13.04", "13.77", "13.90", "12.19")  # perplexities
+
+
+def _levels(*periods: int) -> dict[str, Any]:
+    """Hope with CMS blocks that learn in context, each once every so many tokens."""
+    return {"model": "hope", "cms_periods": periods, "cms_regime": "meta"}
+
+
+# One level is Hope's memories alone; each further one is a CMS block that learns from the text that it reads.
+LEVELS = {
+    "levels_1": {"model": "hope", "cms_periods": (1,)},
+    "levels_2": _levels(32),
+    "levels_3": _levels(32, 128),
+    "levels_4": _levels(32, 128, 512),
+}
+# Two such blocks, the slower one ever slower
+LOWEST = {f"lowest_{period}": _levels(32, period) for period in (64, 256, 512)}

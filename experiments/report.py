@@ -1,0 +1,69 @@
+"""One page of all results: a verdict on each claim of the paper, then every run with its tables and figures.
+
+    python -m experiments.report --workdirs=runs/language,runs/mad,runs/few_shot --workdir=runs/report
+
+The page is written as report.md and as report.html, which holds its pictures. A claim holds where Hope is better than
+each model it is compared with by more than the standard deviations of both over seeds; it does not at this size where
+Hope is worse by more than that in one comparison; else, and without a run that decides, it cannot be told.
+"""
+
+import sys
+
+from absl import flags
+
+from experiments.common import launcher
+from experiments.common.path_flags import define_path, define_paths
+from experiments.reporting.claims import CLAIMS, verdict_of
+from experiments.reporting.page import Code, Heading, Part, Table, markdown, self_contained_html
+from experiments.reporting.runs import Rows, Run, command_of, read_run, tables
+from nl_jax import InputError
+from nl_jax.files import local_path, write_atomically
+
+TITLE = "Nested learning: results"
+MARKDOWN, HTML = "report.md", "report.html"
+
+
+def define_flags() -> flags.FlagValues:
+    """Defines the flags, without parsing them."""
+    values = flags.FlagValues()
+    define_path("workdir", None, "Directory of the page, created if it does not exist. Required.", flag_values=values)
+    define_paths("workdirs", [], "Workdirs of the launchers whose results to show. Required.", flag_values=values)
+    return values
+
+
+def main(argv: list[str] | None = None) -> int:
+    return launcher.run(write, define_flags(), __doc__, argv)
+
+
+def write(values: flags.FlagValues) -> None:
+    """Writes the page, and prints the verdicts."""
+    output = launcher.workdir_of(values)
+    if not values.workdirs:
+        raise InputError("--workdirs: none given; expected workdirs of launchers, as runs/mad,runs/niah")
+    runs = [read_run(local_path(workdir)) for workdir in values.workdirs]
+    verdicts: Rows = [("claim", "verdict", "evidence")]
+    verdicts += [(claim.title, *verdict_of(claim, runs)) for claim in CLAIMS]
+    parts = page_of(runs, verdicts)
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomically(output / MARKDOWN, markdown(parts, output))
+    write_atomically(output / HTML, self_contained_html(parts, TITLE))
+    launcher.print_table([row[:2] for row in verdicts])
+    print(f"The page is in {output}: {MARKDOWN}, {HTML}")
+
+
+def page_of(runs: list[Run], verdicts: Rows) -> list[Part]:
+    """The parts of the page."""
+    parts: list[Part] = [Heading(TITLE, 1), Heading("Claims of the paper"), Table(verdicts)]
+    parts += [f"{claim.title}: {claim.text} Decided by experiments.{claim.command}." for claim in CLAIMS]
+    for run in runs:
+        parts += [Heading(f"{run.launcher} ({run.workdir.name})"), Code(command_of(run))]
+        parts += [f"Device: {run.results.get('device', 'unknown')}."]
+        parts += [f"Departure: {departure}." for departure in run.results.get("departures", ())]
+        for title, rows in tables(run).items():
+            parts += [Heading(title, 3), Table(rows)]
+        parts += run.figures
+    return parts
+
+
+if __name__ == "__main__":
+    sys.exit(main())
