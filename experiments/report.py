@@ -27,7 +27,7 @@ def define_flags() -> flags.FlagValues:
     """Defines the flags, without parsing them."""
     values = flags.FlagValues()
     define_path("workdir", None, "Directory of the page, created if it does not exist. Required.", flag_values=values)
-    define_paths("workdirs", [], "Workdirs of the launchers whose results to show. Required.", flag_values=values)
+    define_paths("workdirs", [], "Each the directory of a run whose results to show. Required.", flag_values=values)
     return values
 
 
