@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -17,7 +18,13 @@ from experiments.benchmarking.timed_programs import interleave, one_line
 from experiments.common import launcher
 from nl_jax.modules.quantized import quantize
 from nl_jax.pretrained import Pretrained, export_pretrained, load_pretrained
-from nl_jax.streaming.generation import checked_sampling, next_token, with_room
+from nl_jax.streaming.generation import (
+    checked_sampling,
+    next_from_rotated,
+    next_token,
+    rotated_state,
+    with_room,
+)
 
 DECODED = 32  # tokens written in one measurement
 # What reads a prompt and returns a function that does it again, and one that writes tokens after it.
@@ -58,14 +65,16 @@ def ours(given: Pretrained, tokens: Int[np.ndarray, "batch time"]) -> Calls:
     model = with_room(given.model, tokens.shape[1] + DECODED)
     key, sampling = jax.random.key(0), checked_sampling(0.0, None, 1.0, model.config.vocab_size)
     first, after, _ = next_token(model, tokens, None, key, sampling)
+    rotated = rotated_state(model, after)
 
     def prefill() -> float:
         return float(next_token(model, tokens, None, key, sampling)[2])
 
     def decode() -> float:
-        token, state, finite = first, after, True
+        token, finite = first, True
+        state = jax.tree.map(jnp.copy, rotated)  # decoding takes it over
         for _ in range(DECODED):
-            token, state, finite = next_token(model, token, state, key, sampling)
+            token, state, finite = next_from_rotated(model, token, state, key, sampling)
             bool(finite)  # as in sampling, the next token waits until this one is known
         return float(finite)
 

@@ -58,7 +58,7 @@ def likeliest(
     for i, prompt in enumerate(prompts):
         groups[len(prompt)].append(i)
     longest = max(map(len, prompts), default=0) + max(map(len, answers))
-    reader, before = prefix if isinstance(prefix, Prefix) else read_prefix(model, prefix, longest)
+    reader, before, _ = prefix if isinstance(prefix, Prefix) else read_prefix(model, prefix, longest)
     firsts = np.asarray([answer[0] for answer in answers], np.int32)
     for length, members in sorted(groups.items()):
         for rows in _parts(members, batch_size):
@@ -144,6 +144,7 @@ class Prefix(NamedTuple):
 
     model: LanguageModel  # with room for what comes after
     state: Any  # of one sequence; None where nothing was read
+    length: int  # tokens of the text
 
 
 def read_prefix(model: LanguageModel, tokens: Sequence[int], room: int) -> Prefix:
@@ -151,7 +152,7 @@ def read_prefix(model: LanguageModel, tokens: Sequence[int], room: int) -> Prefi
     reader, state = with_room(model, len(tokens) + room), None
     for start in range(0, len(tokens), PIECE):
         state = _read_prompts(reader, np.asarray([tokens[start : start + PIECE]], np.int32), state)[1]
-    return Prefix(reader, state)
+    return Prefix(reader, state, len(tokens))
 
 
 def repeated(state: Any, count: int) -> Any:

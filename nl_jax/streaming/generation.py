@@ -1,5 +1,6 @@
 """Sampling from a language model, token by token. A model that learns in context keeps learning from the text."""
 
+import functools
 import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from nl_jax.models.chunk import learn_chunk
 from nl_jax.models.in_context import with_learned
 from nl_jax.models.language_model import LanguageModel
 from nl_jax.models.reading import start
+from nl_jax.modules.mixers.attention import Attention, RotatedState
 from nl_jax.trees import shallow_copy
 
 ROOM = 128  # tokens by which the room of a state grows
@@ -41,6 +43,28 @@ def next_token(
     last, state = model.last_logits(tokens, state)
     last = jax.lax.optimization_barrier(last.astype(jnp.float32))  # or XLA may compute it again for each of its uses
     return draw(last, key, sampling)[:, None], state, jnp.all(jnp.isfinite(last))
+
+
+def can_decode(model: LanguageModel, length: int) -> bool:
+    """Whether a text of ``length`` tokens can be continued by `next_from_rotated`: it fits into attention's context."""
+    mixer = model.blocks.mixer
+    return isinstance(mixer, Attention) and mixer.conv is None and mixer.context_length >= length
+
+
+@jax.jit
+def rotated_state(model: LanguageModel, state: Any) -> RotatedState:
+    """The state of all layers in the form that `next_from_rotated` takes."""
+    return jax.vmap(lambda mixer, state: mixer.rotated_state(state))(model.blocks.mixer, state)
+
+
+@functools.partial(jax.jit, donate_argnums=2)
+def next_from_rotated(
+    model: LanguageModel, token: Int[Array, "batch 1"], state: RotatedState, key: Array, sampling: Sampling
+) -> tuple[Int[Array, "batch 1"], RotatedState, Bool[Array, ""]]:
+    """As `next_token`, for one token and the state of `rotated_state`, which it takes over."""
+    last, own = model.last_logits(token, state)
+    last = jax.lax.optimization_barrier(last.astype(jnp.float32))
+    return draw(last, key, sampling)[:, None], state.grown(own), jnp.all(jnp.isfinite(last))
 
 
 def draw(logits: Float[Array, "batch vocab"], key: Array, sampling: Sampling) -> Int[Array, " batch"]:
@@ -105,7 +129,8 @@ def sample(
         return _while_learning(model, tokens, keys, sampling, state, frozenset(frozen))
     if state is None:
         model = with_room(model, len(tokens) + num_tokens)
-    return _reading(model, tokens, keys, sampling, state)
+    decode = state is None and can_decode(model, len(tokens) + num_tokens)
+    return _reading(model, tokens, keys, sampling, state, decode)
 
 
 def checked_sampling(temperature: float, top_k: int | None, top_p: float, vocab_size: int) -> Sampling:
@@ -152,11 +177,14 @@ def _check_integer(name: str, value: Any, low: int, end: float = math.inf) -> No
         raise ValueError(f"{name}={value!r}: expected an integer {expected}")
 
 
-def _reading(model: Any, text: list[int], keys: Array, sampling: Sampling, state: Any) -> Iterator[int]:
-    tokens = jnp.asarray(text, jnp.int32)[None]
+def _reading(model: Any, text: list[int], keys: Array, sampling: Sampling, state: Any, decode: bool) -> Iterator[int]:
+    """Samples from a model that does not learn; ``decode`` says whether its keys can stay where they are."""
+    tokens, read = jnp.asarray(text, jnp.int32)[None], next_token
     for key in keys:
-        tokens, state, finite = next_token(model, tokens, state, key, sampling)
+        tokens, state, finite = read(model, tokens, state, key, sampling)
         yield _finite(tokens, finite)
+        if decode and read is next_token:
+            state, read = rotated_state(model, state), next_from_rotated
 
 
 def _while_learning(

@@ -1,5 +1,6 @@
 """The likeliest continuations of many prompts at once, token by token."""
 
+import functools
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -8,7 +9,9 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from nl_jax.models.language_model import LanguageModel
+from nl_jax.modules.mixers.attention import RotatedState
 from nl_jax.streaming.answers import Prefix, repeated
+from nl_jax.streaming.generation import can_decode, rotated_state
 
 
 def continuations(
@@ -38,10 +41,13 @@ def continuations(
         part = np.asarray(prompts[begin : begin + batch_size], np.int32)
         filled = np.resize(part, (batch_size, part.shape[1]))  # repeats prompts, since each size is compiled
         token, state = _first(prefix.model, filled, prefix.state)
+        after = _next
+        if can_decode(prefix.model, prefix.length + part.shape[1] + num_tokens):
+            state, after = rotated_state(prefix.model, state), _next_from_rotated
         columns = [np.asarray(token)]
         running = ~np.isin(columns[0], list(ends))
         while len(columns) < num_tokens and running[: len(part)].any():
-            token, state = _next(prefix.model, token[:, None], state)
+            token, state = after(prefix.model, token[:, None], state)
             columns.append(np.asarray(token))
             running &= ~np.isin(columns[-1], list(ends))
         found += [_until(row, ends) for row in np.stack(columns, axis=1)[: len(part)].tolist()]
@@ -61,3 +67,11 @@ def _first(model: LanguageModel, tokens: Int[Array, "batch time"], before: Any) 
 def _next(model: LanguageModel, tokens: Int[Array, "batch time"], state: Any) -> tuple[Int[Array, " batch"], Any]:
     logits, state = model.last_logits(tokens, state)
     return logits.argmax(axis=-1), state
+
+
+@functools.partial(jax.jit, donate_argnums=2)
+def _next_from_rotated(
+    model: LanguageModel, token: Int[Array, "batch 1"], state: RotatedState
+) -> tuple[Int[Array, " batch"], RotatedState]:
+    logits, own = model.last_logits(token, state)
+    return logits.argmax(axis=-1), state.grown(own)

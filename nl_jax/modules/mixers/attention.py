@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from nl_jax.modules.layers import CausalConv, linear, start_as_induction
-from nl_jax.modules.mixers.rotary import BASE, rotary, rotary_frequencies
+from nl_jax.modules.mixers.rotary import BASE, rotary, rotary_at, rotary_frequencies
 from nl_jax.ops import causal_attention
 from nl_jax.parallel.sequence import Shard
 
@@ -24,6 +24,27 @@ class AttentionState(NamedTuple):
     values: Float[Array, "batch context kv_heads head_dim"]
     position: Int[Array, ""]  # how many of the keys hold a token: it stops growing at the context's length
     conv: Float[Array, "batch 3 channels"] | None = None
+
+
+class RotatedState(NamedTuple):
+    """What decoding keeps of a text that fits into the context: keys after the rotary embedding, the oldest first.
+
+    Nothing is moved or rotated again when a token is added, so that a token costs one reading of the keys. Layers of a
+    model stand on a leading axis.
+    """
+
+    keys: Float[Array, "*layers batch context kv_heads head_dim"]
+    values: Float[Array, "*layers batch context kv_heads head_dim"]
+    position: Int[Array, "*layers"]  # tokens so far, which must stay below the context's length
+
+    def grown(self, own: "RotatedState") -> "RotatedState":
+        """The state of all layers with the token whose keys and values `Attention` has returned."""
+        at = (0, 0, self.position[0], 0, 0)
+        keys, values = (
+            jax.lax.dynamic_update_slice(before, new.astype(before.dtype), at)
+            for before, new in ((self.keys, own.keys), (self.values, own.values))
+        )
+        return RotatedState(keys, values, self.position + 1)
 
 
 class Attention(nnx.Module):
@@ -103,13 +124,22 @@ class Attention(nnx.Module):
         return AttentionState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32), conv)
 
     def __call__(
-        self, x: Float[Array, "batch time width"], state: AttentionState | None = None, *, at_boundary: bool = False
-    ) -> tuple[Float[Array, "batch time width"], AttentionState]:
+        self,
+        x: Float[Array, "batch time width"],
+        state: AttentionState | RotatedState | None = None,
+        *,
+        at_boundary: bool = False,
+    ) -> tuple[Float[Array, "batch time width"], Any]:
         """Each token attends to the last ``context_length`` up to itself; ``state=None`` starts a text.
+
+        With a `RotatedState` there is one token, and only its own keys and values are returned, for
+        ``RotatedState.grown``.
 
         Attention has no chunks, so ``at_boundary`` says nothing to it. Any number of tokens in any calls gives
         the same outputs and state as one call, up to rounding. No tokens give no outputs, and the state as it was.
         """
+        if isinstance(state, RotatedState):
+            return self._read_token(x, state)
         batch, time, _ = x.shape
         fresh = state is None
         state = self.init_state(batch) if state is None else state
@@ -127,6 +157,34 @@ class Attention(nnx.Module):
         new = AttentionState(keys[:, time:], values[:, time:], held, conv)
         new = jax.tree.map(lambda u, before: u.astype(before.dtype), new, state)
         return self.output(y.reshape(*x.shape[:2], self.num_heads * self.head_dim)), new
+
+    def rotated_state(self, state: AttentionState) -> RotatedState:
+        """The same state for decoding, of a text that leaves room for the tokens that follow.
+
+        Raises:
+          ValueError: with a convolution, which `RotatedState` has no place for.
+        """
+        if self.conv is not None:
+            raise ValueError("attention with a convolution cannot decode from rotated keys")
+        held = self._held(state)
+        keys, values = (jnp.roll(u, held, axis=1) for u in (state.keys, state.values))  # the empty places to the end
+        return RotatedState(rotary(keys, 0, self.frequencies), values, held)
+
+    def _read_token(self, x: Float[Array, "batch 1 width"], state: RotatedState) -> tuple[Array, RotatedState]:
+        """The answer to one token, and its own keys and values."""
+        query, key, value, _ = self._project(x, lambda projected: None)
+        length = state.keys.shape[1]
+        query, key = (rotary_at(u, state.position, self.frequencies, positions=length) for u in (query, key))
+        shape = (len(x), self.num_kv_heads, self.num_heads // self.num_kv_heads, self.head_dim)
+        query = (query * self.head_dim**-0.5).reshape(shape)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        before = jnp.einsum("bgrd,bkgd->bgrk", query, state.keys.astype(query.dtype), preferred_element_type=wide)
+        before = jnp.where(jnp.arange(length) < state.position, before, -jnp.inf)
+        own = jnp.einsum("bgrd,bkgd->bgrk", query, key, preferred_element_type=wide)
+        shares = jax.nn.softmax(jnp.concatenate([before, own], axis=-1), axis=-1).astype(value.dtype)
+        y = jnp.einsum("bgrk,bkgd->bgrd", shares[..., :-1], state.values.astype(value.dtype))
+        y = y + jnp.einsum("bgrk,bkgd->bgrd", shares[..., -1:], value)
+        return self.output(y.reshape(len(x), 1, -1)), RotatedState(key, value, state.position)
 
     def read_shard(
         self, x: Float[Array, "batch time width"], state: AttentionState | None, shard: Shard

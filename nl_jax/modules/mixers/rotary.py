@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 BASE = 10_000.0
 SCALINGS = ("default", "linear", "llama3", "factors")
@@ -26,6 +26,24 @@ def rotary(
     half = x.shape[-1] // 2
     rates = rotary_frequencies(half) if frequencies is None else np.asarray(frequencies)
     cos, sin = (table[start:, None] for table in _angles(start + x.shape[1], rates, x.dtype))
+    return _turned(x, cos, sin)
+
+
+def rotary_at(
+    x: Float[Array, "batch 1 heads head_dim"],
+    position: Int[Array, ""],
+    frequencies: Sequence[float],
+    *,
+    positions: int,
+) -> Float[Array, "batch 1 heads head_dim"]:
+    """As `rotary`, for one token at a position below ``positions`` that is known when the program runs."""
+    tables = _angles(positions, np.asarray(frequencies), x.dtype)
+    cos, sin = (jax.lax.dynamic_slice_in_dim(table, position, 1)[:, None] for table in tables)
+    return _turned(x, cos, sin)
+
+
+def _turned(x: Array, cos: Array, sin: Array) -> Array:
+    half = x.shape[-1] // 2
     first, second = x[..., :half].astype(cos.dtype), x[..., half:].astype(cos.dtype)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
