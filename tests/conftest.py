@@ -1,16 +1,39 @@
-"""Compiles with fewer optimizations, which halves the time of the suite; subprocesses of tests inherit it."""
+"""Compiles quickly, and each program once: what takes the time of these tests is compiling. Subprocesses do so, too."""
 
+import importlib.metadata
 import os
+import tempfile
 
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# The emitters of fusions take half of the compiler's time. From jaxlib 0.11 on the flag is unknown, which aborts.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    + " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10."),
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 hypothesis.settings.register_profile("any_machine", deadline=None)  # no test fails because its machine is busy
 hypothesis.settings.load_profile("any_machine")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _keep_compiled_programs():
+    """Later modules, launchers that run twice and subprocesses of this worker find what it has compiled on disk."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # the user has a cache
+        yield
+        return
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        compilation_cache.reset_cache()
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

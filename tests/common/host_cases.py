@@ -26,7 +26,7 @@ def environment(devices):
     """The environment of a process with so many CPU devices, without what would make it one of several."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "JAX_NUM", "JAX_PROC"))}
-    return {**kept, "XLA_FLAGS": flags}
+    return {**kept, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
 def start(command, devices=1, **more):

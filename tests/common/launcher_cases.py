@@ -6,7 +6,9 @@ import os
 import resource
 import subprocess
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 # What results.json has of each model that experiments.language_model has trained.
 MODEL_FIGURES = (
@@ -32,6 +34,19 @@ def error_line(capsys):
 
 def results_of(workdir):
     return json.loads((workdir / "results.json").read_text())
+
+
+@contextlib.contextmanager
+def no_compilation_cache():
+    """Leaves out the cache of compiled programs: the benchmark of compile times refuses one."""
+    cache = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        compilation_cache.reset_cache()
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Every launcher, and a run of each that takes seconds: the rows of tests/launchers/test_launcher_table.py."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 import jax
 from image_cases import write_images
 from labelled_cases import write_labelled
-from launcher_cases import results_of
+from launcher_cases import no_compilation_cache, results_of
 from pretrained_cases import configuration, tensors_of, write_directory
 
 from experiments.common import launcher
@@ -85,7 +86,9 @@ class Run:
 
     def __call__(self, inputs, workdir, *more):
         """Exit code of the run in this process."""
-        return module_of(self.name).main([self.name, *self.arguments(inputs, workdir), *more])
+        cache = no_compilation_cache if self.command == "benchmark compile" else contextlib.nullcontext
+        with cache():
+            return module_of(self.name).main([self.name, *self.arguments(inputs, workdir), *more])
 
 
 RATE = ("--learning_rate=0.5", "learning_rate 0.003 there, 0.5 here")

@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import pytest
 
 from experiments.common import text_runs
@@ -15,14 +14,3 @@ def small_models():
         small = functools.partial(text_runs.configuration, num_layers=1)
         patch.setattr(text_runs, "configuration", small)
         yield
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_compilation_cache():
-    """Leaves out a cache of compiled programs that the user has: the benchmark of compile times refuses one."""
-    cache = jax.config.values["jax_compilation_cache_dir"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-        jax.config.update("jax_compilation_cache_dir", None)
-        yield
-        jax.config.update("jax_compilation_cache_dir", cache)

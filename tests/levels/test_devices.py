@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import level_cases
 import numpy as np
 import optax
+from host_cases import environment
 from level_cases import normal
 
 from nl_jax import Schedule
@@ -47,10 +48,9 @@ def on_devices(count):
 
 
 def test_eight_devices_give_the_state_of_one():
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     paths = {"PYTHONPATH": str(Path(level_cases.__file__).parent)}
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", **paths}
-    report = json.loads(subprocess.run([sys.executable, __file__], env=environment, stdout=-1, check=True).stdout)
+    done = subprocess.run([sys.executable, __file__], env={**environment(8), **paths}, stdout=-1, check=True)
+    report = json.loads(done.stdout)
     assert (report["one"]["devices"], report["eight"]["devices"]) == (1, 8)
     for one, eight in zip(report["one"]["leaves"], report["eight"]["leaves"], strict=True):
         np.testing.assert_allclose(eight, one, rtol=1e-4, atol=1e-5)
@@ -58,8 +58,8 @@ def test_eight_devices_give_the_state_of_one():
 
 def test_import_asks_for_no_devices():
     code = "import jax, nl_jax; jax.config.update('jax_num_cpu_devices', 3); assert len(jax.devices()) == 3"
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    plain = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code], env=plain, check=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import optax
 import optimizer_table
 import pytest
 from flax import nnx
+from host_cases import environment
 from optimizer_table import OPTIMIZERS, compiled, make, run, tree
 
 from nl_jax import optim
@@ -287,8 +288,6 @@ print(json.dumps(report))
 
 def test_sharded_parameters():
     """Over 8 devices the parameters are those of one, and stay split as they were."""
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     command = [sys.executable, "-c", SHARDED, os.path.dirname(optimizer_table.__file__)]
-    report = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+    report = json.loads(subprocess.run(command, env=environment(8), stdout=subprocess.PIPE, check=True).stdout)
     assert set(map(tuple, report.values())) == {(True, True)}, report
