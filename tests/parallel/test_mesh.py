@@ -47,33 +47,44 @@ FORCE = "--xla_force_host_platform_device_count=2"
 OWN_CORE = ["--xla_cpu_multi_thread_eigen=false", "--xla_disable_hlo_passes=cpu-parallel-task-assigner"]
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "flags", "before", "count", "added"),
-    [
-        (8, "", "", 4, []),  # fewer devices than cores
-        (9, "", "", 3, []),
-        (7, "", "", 1, []),
-        (None, "", "", 6, OWN_CORE),
-        (6, "--xla_cpu_multi_thread_eigen=true", "", 6, OWN_CORE[1:]),
-        (6, "--xla_disable_hlo_passes=dce", "", 6, OWN_CORE[:1]),
-        (8, FORCE, "", 2, []),
-        (6, "", "jax.config.update('jax_num_cpu_devices', 6)", 6, []),
-        (6, "", "jax.devices()", 1, []),
-    ],
-)
-def test_cores_as_devices(batch_size, flags, before, count, added):
-    """In a process of its own, since the number of devices is fixed when jax starts. Of six cores."""
-    lines = [
-        "import json, os, jax",
-        "from nl_jax.training import use_cpu_cores",
-        "os.sched_getaffinity = lambda process: range(6)",
-        "given = os.environ['XLA_FLAGS'].split()",
-        before,
-        f"use_cpu_cores({batch_size})",
-        "added = [flag for flag in os.environ['XLA_FLAGS'].split() if flag not in given]",
-        "print(json.dumps([len(jax.devices()), added]))",
-    ]
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", "\n".join(lines)]
-    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout
-    assert json.loads(output) == [count, added]
+CASES = [  # sequences in a batch, flags that are set, what came before, devices, flags that are added
+    (8, "", "", 4, []),  # fewer devices than cores
+    (9, "", "", 3, []),
+    (7, "", "", 1, []),
+    (None, "", "", 6, OWN_CORE),
+    (6, "--xla_cpu_multi_thread_eigen=true", "", 6, OWN_CORE[1:]),
+    (6, "--xla_disable_hlo_passes=dce", "", 6, OWN_CORE[:1]),
+    (8, FORCE, "", 2, []),
+    (6, "", "jax.config.update('jax_num_cpu_devices', 6)", 6, []),
+    (6, "", "jax.devices()", 1, []),
+]
+# A process for each case, since the number of devices is fixed when jax starts; forks, since imports take seconds.
+FORKS = """
+import json, os, sys, jax
+from nl_jax.training import use_cpu_cores
+os.sched_getaffinity = lambda process: range(6)
+for batch_size, given, before in json.loads(sys.argv[1]):
+    if not os.fork():
+        os.environ["XLA_FLAGS"] = given
+        exec(before)
+        use_cpu_cores(batch_size)
+        added = [flag for flag in os.environ["XLA_FLAGS"].split() if flag not in given.split()]
+        print(json.dumps([len(jax.devices()), added]), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.fixture(scope="module")
+def found():
+    """Devices and added flags of each case. Of six cores."""
+    command = [sys.executable, "-c", FORKS, json.dumps([case[:3] for case in CASES])]
+    plain = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    lines = subprocess.run(command, env=plain, stdout=subprocess.PIPE, check=True).stdout.splitlines()
+    assert len(lines) == len(CASES)
+    return dict(zip(map(str, CASES), map(json.loads, lines), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_cores_as_devices(case, found):
+    assert found[str(case)] == [*case[3:]]

@@ -1,12 +1,12 @@
 """A text split over devices: losses, gradients and states are those of one device, and so is a share's memory."""
 
 import json
-import os
 import subprocess
 import sys
 
 import jax
 import pytest
+from host_cases import environment
 
 from experiments.common import text_runs
 from nl_jax import InputError
@@ -90,15 +90,14 @@ print(json.dumps(found))
 
 
 def printed_by(script, *arguments):
-    """JSON that a script prints on eight devices; compiled quickly rather than for speed."""
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    """JSON that a script prints on eight devices."""
     command = [sys.executable, "-c", script, *arguments]
-    return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+    return json.loads(subprocess.run(command, env=environment(8), stdout=subprocess.PIPE, check=True).stdout)
 
 
 slow = pytest.mark.slow
-MESHES = ("sequence:8", "data:2,sequence:4", "fsdp:2,tensor:2,sequence:2")
+MESHES = ("fsdp:2,tensor:2,sequence:2", "sequence:8", "data:2,sequence:4")
+OF_EACH_KIND = ("hope", "titans", "delta_net", "transformer_conv")  # on all of these meshes, others on the first
 # Shards that end inside of chunks; a context longer than a shard. Then a batch in two parts; one longer than a text.
 CASES = {
     "memories": ["delta_net", "data:2,sequence:4", {"time": 24, "unroll": False}],
@@ -118,12 +117,13 @@ def test_devices_that_share_a_text_read_it_as_one_does(case):
 @slow
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_every_model_on_every_mesh(name):
-    for case, (path, error) in printed_by(COMPARE, json.dumps([[name, mesh, {}] for mesh in MESHES])).items():
+    meshes = MESHES if name in OF_EACH_KIND else MESHES[:1]
+    for case, (path, error) in printed_by(COMPARE, json.dumps([[name, mesh, {}] for mesh in meshes])).items():
         assert error < 1e-12, (case, path)
 
 
 @slow
-@pytest.mark.parametrize("name", ["delta_net", "titans", "hope", "transformer"])  # the last with a window of 1024
+@pytest.mark.parametrize("name", ["delta_net", "hope", "transformer"])  # the last with a window of 1024
 def test_a_million_tokens_take_the_memory_of_an_eighth(name):
     """Temporaries of a device that trains on an eighth of one sequence, and of one that trains on so long a text."""
     one, eight = printed_by(MEMORY, name)

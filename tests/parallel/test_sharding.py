@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from host_cases import environment
 from jax.sharding import PartitionSpec as P
 
 from nl_jax.data import ByteTokenizer, Document, evaluation_batches, pack, train_iterator
@@ -158,12 +159,10 @@ def compare(name):
 
 def printed_by(argument, devices):
     """JSON that this file prints, in a process of its own, since the number of devices is fixed when jax starts."""
-    # Compiled quickly rather than for speed: it is the compiler that takes the time here.
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    # pytest has added what tests share to the path
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}  # to which pytest has added what tests share
     command = [sys.executable, __file__, argument]
-    return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+    done = subprocess.run(command, env={**environment(devices), **paths}, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize(

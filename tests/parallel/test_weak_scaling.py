@@ -1,7 +1,6 @@
 """A device's work stays the same on a larger mesh, and so does its memory: asserted from compiled programs."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from host_cases import environment
 
 from nl_jax.models import LanguageModel, named_config
 from nl_jax.parallel import parse_mesh
@@ -45,18 +45,15 @@ slow = pytest.mark.slow
     ("model", "regime"),
     [
         ("delta_net", "outer"),
-        ("transformer", "outer"),
+        pytest.param("transformer", "outer", marks=slow),
         pytest.param("hope", "outer", marks=slow),
-        pytest.param("titans", "outer", marks=slow),
         pytest.param("hope_attention", "outer", marks=slow),
         pytest.param("delta_net", "meta", marks=slow),
     ],
 )
 def test_temporaries_of_a_device_do_not_grow_with_the_mesh(model, regime):
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     command = [sys.executable, "-c", COMPILE, model, regime]
-    found = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+    found = json.loads(subprocess.run(command, env=environment(8), stdout=subprocess.PIPE, check=True).stdout)
     (two, _), (eight, exchanges) = found["2"], found["8"]
     assert eight <= 1.05 * two
     if regime == "outer":
