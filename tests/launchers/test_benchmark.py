@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from launcher_cases import results_of
+from launcher_cases import no_compilation_cache, results_of
 from pretrained_cases import configuration, tensors_of, write_directory
 
 from experiments import benchmark
@@ -162,7 +162,8 @@ def test_scaling_fits_exponents(tmp_path, capsys):
 
 
 def test_compile_by_depth(tmp_path, capsys):
-    assert run("compile", tmp_path, "--lengths=8:1", "--depths=3") == 0
+    with no_compilation_cache():
+        assert run("compile", tmp_path, "--lengths=8:1", "--depths=3") == 0
     figures = results_of(tmp_path)["figures"]
     assert list(figures) == ["transformer, 3 layers"]
     row = figures["transformer, 3 layers"]
@@ -170,6 +171,7 @@ def test_compile_by_depth(tmp_path, capsys):
     assert "compile s" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # the same of models, traced: tests/models/test_models.py
 def test_remat_by_policy(tmp_path, capsys):
     assert run("remat", tmp_path, "--lengths=64:2", "--dtype=bfloat16") == 0
     figures = results_of(tmp_path)["figures"]
@@ -219,6 +221,7 @@ def test_ratios_are_to_both_transformers_where_measured(measured, capsys):
     assert float(rows[1][3]) == pytest.approx(speeds[1] / speeds[0], abs=0.01)
 
 
+@pytest.mark.slow
 def test_gradients(tmp_path, capsys):
     workdir = tmp_path / "run"
     flags = ["--models=transformer,linear_attention_pp", *SMALL, "--lengths=8:1,16:1"]

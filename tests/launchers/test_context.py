@@ -64,7 +64,7 @@ def test_a_whole_run_goes_on_where_it_was(data, tmp_path, capsys):
     assert capsys.readouterr().out == table
 
 
-SMALL = ["--models=hope", "--seeds=1", "--batch_size=2", "--seq_len=16"]
+SMALL = ["--models=hope_attention", "--seeds=1", "--batch_size=2", "--seq_len=16"]
 
 
 @pytest.mark.slow
@@ -78,11 +78,11 @@ def test_levels_start_from_blocks_that_were_trained_without(data, tmp_path, caps
     bits = {}
     for name in ("first", "anew", "on"):
         results = results_of(tmp_path / name)
-        bits[name] = results["models"]["hope"]["seeds"][0]["validation_bits_per_byte"]
+        bits[name] = results["models"]["hope_attention"]["seeds"][0]["validation_bits_per_byte"]
     assert bits["on"] < bits["first"] + 0.05 < bits["anew"]  # the levels learn in context, from where they start
     capsys.readouterr()
     start = f"--start_from={tmp_path / 'first'}"
     assert call(f"--workdir={tmp_path / 'more'}", *again, start, "--seeds=2") == 2
-    assert "has finished 2 seeds of hope" in capsys.readouterr().err
+    assert "has finished 2 seeds of hope_attention" in capsys.readouterr().err
     assert call(f"--workdir={tmp_path / 'wider'}", *again, start, "--cms_levels=4,8,16") == 2
-    assert "of hope has the shape" in capsys.readouterr().err
+    assert "of hope_attention has the shape" in capsys.readouterr().err

@@ -2,39 +2,19 @@
 
 import contextlib
 import dataclasses
-import json
 import re
 from pathlib import Path
 
 import pytest
+from launcher_cases import results_of
 
 from experiments import faults
 from experiments.fault_rounds import disturbed_run, rounds
-from experiments.fault_rounds.disturbed_run import Command, write_text
 from experiments.fault_rounds.kinds import KINDS
 from experiments.fault_rounds.kinds_of_four import KINDS_OF_FOUR
 from experiments.fault_rounds.rounds import Outcome
 
 FAILED = Outcome("kill_step", -9, None, 0.1, 2.0, ["the figures are not those of a run without a fault"])
-
-
-@pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    """The command, and the figures of a run that nothing disturbs."""
-    directory = tmp_path_factory.mktemp("faults")
-    command = Command(directory / "text.txt", directory / "cache")
-    write_text(command.text)
-    figures, _ = rounds.undisturbed(command, directory / "undisturbed")
-    return command, figures
-
-
-def test_a_killed_run_goes_on_to_the_same_figures(command, tmp_path):
-    """SIGKILL while a checkpoint is written."""
-    command, figures = command
-    outcome = rounds.play("kill_save", "0", command, tmp_path / "round", figures, 5.0)
-    assert outcome.problems == []
-    assert outcome.code == -9
-    assert not (tmp_path / "round").exists()
 
 
 def processes_with(argument):
@@ -55,6 +35,9 @@ def test_every_kind_of_fault(kinds, tmp_path, capsys):
     for kind in kinds:
         assert re.search(rf"^{kind} +1 +1 ", table, re.MULTILINE)
     assert processes_with(str(tmp_path)) == []
+    codes = {played["kind"]: played["code"] for played in results_of(tmp_path / "run")["rounds"]}
+    assert codes.get("kill_save", -9) == -9
+    assert list((tmp_path / "run/rounds").iterdir()) == []  # all of them recovered
 
 
 def test_a_run_that_does_not_recover_is_named(tmp_path, monkeypatch, capsys):
@@ -73,7 +56,7 @@ def test_a_run_that_does_not_recover_is_named(tmp_path, monkeypatch, capsys):
     assert len({seed for _, seed in played}) == 3
     assert f"{tmp_path / 'rounds' / '2'}: kill_step: the figures are not" in out
     assert "2 of 3 runs did not recover" in err
-    assert len(json.loads((tmp_path / "results.json").read_text())["rounds"]) == 3
+    assert len(results_of(tmp_path)["rounds"]) == 3
     assert faults.main(arguments) == 4  # and is not played again
     assert len(played) == 3
 

@@ -31,7 +31,7 @@ from nl_jax.models import LanguageModelConfig
 
 WRITERS = [name for name in LAUNCHERS if name not in READERS + OTHERS]
 # Runs that compile little. The others are slow: what is tested is the same code, in experiments/common.
-QUICK = ("parity", "evals.recall", "optimizers toy", "optimizers speed", "benchmark scaling", "benchmark compile")
+QUICK = ("parity", "evals.recall", "optimizers toy", "optimizers speed")
 every_launcher = pytest.mark.parametrize("name", LAUNCHERS)
 every_writer = pytest.mark.parametrize("name", WRITERS)
 

@@ -105,7 +105,7 @@ def test_generate_to_a_terminal_without_the_characters(finished):
 
 
 @pytest.mark.slow
-def test_options_of_a_mixer_come_back_from_a_checkpoint(data, tmp_path, capsys, monkeypatch):
+def test_options_of_a_mixer_come_back_from_a_checkpoint(small_models, data, tmp_path, capsys, monkeypatch):
     """A model with nested options is trained, and then read by each launcher that reads one."""
     option = '--mixer_option=eta=("softplus",2.0)'
     sizes = ["--models=delta_net", "--steps=2", "--batch_size=2", "--seq_len=16", f"--data={data}", option]

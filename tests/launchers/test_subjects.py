@@ -19,6 +19,7 @@ from nl_jax.models import LanguageModel, LanguageModelConfig
 from nl_jax.models.in_context import read_and_learn
 from nl_jax.parallel import parse_mesh
 
+SLOW = pytest.mark.slow
 FLAGS = ["--model=hope_attention", "--steps=2", "--eval_every=2", "--seq_len=128", "--cms_levels=64,128"]
 FLAGS += ["--part=512", "--streams=2", "--seeds=2"]
 
@@ -75,7 +76,7 @@ def test_streams_have_every_byte_once_and_go_on_where_a_text_was():
         cut_streams(texts, ["a", "b", "a"], streams=3, part=17)
 
 
-@pytest.mark.parametrize("learns", [0, 16, 64])
+@pytest.mark.parametrize("learns", [pytest.param(0, marks=SLOW), 16, pytest.param(64, marks=SLOW)])
 def test_reading_in_calls_is_one_pass(learns):
     sizes = {"vocab_size": 257, "width": 8, "num_layers": 1, "num_heads": 1, "mlp_hidden": 6, "chunk_size": 2}
     levels = {"cms_periods": (4, 16), "cms_regime": "meta", "cms_rate": 0.5}

@@ -270,14 +270,14 @@ def check(composition, dtype):
     assert_finite(run(name, options, time, dtype))
 
 
-@settings(max_examples=4, deadline=None, derandomize=True)
+@settings(max_examples=3, deadline=None, derandomize=True)
 @given(compositions(), st.sampled_from([jnp.float32, jnp.bfloat16]))
 def test_any_options_on_any_text_are_finite_forward_and_backward(composition, dtype):
     check(composition, dtype)
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=16, deadline=None, derandomize=True)
 @given(compositions(), st.sampled_from([jnp.float32, jnp.bfloat16]))
 def test_more_options_on_any_text_are_finite_forward_and_backward(composition, dtype):
     check(composition, dtype)

@@ -183,7 +183,7 @@ def test_a_model_in_float32_computes_in_the_type_of_its_parameters():
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     mixer=st.sampled_from(sorted(MIXERS)),
     chunk=st.sampled_from([1, 7, 16]),

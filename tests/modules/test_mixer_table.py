@@ -163,11 +163,15 @@ def test_forward_mode_equals_reverse_mode_and_finite_differences(case):
         @jax.jit
         def derivatives(step):
             reverse = jax.grad(at)
-            forward, over_reverse = (jax.jvp(f, (step,), (1.0,))[1] for f in (at, reverse))
-            return at(step), forward, reverse(step), over_reverse, jax.grad(reverse)(step)
+            first = at(step), jax.jvp(at, (step,), (1.0,))[1], reverse(step)
+            if case not in MIXERS:  # options of one: first order only, which compiles in a third of the time
+                return first
+            return *first, jax.jvp(reverse, (step,), (1.0,))[1], jax.grad(reverse)(step)
 
         here, ahead, behind = (derivatives(jnp.asarray(step)) for step in (0.0, 1e-5, -1e-5))
         np.testing.assert_allclose(here[1], here[2], rtol=1e-9)
         np.testing.assert_allclose(here[1], (ahead[0] - behind[0]) / 2e-5, rtol=1e-5)
+        if case not in MIXERS:
+            return
         np.testing.assert_allclose(here[3], (ahead[2] - behind[2]) / 2e-5, rtol=1e-4)
         np.testing.assert_allclose(here[4], here[3], rtol=1e-9)

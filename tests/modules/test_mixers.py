@@ -15,6 +15,7 @@ from nl_jax.modules.mixers import Memories
 from nl_jax.modules.mixers.subchunk import ChunkInputs, ReadOnly, learn_subchunk
 
 WIDTH, HEADS, D = 8, 2, 4
+SLOW = pytest.mark.slow
 apply = jax.jit(lambda module, x, state=None: module(x, state))
 
 
@@ -45,7 +46,15 @@ CASES = [(name, {}) for name in MIXERS] + [
 ]
 
 
-@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        case
+        if not case[1] or case[0] in ("gated_delta_net", "sliding_window_attention")
+        else pytest.param(*case, marks=SLOW)
+        for case in CASES
+    ],
+)
 def test_causal_and_the_same_one_by_one_and_in_parts(name, options):
     module, x = make(name, **options), tokens(11)
     whole = apply(module, x)
@@ -156,23 +165,6 @@ def test_allow_neg_eigval_reach_minus_one():
     np.testing.assert_allclose(memories.delta_w[0][0][0, 0], np.diag([-1.0, 1.0, 1.0, 1.0]), atol=1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["self_modifying_titans", "titans", "ttt_mlp", "ttt_linear", "atlas", "delta_net", "oja", "mesa"]
-)
-def test_meta_gradient_is_exact(name):
-    with jax.enable_x64(True):
-        module = jax.tree.map(lambda p: p.astype(jnp.float64), make(name))
-        x = tokens(9, batch=1).astype(jnp.float64)
-        loss = jax.jit(lambda module: jnp.sum(jnp.sin(module(x)[0])))
-        gradient = jax.grad(loss)(module)
-        rng = np.random.default_rng(0)
-        direction = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape)), module)
-        ahead, behind = (loss(jax.tree.map(lambda p, d, s=s: p + s * 2e-6 * d, module, direction)) for s in (1, -1))
-        along = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
-        assert along == pytest.approx(float(ahead - behind) / 4e-6, rel=1e-6)
-
-
 STREAMS = {
     "random": lambda rng, time: rng.standard_normal((1, time, WIDTH)),
     "one token repeated": lambda rng, time: np.repeat(rng.standard_normal((1, 1, WIDTH)), time, axis=1),
@@ -185,7 +177,7 @@ STREAMS = {
 
 
 @pytest.mark.slow
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(
     stream=st.sampled_from(sorted(STREAMS)),
     eta=st.sampled_from([0.0, 0.1, 10.0, 1e4]),
@@ -219,7 +211,7 @@ def test_default_rule_is_bounded(stream, eta, alpha, chunk, dtype, momentum, del
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("chunk", "alpha"), [(64, 0.98), (64, 1.0), (512, 1.0)])
+@pytest.mark.parametrize(("chunk", "alpha"), [(64, 0.98), (512, 1.0)])
 def test_default_rule_is_bounded_over_65536_tokens(chunk, alpha):
     module = make("self_modifying_titans", chunk_size=chunk, eta=1e4, alpha=alpha)
     for stream in STREAMS.values():

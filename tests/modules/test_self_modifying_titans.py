@@ -223,7 +223,7 @@ def test_frozen_is_what_a_rate_of_zero_gives(options):
         pytest.param(1, 1, marks=pytest.mark.slow),
         pytest.param(4, 4, marks=pytest.mark.slow),
         (4, 8),
-        (8, 4),
+        pytest.param(8, 4, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize(
