@@ -213,6 +213,7 @@ def test_decay_matrix_and_their_gradient_at_zero():
             assert products[t, s] == pytest.approx(float(np.prod(rate[s + 1 : t + 1])) if t >= s else 0.0)
     weights = jnp.asarray(np.random.default_rng(0).standard_normal((5, 5)))
 
+    @jax.jit
     def loss(r):
         return jnp.sum(weights * decay_matrix(r))
 

@@ -1,5 +1,7 @@
 """Attention in blocks: against NumPy and against dot_product_attention, outputs and gradients, of any size."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,9 +48,13 @@ def dense(query, key, value, mask):
     return np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(axis=-1, keepdims=True), value)
 
 
-def outputs_and_gradients(attention, query, key, value, cotangent):
-    y, pull = jax.vjp(attention, query, key, value)
-    return y, *pull(cotangent)
+def outputs_and_gradients(attention, *arrays):
+    @jax.jit
+    def both(query, key, value, cotangent):
+        y, pull = jax.vjp(attention, query, key, value)
+        return y, *pull(cotangent)
+
+    return both(*arrays)
 
 
 @pytest.mark.parametrize(("queries", "keys", "window", "empty", "block_size"), CASES)
@@ -63,7 +69,7 @@ def test_equals_numpy_and_dot_product_attention(queries, keys, window, empty, bl
     def reference(query, key, value):
         return jax.nn.dot_product_attention(query, key, value, mask=jnp.asarray(mask)[None, None])
 
-    actual = jax.jit(lambda *arrays: outputs_and_gradients(blockwise, *arrays))(*arrays)
+    actual = outputs_and_gradients(blockwise, *arrays)
     np.testing.assert_allclose(actual[0], dense(*arrays[:3], mask), atol=1e-5)
     for a, e in zip(actual, outputs_and_gradients(reference, *arrays), strict=True):
         np.testing.assert_allclose(a, e, atol=1e-5)
@@ -93,6 +99,7 @@ def test_bfloat16():
 def test_what_is_not_seen_counts_for_nothing():
     query, key, value, _ = inputs(20, 30)
 
+    @jax.jit
     def attend(key, value):
         return blockwise_attention(query, key, value, window=12, empty=jnp.asarray(4), block_size=8)
 
@@ -127,8 +134,10 @@ def test_groups_of_query_heads_share_keys_and_values(queries, keys, window, empt
     repeated = outputs_and_gradients(lambda *arrays: attend(*arrays, repeats=2), query, key, value, cotangent)
     for a, e in zip(grouped, repeated, strict=True):
         np.testing.assert_allclose(a, e, atol=1e-5)
-    _, tangents = jax.jvp(attend, (query, key, value), (query, value, key))
-    _, expected = jax.jvp(lambda *arrays: attend(*arrays, repeats=2), (query, key, value), (query, value, key))
+    pushed = jax.jit(
+        lambda repeats, *pair: jax.jvp(functools.partial(attend, repeats=repeats), *pair)[1], static_argnums=0
+    )
+    tangents, expected = (pushed(repeats, (query, key, value), (query, value, key)) for repeats in (1, 2))
     np.testing.assert_allclose(tangents, expected, atol=1e-5)
 
 
@@ -150,6 +159,7 @@ def test_gradients_of_a_batch_of_calls():
     def loss(query, key, value):
         return jnp.sum(jnp.sin(blockwise_attention(query, key, value, block_size=4)))
 
+    @jax.jit
     def both(*arguments):
         return jax.grad(loss, (0, 1, 2))(*arguments), jax.jvp(loss, arguments, arguments)[1]
 
