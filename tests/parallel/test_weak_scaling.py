@@ -47,6 +47,7 @@ slow = pytest.mark.slow
         ("delta_net", "outer"),
         pytest.param("transformer", "outer", marks=slow),
         pytest.param("hope", "outer", marks=slow),
+        pytest.param("titans", "outer", marks=slow),
         pytest.param("hope_attention", "outer", marks=slow),
         pytest.param("delta_net", "meta", marks=slow),
     ],
