@@ -10,8 +10,6 @@ from jaxtyping import Array, Float
 from nl_jax.errors import InputError
 from nl_jax.models.config import LanguageModelConfig
 from nl_jax.models.language_model import LanguageModel
-from nl_jax.models.losses import Batch
-from nl_jax.models.reading import read
 from nl_jax.modules.layers import linear
 
 
@@ -34,7 +32,8 @@ class InContextRegressor(LanguageModel):
             raise InputError(f"cms_regime={config.cms_regime!r}: expected 'outer' for regression")
         super().__init__(dataclasses.replace(config, vocab_size=1, tied_head=False), rngs=rngs)
         self.config = config
-        self.embed = linear(config.vocab_size, config.width, rngs=rngs)
+        read_in: Any = linear(config.vocab_size, config.width, rngs=rngs)
+        self.embed = read_in
 
     def embedded(self, tokens: Float[Array, "batch time channels"]) -> Float[Array, "batch time width"]:
         """The residual stream before the first block."""
@@ -44,13 +43,7 @@ class InContextRegressor(LanguageModel):
     def _dtype(self) -> Any:
         return jnp.dtype(self.config.dtype)
 
-
-def squared_errors(model: Any, batch: Batch) -> tuple[Float[Array, "batch time"], Any]:
-    """The squared error of each prediction, and the state after the batch.
-
-    Args:
-      model: an `InContextRegressor`.
-      batch: ``inputs``, float32 ``[B, T, channels]``, and ``targets``, float32 ``[B, T]``.
-    """
-    predictions, state = read(model, batch["inputs"])
-    return jnp.square(predictions[..., 0].astype(jnp.float32) - batch["targets"]), state
+    @staticmethod
+    def target_losses(outputs: Float[Array, "batch time 1"], targets: Float[Array, "batch time"]) -> Array:
+        """The squared error at each position, ``[batch, time]``, which training and `token_losses` take as the loss."""
+        return jnp.square(outputs[..., 0] - targets)

@@ -141,7 +141,11 @@ def continued(
 def _alone(
     model: LanguageModel, prompt: Ids, num_tokens: int, how: Sampling, stopped: Callable[[Ids], bool], seed: int
 ) -> list[int]:
-    options: dict[str, Any] = {"temperature": float(how.temperature), "top_k": int(how.top_k), "top_p": float(how.top_p)}
+    options: dict[str, Any] = {
+        "temperature": float(how.temperature),
+        "top_k": int(how.top_k),
+        "top_p": float(how.top_p),
+    }
     found: list[int] = []
     for token in sample(model, prompt, num_tokens=num_tokens, seed=seed, **options):
         found.append(token)

@@ -42,9 +42,9 @@ def draw_examples(
     ``decision_tree``: a full binary tree of depth 4; each inner node asks for the sign of a random coordinate, each
     leaf has a value from :math:`N(0, 1)`.
 
-    ``fourier``: :math:`(a_0 + \sum_{n=1}^{5} a_n \cos \pi n t + b_n \sin \pi n t) / \sqrt{11}`, with all coefficients
-    from :math:`N(0, 1)` (Ahuja et al. have degree 10); t is uniform in [-1, 1], the first coordinate of x, and the
-    others are 0.
+    ``fourier``: :math:`(a_0 + \sqrt{2} \sum_{n=1}^{5} a_n \cos \pi n t + b_n \sin \pi n t) / \sqrt{11}`, with all
+    coefficients from :math:`N(0, 1)` (Ahuja et al. have degree 10); t is uniform in [-1, 1], the first coordinate of x,
+    and the others are 0.
 
     Args:
         function_class: one of ``FUNCTION_CLASSES``.
@@ -116,9 +116,10 @@ def _fourier(random: np.random.Generator, x: Array) -> tuple[Array, Array]:
 
 
 def fourier_features(x: Float[Array, "batch examples dimensions"]) -> Float[Array, "batch examples features"]:
-    """The 11 functions of which ``fourier`` draws sums, each divided by the root of their number."""
-    angles = np.pi * np.arange(DEGREE + 1) * x[..., :1]
-    return np.concatenate([np.cos(angles), np.sin(angles[..., 1:])], axis=-1) / (2 * DEGREE + 1) ** 0.5
+    """The 11 functions of which ``fourier`` draws sums, each of mean square 1 / 11."""
+    angles = np.pi * np.arange(1, DEGREE + 1) * x[..., :1]
+    waves = 2**0.5 * np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
+    return np.concatenate([np.ones((*x.shape[:2], 1)), waves], axis=-1) / (2 * DEGREE + 1) ** 0.5
 
 
 FUNCTION_CLASSES: dict[str, Callable[[np.random.Generator, Array], tuple[Array, Array]]] = {
