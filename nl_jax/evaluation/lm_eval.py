@@ -149,7 +149,8 @@ class HarnessModel(Base):
         ends = {self.eot_token_id, *(() if self._pretrained is None else self._pretrained.end_tokens)}
         stops = [stop for stop in handle_stop_sequences(options["until"], None) if stop]
         vocab_size, top_k = self.model.config.vocab_size, options.get("top_k") or None
-        sampling = checked_sampling(options["temperature"], top_k, options.get("top_p", 1.0), vocab_size)
+        temperature = options.get("temperature", 1.0 if options.get("do_sample") else 0.0)
+        sampling = checked_sampling(temperature, top_k, options.get("top_p", 1.0), vocab_size)
 
         def text_of(ids: Sequence[int]) -> str:
             return self._tokenizer.decode([i for i in ids if i not in ends])  # type: ignore[arg-type]
