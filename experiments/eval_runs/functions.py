@@ -15,6 +15,7 @@ from nl_jax.parallel import place_batch
 from nl_jax.plotting import plot_band
 from nl_jax.tasks.function_classes import Examples, as_tokens, at_inputs, channels, draw_examples
 
+NOISE = 0.25  # of examples: what Garg et al. have in 16 dimensions, where values have mean square 1
 AT_ONCE = 64  # functions that are read together
 VALIDATION_FUNCTIONS, TEST_FUNCTIONS = 512, 1024
 STYLES: tuple = ("--", ":", "-.", (0, (1, 4)), (0, (6, 3)))  # of the estimators' lines
@@ -31,21 +32,19 @@ class Functions:
 
     Attributes:
         name: one of ``FUNCTION_CLASSES``.
-        noise: standard deviation of the noise of examples.
         dimensions: of an x.
-        examples: of each function; the last one is only asked for.
+        examples: of each function; the value of one more is asked for.
         batch_size: functions in a training batch.
     """
 
     name: str
-    noise: float
     dimensions: int
     examples: int
     batch_size: int
 
     def draw(self, seed: int, step: int, count: int) -> Examples:
         """Examples of ``count`` functions; raises `InputError` for sizes out of range."""
-        sizes: dict[str, Any] = {"examples": self.examples, "dimensions": self.dimensions, "noise": self.noise}
+        sizes: dict[str, Any] = {"examples": self.examples + 1, "dimensions": self.dimensions, "noise": NOISE}
         return draw_examples(self.name, seed, step, batch_size=count, **sizes)
 
     def subtask(self) -> Subtask:
@@ -55,14 +54,14 @@ class Functions:
             return as_tokens(self.draw(seed, step, self.batch_size))
 
         def validate(model: Any, mesh: jax.sharding.Mesh) -> Figures:
-            mean = self.figures(model, mesh, self.draw(VALIDATION_SEED, 0, VALIDATION_FUNCTIONS))["mean_error"]
-            return {"score": -mean, "mean_error": mean}
+            figures = self.figures(model, mesh, self.draw(VALIDATION_SEED, 0, VALIDATION_FUNCTIONS))
+            return {name: figures[name] for name in ("error", "mean_error")}
 
         def test(model: Any, mesh: jax.sharding.Mesh) -> Figures:
             return self.figures(model, mesh, self._test_functions())
 
-        sizes = {"vocab_size": channels(self.dimensions), "context_length": 2 * self.examples}
-        batch(0, 1)  # raises for sizes that do not fit
+        sizes = {"vocab_size": channels(self.dimensions), "context_length": 2 * self.examples + 1}
+        self.draw(0, 1, 1)  # raises for sizes that do not fit
         return Subtask(sizes, batch, validate, test)
 
     def _test_functions(self) -> Examples:
@@ -81,7 +80,7 @@ class Functions:
     def references(self) -> dict[str, Figures]:
         """The errors of the estimators on the test functions, by name."""
         functions = self._test_functions()
-        estimators = function_baselines(self.name, self.noise)
+        estimators = function_baselines(self.name, NOISE)
         return {name: _figures(errors_by_examples(fit(functions), functions)) for name, fit in estimators.items()}
 
 
