@@ -22,6 +22,8 @@ def evaluate(values: flags.FlagValues) -> None:
     """Evaluates the tasks that are not in the output yet, and prints all. All checks come before any compilation."""
     _check(values)
     load = _source(values)
+    if not values.tasks:
+        raise InputError("--tasks: none given; expected tasks of lm-eval, or of --tasks_dir")
     check_installed()
     tasks = _tasks(values)
     adapter = load()
@@ -70,8 +72,6 @@ def _tasks(values: flags.FlagValues) -> Any:
     """The package's manager of tasks, which knows all that are asked for; loads their data."""
     from lm_eval.tasks import TaskManager
 
-    if not values.tasks:
-        raise InputError("--tasks: none given; expected tasks of lm-eval, or of --tasks_dir")
     try:
         manager = TaskManager(include_path=values.tasks_dir or None)
     except Exception as error:  # whatever a YAML file may hold
