@@ -113,7 +113,7 @@ def curves(results: Mapping[str, Any]) -> Figure:
                 axes.plot(_errors(found[name]), color="0.4", linestyle=style, linewidth=1, label=estimator)
         axes.set(title=name, xlabel="examples", ylabel="squared error", yscale="log", ylim=(5e-3, 3.0))
         axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small")
+    figure.axes[0].legend(fontsize="x-small")
     return figure
 
 

@@ -25,7 +25,13 @@ TEXTS = [([3], [5, 1]), ([1, 2, 3, 4, 5, 6, 7], [8]), ([9, 9], [4, 4, 2, 7, 1, 0
 jitted_read = jax.jit(read)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+def kinds(*quick):
+    """Kinds of models, of which all but the quick ones are slow."""
+    marked = [pytest.param(k, marks=[] if k in quick else pytest.mark.slow, id=k) for k in KINDS]
+    return pytest.mark.parametrize("model", marked, indirect=True)
+
+
+@pytest.fixture(scope="module")
 def model(request):
     return KINDS[request.param]()
 
@@ -42,6 +48,7 @@ def alone(model, begin, end):
     return float(scores[np.arange(len(end)), end].sum()), bool((scores.argmax(-1) == np.asarray(end)).all())
 
 
+@kinds("memory", "in_context")
 @pytest.mark.parametrize(("piece", "batch_size"), [(8, 3), pytest.param(256, 1, marks=pytest.mark.slow)])
 def test_likelihoods_depend_neither_on_the_batch_nor_on_pieces(model, piece, batch_size, monkeypatch):
     monkeypatch.setattr(together, "PIECE", piece)
@@ -60,6 +67,7 @@ def test_likelihoods_depend_neither_on_the_batch_nor_on_pieces(model, piece, bat
 PROMPTS = [[3], [1, 2, 3, 4, 5, 6, 7], [9, 9], [2, 10, 4]]
 
 
+@kinds("memory")
 def test_continuations_are_those_of_each_prompt_alone(model):
     expected = [list(sample(model, prompt, num_tokens=6, temperature=0.0)) for prompt in PROMPTS]
     greedy = checked_sampling(0.0, None, 1.0, 11)
@@ -73,6 +81,7 @@ def test_continuations_are_those_of_each_prompt_alone(model):
     assert [found[i] for i in range(len(PROMPTS))] == cut
 
 
+@kinds("attention")
 def test_what_is_drawn_for_a_prompt_does_not_depend_on_the_others(model):
     options = {"num_tokens": 5, "sampling": checked_sampling(1.0, 8, 0.95, 11), "stopped": lambda _: False}
     one = dict(continued(model, PROMPTS, batch_size=1, **options))
@@ -80,6 +89,7 @@ def test_what_is_drawn_for_a_prompt_does_not_depend_on_the_others(model):
     assert one != dict(continued(model, PROMPTS, batch_size=4, seed=1, **options))
 
 
+@kinds("memory")
 def test_texts_without_tokens_are_refused(model):
     with pytest.raises(ValueError, match="no beginning or no continuation"):
         list(likelihoods(model, [([1], [])]))
