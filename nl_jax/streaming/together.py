@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nl_jax.models.language_model import LanguageModel
 from nl_jax.models.reading import learns_in_context, read, start
-from nl_jax.streaming.generation import Sampling, draw, sample, with_room
+from nl_jax.modules.mixers.attention import RotatedState
+from nl_jax.streaming.generation import Sampling, can_decode, draw, rotated_state, sample, with_room
 
 FEW_LENGTHS = 32  # texts are filled up to a multiple of this, since each length is compiled
 PIECE = 256  # tokens of a text that are read together, so that the logits of a long one need no memory
@@ -171,6 +172,8 @@ def _together(
         size = min(PIECE, 1 << (shortest - 1 - begun).bit_length() - 1)
         state = _state_after(model, np.asarray([prompt[begun : begun + size] for prompt in prompts], np.int32), state)
         begun += size
+    if can_decode(model, max(lengths) + num_tokens):
+        state = rotated_state(model, state)
     found: list[list[int]] = [[] for _ in prompts]
     running = [row < count for row in range(len(prompts))]
     texts = [list(prompt) for prompt in prompts]
@@ -197,7 +200,9 @@ def _next(
     model: LanguageModel, tokens: Int[Array, "batch 1"], state: Any, keys: Array, place: Int[Array, ""], how: Sampling
 ) -> tuple[Int[Array, " batch"], Any]:
     """A token after each row, and the state before it."""
-    logits, state = model.last_logits(tokens, state)
+    logits, after = model.last_logits(tokens, state)
+    if isinstance(state, RotatedState):  # what the tokens add to it
+        after = state.grown(after)
     logits = jax.lax.optimization_barrier(logits.astype(jnp.float32))
     keys = jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
-    return jax.vmap(lambda row, key: draw(row[None], key, how)[0])(logits, keys), state
+    return jax.vmap(lambda row, key: draw(row[None], key, how)[0])(logits, keys), after
