@@ -129,7 +129,7 @@ def _evaluate(adapter: HarnessModel, tasks: Any, name: str, values: flags.FlagVa
 
 def _plain(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Figures as JSON holds them."""
-    return {key: value if isinstance(value, str | int) else float(value) for key, value in figures.items()}
+    return {key: value if isinstance(value, str | int | None) else float(value) for key, value in figures.items()}
 
 
 def _report(results: Mapping[str, Any], values: flags.FlagValues) -> None:
