@@ -13,35 +13,32 @@ import sys
 
 from absl import flags
 
-from experiments.eval_runs.evaluation import Evaluation, Subtask
+from experiments.eval_runs.evaluation import Evaluation
 from experiments.eval_runs.functions import Functions, curves, references
 from experiments.eval_runs.main import launcher_of
 from nl_jax.models.regression import InContextRegressor
 from nl_jax.tasks import FUNCTION_CLASSES
 
+SHARED = {"learning_rates": ["3e-3"], "chunk_size": 65, "batch_size": 16}
+
 
 def functions(values: flags.FlagValues) -> dict[str, Functions]:
-    """The classes by name."""
+    """The classes by name; their subtasks raise `InputError` for sizes out of range."""
     sizes = {"dimensions": values.dimensions, "examples": values.examples, "batch_size": values.batch_size}
     return {name: Functions(name, **sizes) for name in values.subtasks}
-
-
-def subtasks(values: flags.FlagValues) -> dict[str, Subtask]:
-    """The subtasks by name; raises `InputError` for sizes out of range."""
-    return {name: each.subtask() for name, each in functions(values).items()}
 
 
 EVALUATION = Evaluation(
     name="evals.few_shot",
     models=("hope", "titans", "delta_net", "mesa", "transformer", "transformer_conv"),
     names=tuple(FUNCTION_CLASSES),
-    subtasks=subtasks,
+    subtasks=lambda values: {name: each.subtask() for name, each in functions(values).items()},
     score="mean_error",
     lower=True,
     shown={"error": "error", "mean error": "mean_error"},
     presets={  # a chunk of a whole sequence: a step of Hope takes 0.6 of what it takes with chunks of 16
-        "quick": {"subtasks": ["linear"], "steps": 150, "seeds": 1, "learning_rates": ["3e-3"], "chunk_size": 65},
-        "full": {"subtasks": ["linear", "sparse_linear"], "steps": 800, "learning_rates": ["3e-3"], "chunk_size": 65},
+        "quick": SHARED | {"subtasks": ["linear"], "steps": 300, "seeds": 1},
+        "full": SHARED | {"subtasks": ["linear", "sparse_linear"], "steps": 2000},
     },
     own_flags={
         "dimensions": (16, "Coordinates of an x."),
