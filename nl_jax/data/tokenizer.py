@@ -1,5 +1,6 @@
 """Converts text to token ids and back: every byte a token, or by a Hugging Face ``tokenizer.json``."""
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -155,9 +156,14 @@ class HuggingFaceTokenizer:
             text: any text.
             add_special_tokens: whether tokens are added that the file puts around every text, such as its beginning.
         """
+        return self._marked.encode(text, add_special_tokens=add_special_tokens).ids
+
+    @functools.cached_property
+    def _marked(self) -> tokenizers.Tokenizer:
+        """The same tokenizer, to which special tokens that are spelled out are tokens."""
         marked = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
         marked.encode_special_tokens = False
-        return marked.encode(text, add_special_tokens=add_special_tokens).ids
+        return marked
 
     def token_id(self, token: str) -> int | None:
         """The id of a token that is spelled so, or None."""

@@ -17,7 +17,10 @@ STATE_NORM = "state_norm/mixers"
 
 
 def token_losses(model: PyTree, batch: Batch) -> Float[Array, "B T"]:
-    """Cross-entropy in nats of each target of a batch with ``inputs`` and ``targets``, both int32 ``[B, T]``."""
+    """The loss of each target of a batch with ``inputs`` and ``targets``, both int32 ``[B, T]``.
+
+    It is the cross-entropy in nats, unless the model has a method ``target_losses(outputs, targets)`` of its own.
+    """
     return _losses_and_state(model, batch)[0]
 
 
@@ -28,12 +31,12 @@ def read_batch(model: PyTree, batch: Batch) -> tuple[Float[Array, "B T vocab"], 
 
 def _losses_and_state(model: PyTree, batch: Batch) -> tuple[Float[Array, "B T"], PyTree]:
     logits, state = read_batch(model, batch)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["targets"])
-    return losses, state
+    target_losses = getattr(model, "target_losses", optax.softmax_cross_entropy_with_integer_labels)
+    return target_losses(logits.astype(jnp.float32), batch["targets"]), state
 
 
 def mean_loss(model: PyTree, batch: Batch) -> Float[Array, ""]:
-    """Mean loss in nats per target. If the batch has a ``mask``, float32 ``[B, T]``, only targets with mask 1 count."""
+    """Mean of `token_losses`. If the batch has a ``mask``, float32 ``[B, T]``, only targets with mask 1 count."""
     return loss_and_state(model, batch)[0]
 
 

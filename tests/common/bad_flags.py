@@ -293,6 +293,21 @@ EVALS = [
 ]
 EVALS = [([flag], problem) for flag, problem in EVALS]  # of every evaluation
 
+LM_EVAL = [
+    (["--workdir=nowhere"], "--workdir=nowhere: no run there"),
+    (["--workdir=", "--model=/absent"], "--model=/absent: /absent: no such file or directory"),
+    (["--workdir=", "--model={inputs}/llama", "--tokenizer=a.json"], "--tokenizer=a.json: expected --workdir"),
+    (["--workdir=", "--model={inputs}/llama", "--chat"], "llama has no chat template"),
+    (["--workdir=", "--model={inputs}/llama"], "--tasks: none given"),
+    (["--limit=0"], "--limit=0: expected at least 1"),
+    (["--num_fewshot=-1"], "--num_fewshot=-1: expected at least 0"),
+    (["--max_length=1"], "--max_length=1: expected at least 2"),
+    (["--batch_size=0"], "--batch_size=0: expected at least 1"),
+    (["--tasks_dir=nowhere"], "--tasks_dir=nowhere: no such directory"),
+    (["--tasks_dir={inputs}/data.txt"], "data.txt: expected a directory, found a file"),
+    (["--output={inputs}/data.txt"], "data.txt: expected a directory, found a file"),
+]
+
 BAD_FLAGS = {
     "language_model": LANGUAGE_MODEL,
     "compare": COMPARE,
@@ -319,5 +334,7 @@ BAD_FLAGS = {
     "evals.language": [*EVALS, (["--batch_size=3", "--subtasks=4096"], "--batch_size=3: expected at least 4, as many")],
     "evals.ablation": EVALS,
     "evals.levels": EVALS,
+    "evals.few_shot": [*EVALS, (["--dimensions=2", "--subtasks=sparse_linear"], "dimensions=2: expected at least 3")],
+    "evals.lm_eval": LM_EVAL,
     "evals.recall": [*EVALS, (["--vocab_size=5"], "--vocab_size=5: expected at least 10 for --pairs=4")],
 }

@@ -44,8 +44,10 @@ LAUNCHERS = {
     "evals.ablation": ("define_flags", []),
     "evals.levels": ("define_flags", []),
     "evals.language": ("define_flags", []),
+    "evals.few_shot": ("define_flags", []),
+    "evals.lm_eval": ("define_flags", []),
 }
-READERS = ("generate", "stream", "ask")  # of a run of language_model, or of learn
+READERS = ("generate", "stream", "ask", "evals.lm_eval")  # of a run of language_model, or of learn
 OTHERS = ("topology", "report")  # which train nothing: for machines that are not here, and of runs that are there
 
 TEXT = "--data={inputs}/data.txt --batch_size=2 --eval_every=2"
@@ -224,6 +226,12 @@ RUNS = {
             f"{EVALUATED} --models=levels_2 --data={{inputs}}/prose.txt --learning_rates=1e-3 --length=64"
             " --test_tokens=1024 --seeds=1 --parameters=8000",
             ("--length=128", "length 64 there, 128 here"),
+        ),
+        Run(
+            "evals.few_shot",
+            f"{EVALUATED} --models=linear_attention --subtasks=sparse_linear --dimensions=3 --examples=4"
+            " --learning_rates=1e-3 --seeds=1",
+            ("--examples=5", "examples 4 there, 5 here"),
         ),
         Run("benchmark remat", f"{TIMED} --lengths=8:1", REPEATS),
         Run("benchmark gradients", f"{TIMED} --models=linear_attention_pp --lengths=8:1,16:1", REPEATS),
