@@ -1,6 +1,7 @@
 """The rooms of the project: which may import which, how large a file and a function may be."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,12 @@ ROOMS = (
     *("_xla", "errors", "files", "trees", "parameter_axes", "plotting", "ops", "memory", "levels", "optim", "tasks"),
     *("data", "parallel", "modules", "models", "pretrained", "streaming", "costs", "evaluation", "training"),
 )
-HELPERS = ("common", "benchmarking", "optimizer_comparison", "subject_changes", "fault_rounds", "continual_methods")
-COMMANDS = ("continual",)  # packages of commands
+HELPERS = (
+    *("common", "benchmarking", "optimizer_comparison", "subject_changes", "fault_rounds", "continual_methods"),
+    *("eval_runs", "reporting"),
+)
+COMMANDS = ("continual", "evals")  # packages of commands
+IS_COMMAND = re.compile(r"^(def main\(|define_flags, main = )", re.M)
 LINES, FUNCTION_LINES = 400, 60
 FILES = sorted(path for folder in ("nl_jax", "experiments") for path in (ROOT / folder).rglob("*.py"))
 
@@ -74,12 +79,12 @@ def test_no_import_goes_round():
 def test_only_commands_stand_at_the_top_of_experiments():
     for path in (ROOT / "experiments").iterdir():
         if path.suffix == ".py" and path.stem != "__init__":
-            assert "def main(" in path.read_text(encoding="utf-8"), path
+            assert IS_COMMAND.search(path.read_text(encoding="utf-8")), path
         elif path.is_dir() and any(path.glob("*.py")):
             assert path.name in (*HELPERS, *COMMANDS), path
     for package in COMMANDS:
         for path in (ROOT / "experiments" / package).glob("*.py"):
-            assert path.stem == "__init__" or "def main(" in path.read_text(encoding="utf-8"), path
+            assert path.stem == "__init__" or IS_COMMAND.search(path.read_text(encoding="utf-8")), path
 
 
 def test_no_command_imports_another():

@@ -18,6 +18,7 @@ from nl_jax.evaluation import bits_by_position, evaluate, octaves
 
 BITS, PERPLEXITY, UP_TO = "bits_per_byte", "perplexity", "bits_up_to_"
 VALIDATION_TOKENS = 32_768
+TINY = {"width": 128, "num_heads": 1, "chunk_size": 64, "parameters": 1_000_000, "batch_size": 4, "eval_every": 50}
 BASE = 1024  # tokens of the windows that --batch_size counts
 
 

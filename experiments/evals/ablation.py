@@ -15,8 +15,7 @@ from absl import flags
 from experiments.eval_runs.evaluation import Evaluation, Subtask
 from experiments.eval_runs.hope_rows import ROWS, TABLE_6
 from experiments.eval_runs.main import launcher_of
-from experiments.eval_runs.text import BITS, PERPLEXITY, define_data_flag, text_of, text_subtask
-from experiments.evals.language import TINY
+from experiments.eval_runs.text import BITS, PERPLEXITY, TINY, define_data_flag, text_of, text_subtask
 
 
 def subtasks(values: flags.FlagValues) -> dict[str, Subtask]:

@@ -14,10 +14,18 @@ from absl import flags
 
 from experiments.eval_runs.evaluation import Evaluation, Subtask
 from experiments.eval_runs.main import launcher_of
-from experiments.eval_runs.text import BITS, PERPLEXITY, UP_TO, define_data_flag, draw_positions, text_of, text_subtask
+from experiments.eval_runs.text import (
+    BITS,
+    PERPLEXITY,
+    TINY,
+    UP_TO,
+    define_data_flag,
+    draw_positions,
+    text_of,
+    text_subtask,
+)
 
 LENGTHS = {"1024": 1024, "4096": 4096}
-TINY = {"width": 128, "num_heads": 1, "chunk_size": 64, "parameters": 1_000_000, "batch_size": 4, "eval_every": 50}
 
 
 def subtasks(values: flags.FlagValues) -> dict[str, Subtask]:
