@@ -1,7 +1,7 @@
 """Formal languages as sequence labelling: after each symbol, what is true of the string so far, or what may follow.
 
 All strings are members of their language; the labels of their prefixes carry the signal. The languages are regular
-(parity, (aa)*, (abab)*), of one or two counters (a^n b^n, a^n b^n c^n, Shuffle-2).
+(parity, (aa)*, (abab)*), or need one or two counters (a^n b^n, a^n b^n c^n, Shuffle-2).
 
 References:
     Bhattamishra et al., `On the Ability and Limitations of Transformers to Recognize Formal Languages
@@ -61,8 +61,8 @@ def formal_language_batch(
         seed: random seed, 0 or more.
         step: index of the batch, 0 or more; each seed and step has its own random stream.
         batch_size: number of strings, B; at least 1.
-        window: smallest and largest number of symbols of a string, from 1; of a^n b^n and a^n b^n c^n the smallest and
-            largest n.
+        window: smallest and largest number of symbols of a string, from 1. For a^n b^n and a^n b^n c^n it is the
+            smallest and largest n.
         distinct: whether to drop strings that the batch already has.
 
     Returns:
@@ -70,9 +70,9 @@ def formal_language_batch(
         longest string in the window. At each symbol the mask is 1 and the target is the label of the string up to and
         including this symbol. After the end of the string the input is the padding, and target and mask are 0.
 
-        Labels are: of the regular languages 1 if the string so far belongs to the language, else 0. Of a^n b^n and
-        a^n b^n c^n the set of symbols that may follow: 0 for {a, b}, then 1 for {b}, (2 for {c},) and the last label
-        for the end. Of Shuffle-2 which brackets may close: 1 if a square one, plus 2 if a round one.
+        In the regular languages the label is 1 if the string so far belongs to the language, else 0. In a^n b^n and
+        a^n b^n c^n it is the set of symbols that may follow: 0 is {a, b}, 1 is {b}, 2 is {c} in the latter, and the
+        last label is the end. In Shuffle-2 it says which brackets may close: 1 if a square one, plus 2 if a round one.
 
     Raises:
         InputError: for an unknown language, sizes out of range, or fewer than ``batch_size`` distinct strings.
@@ -181,18 +181,20 @@ ROUND, SQUARE = (0, 1), (2, 3)  # ids of ( and ), of [ and ]
 def _brackets(random: np.random.Generator, types: Sequence[tuple[int, int]], longest: int) -> String | None:
     """A string of the grammar S -> (S) | S S | empty, each bracket of a random type; None if it gets too long."""
     string: list[int] = []
+    pairs = 0
     rest: list[int | None] = [None]  # what is still to be written, the next one last; None is an S
     while rest:
         if (symbol := rest.pop()) is not None:
             string.append(symbol)
         elif (number := random.random()) < NEST:
+            pairs += 1
+            if 2 * pairs > longest:
+                return None
             opening, closing = types[int(number / NEST * len(types))]
             rest += [closing, None, opening]
         elif number < NEST + SPLIT:
             rest += [None, None]
-        if len(string) + len(rest) > 2 * longest + 2:  # half of what is open is S, which may be empty
-            return None
-    return tuple(string) if len(string) <= longest else None
+    return tuple(string)
 
 
 def _nested(random: np.random.Generator, window: Window) -> String | None:
