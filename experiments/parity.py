@@ -27,15 +27,15 @@ each seed), and MODEL/seed_N/tensorboard.
 
 import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 
 from experiments.common import launcher, task_training
 from experiments.common.task_training import VALIDATION_SEED
+from experiments.eval_runs.batches import split
 from nl_jax.evaluation import accuracies
 from nl_jax.tasks import PARITY_VOCABULARY, parity_batch
 from nl_jax.training.metrics import ACCURACY
@@ -81,16 +81,7 @@ def validation(values: flags.FlagValues) -> list[list[task_training.Batch]]:
         parity_batch(VALIDATION_SEED, step, batch_size=count, min_length=low, max_length=high, distinct=True)
         for step, (low, high) in enumerate(windows)
     ]
-    return [list(_split(strings, values.batch_size)) for strings in sets]
-
-
-def _split(strings: task_training.Batch, size: int) -> Iterator[task_training.Batch]:
-    """Yields batches of equal size, so that there is one program; copies with mask 0 fill up the last batch."""
-    count = len(strings["inputs"])
-    for start in range(0, count, size):
-        rows = np.arange(start, start + size)
-        batch = {name: array[np.where(rows < count, rows, start)] for name, array in strings.items()}
-        yield batch | {"mask": batch["mask"] * (rows < count)[:, None].astype(np.float32)}
+    return [list(split(strings, values.batch_size)) for strings in sets]
 
 
 def score(

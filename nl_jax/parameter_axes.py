@@ -28,6 +28,10 @@ PARAMETER_AXES: tuple[tuple[str, Names], ...] = (
     (r"blocks\.cms\.levels\.\d+\.down\.kernel", ("layers", "hidden", "embed")),
     (r"blocks\.cms\.mixture", ("layers", "levels")),
     (r"cms_log_rate", ("levels",)),
+    # the decoder of `AutoEncoder`
+    (r"linears\.\d+\.kernel", ("embed", "hidden")),
+    (r"linears\.\d+\.bias", ("hidden",)),
+    (r"norms\.\d+\.scale", ("embed",)),
 )
 
 

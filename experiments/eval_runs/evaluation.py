@@ -25,6 +25,7 @@ class Subtask:
         validate: ``validate(model, mesh)`` returns figures by name on validation data.
         test: ``test(model, mesh)`` returns figures by name on test data.
         steps: optimizer steps of a run; None for the flag ``--steps``.
+        build: ``build(config, rngs=rngs)`` returns a model; None for the evaluation's.
     """
 
     sizes: Mapping[str, Any]
@@ -32,6 +33,7 @@ class Subtask:
     validate: Callable[[Any, jax.sharding.Mesh], Figures]
     test: Callable[[Any, jax.sharding.Mesh], Figures]
     steps: int | None = None
+    build: Callable[..., Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,6 +43,7 @@ def evaluate(evaluation: Evaluation, values: flags.FlagValues) -> None:
     ]
     # a model of one configuration keeps its program from subtask to subtask
     cells.sort(key=lambda cell: list(values.models).index(cell.model))
+    parameters = [count_parameters(cell.config, cell.task.build or evaluation.build) for cell in cells]
     results = launcher.claim_workdir(workdir, _configuration(values, evaluation, configs), {}, written=(FIGURE,))
     results["inputs"] = launcher.inputs_of(values)
     results["departures"], results["shown"] = list(evaluation.departures), dict(evaluation.shown)
@@ -56,8 +57,8 @@ def evaluate(evaluation: Evaluation, values: flags.FlagValues) -> None:
 
     runner = Runner(evaluation, values, workdir, save)
     entries = [
-        table[cell.subtask].setdefault(cell.model, {"parameters": count_parameters(cell.config), "seeds": []})
-        for cell in cells
+        table[cell.subtask].setdefault(cell.model, {"parameters": number, "seeds": []})
+        for cell, number in zip(cells, parameters, strict=True)
     ]
     for i, (cell, entry) in enumerate(zip(cells, entries, strict=True)):
         left = sum(cell.missing(entry, len(runner.rates)) for cell, entry in zip(cells[i:], entries[i:], strict=True))

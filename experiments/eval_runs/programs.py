@@ -79,13 +79,13 @@ def make_program(build: Callable[..., Any], config: LanguageModelConfig, steps: 
 class Programs:
     """The program of a model and subtask; the newest is kept, since subtasks of the same sizes share it."""
 
-    def __init__(self, build: Callable[..., Any]):
-        self._make = functools.lru_cache(maxsize=1)(functools.partial(self._compiled, build))
+    def __init__(self) -> None:
+        self._make = functools.lru_cache(maxsize=1)(self._compiled)
 
-    def __call__(self, config: LanguageModelConfig, steps: int, batch: Batch) -> Program:
-        """The program for a configuration, a number of steps and batches like the given one."""
+    def __call__(self, build: Callable[..., Any], config: LanguageModelConfig, steps: int, batch: Batch) -> Program:
+        """The program for a kind of model, its configuration, a number of steps and batches like the given one."""
         shapes = tuple(sorted((name, array.shape, array.dtype.str) for name, array in batch.items()))
-        return self._make(config, steps, shapes)
+        return self._make(build, config, steps, shapes)
 
     @staticmethod
     def _compiled(build: Callable[..., Any], config: LanguageModelConfig, steps: int, shapes: Any) -> Program:

@@ -68,7 +68,7 @@ class Runner:
 
     def __init__(self, evaluation: Evaluation, values: flags.FlagValues, workdir: Path, save: Callable[[], None]):
         self.evaluation, self.values, self.workdir, self.save = evaluation, values, workdir, save
-        self.programs = Programs(evaluation.build)
+        self.programs = Programs()
         self.rates = rates_of(values)
 
     def run(self, cell: Cell, found: dict[str, Any]) -> None:
@@ -108,7 +108,7 @@ class Runner:
 
     def _tested(self, cell: Cell, trained: Trained) -> dict[str, Any]:
         """The entry of results.json of a seed."""
-        mesh = self.programs(cell.config, self._steps(cell), cell.task.batch(0, 1)).mesh
+        mesh = self._program(cell).mesh
         last = _finite(cell, trained.steps, cell.task.test(trained.model, mesh))
         best = last if trained.best is trained.model else _finite(cell, 0, cell.task.test(trained.best, mesh))
         return {
@@ -123,9 +123,13 @@ class Runner:
     def _steps(self, cell: Cell) -> int:
         return cell.task.steps or self.values.steps
 
+    def _program(self, cell: Cell) -> Program:
+        build = cell.task.build or self.evaluation.build
+        return self.programs(build, cell.config, self._steps(cell), cell.task.batch(0, 1))
+
     def _train(self, cell: Cell, rate: float, seed: int) -> Trained:
         steps = self._steps(cell)
-        program = self.programs(cell.config, steps, cell.task.batch(seed, 1))
+        program = self._program(cell)
         name = f"{cell.subtask}/{cell.model}/rate_{rate:g}/seed_{seed}"
         with MetricsWriter(self.workdir, name) as metrics, progress_bar(name, steps) as bar:
             return self._take_steps(cell, program, (rate, seed, steps), name, metrics, bar)

@@ -19,22 +19,45 @@ class Accuracies(NamedTuple):
 
     positions: float  # of the targets
     sequences: float  # of the sequences, which count as correct if all of their targets are
+    classes: float  # of the targets of each id, averaged over the ids of a batch, then over the batches
+
+
+class _Counts(NamedTuple):
+    """Of a batch: correct targets and sequences, and the mean accuracy of its ids."""
+
+    positions: Float[Array, ""]
+    sequences: Float[Array, ""]
+    classes: Float[Array, ""]
 
 
 @jax.jit
-def _count_correct(model: PyTree, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def _count_correct(model: PyTree, batch: Batch) -> _Counts:
     logits, _ = read_batch(model, batch)
-    correct = (jnp.argmax(logits, axis=-1) == batch["targets"]) * batch["mask"]
+    predictions = jnp.argmax(logits, axis=-1)
+    correct = (predictions == batch["targets"]) * batch["mask"]
     whole = jnp.all(correct == batch["mask"], axis=-1) & jnp.any(batch["mask"], axis=-1)
+
+    def by_class(ids: Array, weights: Array) -> Array:
+        return jnp.bincount(ids.reshape(-1), weights.reshape(-1), length=logits.shape[-1])
+
+    number, right = (by_class(batch["targets"], weights) for weights in (batch["mask"], correct))
+    classes = number + by_class(predictions, batch["mask"]) > 0
+    counts = _Counts(
+        jnp.sum(correct), jnp.sum(whole), jnp.sum(right / jnp.maximum(number, 1)) / jnp.maximum(jnp.sum(classes), 1)
+    )
     # the largest of logits that are not finite is not a prediction
     finite = jnp.all(jnp.isfinite(logits) | (batch["mask"] == 0)[..., None])
-    return jnp.where(finite, jnp.sum(correct), jnp.nan), jnp.where(finite, jnp.sum(whole), jnp.nan)
+    return jax.tree.map(lambda count: jnp.where(finite, count, jnp.nan), counts)
 
 
 def accuracies(model: PyTree, batches: Sequence[Batch], mesh: Mesh) -> Accuracies:
-    """Top-1 accuracy over all batches: of targets with mask 1, and of sequences with all of these targets correct.
+    """Top-1 accuracy over all batches: of targets with mask 1, of sequences with all of these targets correct, of ids.
 
-    Both are NaN if logits at a target are not finite.
+    The accuracy of ids (macro accuracy) gives rare targets the weight of frequent ones. The ids of a batch are those
+    that are a target or a prediction at a target; one that is no target has accuracy 0. Its mean depends on the size of
+    the batches: MAD (Poli et al., 2024) has 128 sequences in each, and torchmetrics' ``MulticlassAccuracy``.
+
+    All are NaN if logits at a target are not finite.
 
     Args:
         model: as for `token_losses`.
@@ -44,10 +67,10 @@ def accuracies(model: PyTree, batches: Sequence[Batch], mesh: Mesh) -> Accuracie
     """
     with jax.set_mesh(mesh):
         counts = [_count_correct(model, place_batch(mesh, batch)) for batch in batches]
-    positions, sequences = zip(*counts, strict=True)
+    positions, sequences, classes = (math.fsum(map(float, found)) for found in zip(*counts, strict=True))
     targets = math.fsum(float(batch["mask"].sum()) for batch in batches)
     rows = math.fsum(float(batch["mask"].any(axis=-1).sum()) for batch in batches)
-    return Accuracies(math.fsum(map(float, positions)) / targets, math.fsum(map(float, sequences)) / rows)
+    return Accuracies(positions / targets, sequences / rows, classes / len(batches))
 
 
 def accuracy(model: PyTree, batches: Sequence[Batch], mesh: Mesh) -> float:

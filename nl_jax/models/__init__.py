@@ -1,5 +1,6 @@
 """Models and their named configurations."""
 
+from nl_jax.models.auto_encoder import AutoEncoder
 from nl_jax.models.config import LanguageModelConfig
 from nl_jax.models.language_model import LanguageModel
 from nl_jax.models.presets import MODEL_NAMES, PRESETS, count_parameters, named_config, with_parameters
@@ -9,6 +10,7 @@ from nl_jax.models.vision_transformer import VisionTransformer
 __all__ = [
     "MODEL_NAMES",
     "PRESETS",
+    "AutoEncoder",
     "LanguageModel",
     "LanguageModelConfig",
     "VisionTransformer",

@@ -7,6 +7,7 @@ computed, so that every model has the preset's number of parameters.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -63,9 +64,9 @@ MODEL_NAMES = tuple(MODELS)
 PLAIN_ATTENTION = ("transformer", "hope_attention", "attention", "sliding_window_attention")
 
 
-def count_parameters(config: LanguageModelConfig) -> int:
-    """Number of parameters of a model, computed from shapes alone."""
-    model = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
+def count_parameters(config: LanguageModelConfig, build: Callable[..., Any] = LanguageModel) -> int:
+    """Number of parameters of ``build(config, rngs=rngs)``, computed from shapes alone."""
+    model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 

@@ -72,6 +72,8 @@ def to_hf(config: LanguageModelConfig) -> dict[str, Any]:
     options = dict(config.mixer_options)
     if config.mixer not in ("attention", "sliding_window_attention") or options.get("convolution"):
         raise InputError(f"mixer={config.mixer!r}: expected attention without a convolution, as Llama has")
+    if not options.get("use_rope", True):
+        raise InputError("use_rope=False: expected rotary positions, as Llama has")
     if len(config.cms_periods) != 1 or config.cms_variant == "independent":
         raise InputError(
             f"cms_periods={config.cms_periods}: expected one feed-forward block in each layer, as Llama has"

@@ -308,6 +308,33 @@ LM_EVAL = [
     (["--output={inputs}/data.txt"], "data.txt: expected a directory, found a file"),
 ]
 
+MAD = [
+    (["--seq_len=16"], "--seq_len=16: expected at least 18"),
+    (["--seq_len=19"], "--seq_len=19: expected an even number"),
+    (["--copied=0"], "--copied=0: expected at least 1"),
+    (["--copying_len=16", "--copied=8"], "--copying_len=16: expected at least 17"),
+    (["--compressed=1"], "--compressed=1: expected at least 2"),
+    (
+        ["--subtasks=compression", "--width=9", "--num_heads=1", "--models=delta_net"],
+        "width=9: expected 'outer' and an even width",
+    ),
+]
+
+FORMAL_LANGUAGES = [
+    (["--max_length=7"], "--max_length=7: expected at least 8"),
+    (["--long_length=19"], "--long_length=19: expected at least 20"),
+    (["--train_strings=31"], "--train_strings=31: expected at least 32"),
+    (["--test_strings=0"], "--test_strings=0: expected at least 1"),
+    (
+        ["--max_length=8", "--subtasks=parity"],
+        "2100 strings of parity from 2 to 8: expected at most 254, all there are",
+    ),
+    (
+        ["--max_length=8", "--subtasks=shuffle_2"],
+        "2000 strings of shuffle_2 from 2 to 8: expected at most 274, all there",
+    ),
+]
+
 BAD_FLAGS = {
     "language_model": LANGUAGE_MODEL,
     "compare": COMPARE,
@@ -336,5 +363,7 @@ BAD_FLAGS = {
     "evals.levels": EVALS,
     "evals.few_shot": [*EVALS, (["--dimensions=2", "--subtasks=sparse_linear"], "dimensions=2: expected at least 3")],
     "evals.lm_eval": LM_EVAL,
+    "evals.mad": [*EVALS, *MAD],
+    "evals.formal_languages": [*EVALS, *FORMAL_LANGUAGES],
     "evals.recall": [*EVALS, (["--vocab_size=5"], "--vocab_size=5: expected at least 10 for --pairs=4")],
 }

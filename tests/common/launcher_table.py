@@ -46,6 +46,8 @@ LAUNCHERS = {
     "evals.language": ("define_flags", []),
     "evals.few_shot": ("define_flags", []),
     "evals.lm_eval": ("define_flags", []),
+    "evals.mad": ("define_flags", []),
+    "evals.formal_languages": ("define_flags", []),
 }
 READERS = ("generate", "stream", "ask", "evals.lm_eval")  # of a run of language_model, or of learn
 OTHERS = ("topology", "report")  # which train nothing: for machines that are not here, and of runs that are there
@@ -232,6 +234,17 @@ RUNS = {
             f"{EVALUATED} --models=linear_attention --subtasks=sparse_linear --dimensions=3 --examples=4"
             " --learning_rates=1e-3 --seeds=1",
             ("--examples=5", "examples 4 there, 5 here"),
+        ),
+        Run(
+            "evals.mad",
+            f"{EVALUATED} --models=linear_attention --subtasks=copying --copying_len=8 --copied=2",
+            ("--copied=1", "copied 2 there, 1 here"),
+        ),
+        Run(
+            "evals.formal_languages",
+            f"{EVALUATED} --models=linear_attention --subtasks=aa --learning_rates=1e-3 --max_length=8 --long_length=12"
+            " --train_strings=20",
+            ("--long_length=14", "long_length 12 there, 14 here"),
         ),
         Run("benchmark remat", f"{TIMED} --lengths=8:1", REPEATS),
         Run("benchmark gradients", f"{TIMED} --models=linear_attention_pp --lengths=8:1,16:1", REPEATS),

@@ -100,6 +100,7 @@ BAD_FLAG_BASES = {
         )
     },
     "subjects": run_of("subjects").flags + " --seq_len=128",
+    "evals.formal_languages": "--subtasks=aa",
     "recall": run_of("recall").flags + " --batch_size=128 --other_text=5,5000",
     "parity": run_of("parity").flags
     + ' --models=delta_net --mixer_option=allow_neg_eigval=True --mixer_option=eta=("sigmoid",1.0)',

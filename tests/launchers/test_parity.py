@@ -13,6 +13,7 @@ from launcher_table import files
 
 from experiments import parity
 from experiments.common import task_training
+from experiments.eval_runs.batches import split
 from nl_jax import InputError
 from nl_jax.evaluation import Accuracies, accuracies
 from nl_jax.parallel import parse_mesh
@@ -132,7 +133,7 @@ def test_sizes_that_do_not_fit_are_named(change, problem):
 
 def test_whole_sequences_are_counted_once_and_padding_not_at_all():
     strings = parity_batch(0, 0, batch_size=5, min_length=2, max_length=9)
-    batches = list(parity._split(strings, 2))  # the last one has a copy that must not count
+    batches = list(split(strings, 2))  # the last one has a copy that must not count
     wrong = strings["mask"] == 0  # after the end of every string
     wrong[1, :2] = True
     wrong[4, 0] = True
@@ -245,7 +246,9 @@ def test_finished_seeds_are_kept_and_the_rest_is_run(finished, tmp_path, capsys)
 def test_a_run_ends_when_all_is_right_twice_in_a_row(tmp_path, monkeypatch):
     """The short set's and the long set's figures, evaluation by evaluation."""
     shares = [(1.0, 0.5), (1.0, 1.0), (0.9, 1.0), (1.0, 1.0), (1.0, 1.0)]
-    scores = iter(Accuracies(positions=(1 + share) / 2, sequences=share) for pair in shares for share in pair)
+    scores = iter(
+        Accuracies(positions=(1 + share) / 2, sequences=share, classes=share) for pair in shares for share in pair
+    )
     monkeypatch.setattr(parity, "accuracies", lambda *_: next(scores))
     assert call(f"--workdir={tmp_path}", *FLAGS, "--steps=100", "--eval_every=3", "--seeds=1") == 0
     figures = results_of(tmp_path)["models"]["delta_net"]

@@ -62,14 +62,20 @@ def test_a_text_in_parts(name):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize(("context_length", "convolution"), [(16, False), (3, False), (3, True)])
-def test_attention_equals_numpy(context_length, convolution):
-    module = Attention(WIDTH, HEADS, context_length=context_length, convolution=convolution, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize(
+    ("context_length", "convolution", "use_rope"),
+    [(16, False, True), (3, False, True), (3, True, True), (3, False, False)],
+)
+def test_attention_equals_numpy(context_length, convolution, use_rope):
+    options = {"context_length": context_length, "convolution": convolution, "use_rope": use_rope}
+    module = Attention(WIDTH, HEADS, **options, rngs=nnx.Rngs(0))
     x = np.asarray(jax.random.normal(jax.random.key(0), (6, WIDTH)))
     p = jax.tree.map(np.asarray, module)
     d = WIDTH // HEADS
 
     def turn(u, t):
+        if not use_rope:
+            return u
         angle = t * 10_000.0 ** (-np.arange(d // 2) / (d // 2))
         a, b = u[: d // 2], u[d // 2 :]
         return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)])

@@ -65,6 +65,7 @@ class Attention(nnx.Module):
       norm_epsilon: of these norms.
       rope_base: base of the rotary frequencies.
       rope_scaling: (name, value) pairs as for `rotary_frequencies`; none leave the frequencies as they are.
+      use_rope: whether queries and keys are rotated; without that the causal mask alone says where tokens stand.
 
     Raises:
       ValueError: for sizes that do not fit each other, or an unknown scaling.
@@ -86,6 +87,7 @@ class Attention(nnx.Module):
         norm_epsilon: float = 1e-6,
         rope_base: float = BASE,
         rope_scaling: Sequence[tuple[str, Any]] = (),
+        use_rope: bool = True,
         output_scale: float = 1.0,
         rngs: nnx.Rngs,
     ):
@@ -102,7 +104,8 @@ class Attention(nnx.Module):
         if convolution and self.num_kv_heads != num_heads:
             raise ValueError(f"num_kv_heads={num_kv_heads}: a convolution needs as many as num_heads={num_heads}")
         self.context_length = context_length
-        self.frequencies = tuple(rotary_frequencies(self.head_dim // 2, rope_base, dict(rope_scaling)).tolist())
+        frequencies = rotary_frequencies(self.head_dim // 2, rope_base, dict(rope_scaling))
+        self.frequencies = tuple((use_rope * frequencies).tolist())
         queries, keys = (heads * self.head_dim for heads in (num_heads, self.num_kv_heads))
         start = 0.0 if bias else None
         self.query = linear(width, queries, bias=start, rngs=rngs)

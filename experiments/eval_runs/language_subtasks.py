@@ -1,0 +1,80 @@
+"""The subtasks of formal languages: fixed training strings, and two bins of test strings, the second of longer ones."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments.common import launcher
+from experiments.eval_runs.batches import TEST_SEED, padded, split
+from experiments.eval_runs.evaluation import Batch, Figures, Subtask
+from nl_jax.evaluation import accuracies
+from nl_jax.tasks import LANGUAGES, formal_language_batch
+from nl_jax.tasks.formal_languages import number_of_strings
+
+SHORTEST = 2
+TRAINING_SEED = 0  # of the training strings: all seeds of a model see the same, in another order
+UNIQUE = ("parity", "shuffle_2", "shuffle_2_interleaved")  # training strings without repeats
+SYMBOLS_OF = {"anbn": 2, "anbncn": 3}  # whose windows are of n
+VOCABULARY = max(language.vocabulary for language in LANGUAGES.values())  # of all models: one program serves several
+FLAGS = {
+    "max_length": (50, "Largest number of symbols (of counters n) in training and in Bin0; the smallest is 2."),
+    "long_length": (100, "Largest number of symbols (of counters n) in Bin1, whose strings are all longer."),
+    "train_strings": (10_000, "Strings of training."),
+    "test_strings": (2_000, "Strings of each bin, or all that there are."),
+}
+# Languages whose strings are as long stand side by side, so that one program serves them in turn.
+NAMES = ("parity", "aa", "abab", "shuffle_2", "shuffle_2_interleaved", "anbn", "anbncn")
+
+
+def subtasks(values: flags.FlagValues) -> dict[str, Subtask]:
+    """The subtasks by name; raises `InputError` for windows with too few strings."""
+    launcher.check_range(values, "max_length", 8)
+    launcher.check_range(values, "long_length", values.max_length + 4)
+    launcher.check_range(values, "train_strings", values.batch_size)
+    launcher.check_range(values, "test_strings", 1)
+    return {name: _subtask(name, values) for name in values.subtasks}
+
+
+def _subtask(name: str, values: flags.FlagValues) -> Subtask:
+    training, bins = strings_of(name, values)
+    factor = 3 if name in SYMBOLS_OF else 1
+    lengths = factor * values.max_length, factor * values.long_length
+    training = padded(training, lengths[0])
+    batches = [list(split(padded(strings, lengths[1]), 128)) for strings in bins]
+    per_epoch = len(training["inputs"]) // values.batch_size
+
+    @functools.lru_cache(maxsize=1)
+    def order(seed: int, epoch: int) -> np.ndarray:
+        return np.random.default_rng((seed, epoch)).permutation(len(training["inputs"]))
+
+    def batch(seed: int, step: int) -> Batch:
+        epoch, place = divmod(step, per_epoch)
+        rows = order(seed, epoch)[place * values.batch_size :][: values.batch_size]
+        return {key: array[rows] for key, array in training.items()}
+
+    def test(model: Any, mesh: jax.sharding.Mesh) -> Figures:
+        short, long = (accuracies(model, rows, mesh).sequences for rows in batches)
+        return {"bin0": short, "bin1": long, "both": (short + long) / 2}
+
+    return Subtask({"vocab_size": VOCABULARY, "context_length": lengths[1]}, batch, test, test)
+
+
+def strings_of(name: str, values: flags.FlagValues) -> tuple[Batch, list[Batch]]:
+    """The training strings and those of Bin0 and Bin1; raises `InputError` if there are too few."""
+    windows = (SHORTEST, values.max_length), (values.max_length + 1, values.long_length)
+    counts = [min(values.test_strings, number_of_strings(name, window)) for window in windows]
+
+    def drawn(seed: int, step: int, size: int, window: tuple[int, int], distinct: bool = True) -> Batch:
+        return formal_language_batch(name, seed, step, batch_size=size, window=window, distinct=distinct)
+
+    if name == "parity":  # one list without repeats is cut, so that Bin0 is new to the model
+        strings = drawn(TRAINING_SEED, 0, values.train_strings + counts[0], windows[0])
+        parts = slice(values.train_strings), slice(values.train_strings, None)
+        training, short = ({key: array[part] for key, array in strings.items()} for part in parts)
+    else:
+        training = drawn(TRAINING_SEED, 0, values.train_strings, windows[0], name in UNIQUE)
+        short = drawn(TEST_SEED, 0, counts[0], windows[0])
+    return training, [short, drawn(TEST_SEED, 1, counts[1], windows[1])]
