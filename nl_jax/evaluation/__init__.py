@@ -5,7 +5,6 @@ from nl_jax.evaluation.answers import label_is_right, substring_score
 from nl_jax.evaluation.baselines import bigram_bits_per_byte, gzip_bits_per_byte
 from nl_jax.evaluation.continual import accuracy_matrix, continual_metrics, forgetting, forgetting_beyond
 from nl_jax.evaluation.likelihood import bits_by_position, evaluate, octaves
-from nl_jax.evaluation.likelihood import bits_by_position, evaluate
 from nl_jax.evaluation.streamed import Read, greedy_answers, read_text
 
 __all__ = [
@@ -22,8 +21,8 @@ __all__ = [
     "forgetting_beyond",
     "greedy_answers",
     "gzip_bits_per_byte",
-    "octaves",
     "label_is_right",
+    "octaves",
     "read_text",
     "substring_score",
 ]

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Int32
 from nl_jax.errors import Diverged
 from nl_jax.models.in_context import with_learned
 from nl_jax.models.reading import learns_in_context, read, start
+from nl_jax.streaming.generation import with_room
 from nl_jax.streaming.greedy import decode
 
 PART = 4096  # tokens that a model reads in one call
@@ -65,7 +66,7 @@ def read_text(model: Any, parts: Iterable[Part]) -> Read:
 
 
 def greedy_answers(
-    model: Any, parts: Iterable[Part], *, num_tokens: int, ends: Collection[int] = ()
+    model: Any, parts: Iterable[Part], *, num_tokens: int, ends: Collection[int] = (), length: int | None = None
 ) -> list[list[int]]:
     """The likeliest tokens after each text, taken one by one.
 
@@ -73,8 +74,9 @@ def greedy_answers(
         model, parts: as for `read_text`.
         num_tokens: number of tokens of an answer at most, 1 or more.
         ends: tokens that end an answer, and are not part of it.
+        length: number of tokens of text and answer, if it is known: attention then keeps no more than these.
     """
-    text = read_text(model, parts)
+    text = read_text(model if length is None else with_room(model, length), parts)
     return decode(text.model, text.logits.argmax(axis=-1), text.state, num_tokens=num_tokens, ends=ends)
 
 
@@ -85,9 +87,7 @@ def _after(model: Any, tokens: Int[np.ndarray, "batch time+1"], state: Any) -> A
 
 
 @jax.jit
-def _read(
-    model: Any, tokens: Int[Array, "batch time"], targets: Int[Array, "batch time"], state: Any
-) -> Any:
+def _read(model: Any, tokens: Int[Array, "batch time"], targets: Int[Array, "batch time"], state: Any) -> Any:
     return read(model, tokens, state, targets=targets)[1]
 
 

@@ -22,6 +22,10 @@ _GET = ("picked up", "got", "grabbed", "took")
 _DROP = ("dropped", "discarded", "put down", "left")
 _GIVE = ("gave", "handed", "passed")
 _OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
+_FRAME = "the there to where was before what is of did give who gave received"
+WORDS = frozenset(
+    " ".join([*ROOMS, *THINGS, *_PEOPLE, *_GIVERS, *_MOVE, *_GET, *_DROP, *_GIVE, *_OPPOSITE, _FRAME]).split()
+)  # all that stories, questions and answers consist of
 
 
 class Story(NamedTuple):
@@ -110,7 +114,9 @@ class _World:
         held = [thing for thing in THINGS if holder[thing] == person]
         if kind == "drop":
             return held
-        return [(thing, other) for thing in held for other in self.people if other != person and self.room[other] == room]
+        return [
+            (thing, other) for thing in held for other in self.people if other != person and self.room[other] == room
+        ]
 
     def _move(self, person: str, room: str) -> None:
         self.facts.append(f"{person} {self.pick(_MOVE)} the {room}.")

@@ -1,5 +1,6 @@
 """BABILong: the facts of a bAbI question hidden in a long text, as a stream of tokens that is never held as a whole."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -104,7 +105,7 @@ def in_parts(texts: Iterable[Iterable[Tokens]], size: int) -> Iterator[Int32[np.
         ValueError: if the texts differ in length.
     """
     rows = [_parts(text, size) for text in texts]
-    for parts in zip(*rows, strict=True):
+    for parts in itertools.zip_longest(*rows, fillvalue=np.zeros(0, np.int32)):
         if len({len(part) for part in parts}) > 1:
             raise ValueError("texts of different lengths; expected all equally long")
         yield np.stack(parts)

@@ -48,6 +48,9 @@ _ONE = (
     "What is the special magic {type} for {query} mentioned in the provided text?"
     " The special magic {type} for {query} mentioned in the provided text is",
 )
+WORDS = frozenset(
+    re.findall(r"[A-Za-z]+", " ".join([NOISE, NEEDLE, *_MANY, *_ONE, *ADJECTIVES, *NOUNS, "number numbers uuid uuids"]))
+)  # all that samples consist of, an essay and codes aside
 
 
 class Sample(NamedTuple):

@@ -2,24 +2,25 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Int, Int32
 
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_IN_UUID = re.compile(r"[0-9a-f]{2}|-")
 _PIECE = re.compile(rf"{_UUID}|[^\W\d_]+|[0-9]{{1,2}}|\n|[^\s]")
 _SEPARATOR, UNKNOWN = "<end>", "<unk>"
-_DIGITS = [*"0123456789", *(f"{pair:02}" for pair in range(100))]
 _HEXADECIMAL = "0123456789abcdef"
+_CODES = [*_HEXADECIMAL, *(a + b for a in _HEXADECIMAL for b in _HEXADECIMAL)]
 _MARKS = ("\n", "-", ",", ".", "?", "!", ":", ";", "'", '"', "(", ")")
 
 
 class WordTokenizer:
     """Every known word is a token, in lower case; so are marks, line ends and pairs of digits.
 
-    A number is read in pairs of digits from its left, and a UUID as its hexadecimal digits. A word that is not in the
-    vocabulary is the token `UNKNOWN`. The class has the methods of ``nl_jax.data.Tokenizer``. Decoding does not
+    A number is read in pairs of digits from its left, and a UUID in pairs of hexadecimal digits. A word that is not in
+    the vocabulary is the token `UNKNOWN`. The class has the methods of ``nl_jax.data.Tokenizer``. Decoding does not
     restore a text exactly: all words are in lower case, with one space between two of them, which is enough to find an
     answer in a text.
 
@@ -30,8 +31,8 @@ class WordTokenizer:
     digest = "words"
 
     def __init__(self, words: Iterable[str]):
-        lower = {word.lower() for word in words} - set(_HEXADECIMAL)
-        spellings = [_SEPARATOR, UNKNOWN, *_MARKS, *_DIGITS, *"abcdef", *sorted(lower)]
+        lower = {word.lower() for word in words} - set(_CODES)
+        spellings = [_SEPARATOR, UNKNOWN, *_MARKS, *_CODES, *sorted(lower)]
         self._spellings = spellings
         self._ids = {spelling: index for index, spelling in enumerate(spellings)}
         self.vocab_size = len(spellings)
@@ -46,9 +47,12 @@ class WordTokenizer:
         characters, ids, ends = text.decode("utf-8"), [], []
         for match in _PIECE.finditer(characters):
             piece = match[0]
-            pieces = [piece] if len(piece) < 36 or "-" not in piece else list(piece)
+            pieces = _IN_UUID.findall(piece) if _is_uuid(piece) else [piece]
             ids += [self._ids.get(part.lower(), self.unknown_id) for part in pieces]
-            ends += range(match.end() - len(pieces) + 1, match.end() + 1)
+            begin = match.start()
+            for part in pieces:
+                begin += len(part)
+                ends.append(begin)
         if not ids:
             return np.zeros(0, np.int32), np.zeros(0, np.int32)
         is_start = (np.frombuffer(text, np.uint8) & 0xC0) != 0x80
@@ -79,12 +83,8 @@ def common_words(text: str, count: int) -> list[str]:
 
 def _is_code(spelling: str) -> bool:
     """Whether a token is a part of a number or of a UUID."""
-    return spelling.isdigit() or (len(spelling) == 1 and spelling in _HEXADECIMAL)
+    return len(spelling) <= 2 and all(character in _HEXADECIMAL for character in spelling) and spelling != ""
 
 
-def fit(rows: Sequence[Sequence[int]], length: int, filling: int) -> Int32[np.ndarray, "rows length"]:
-    """Rows of ids, filled at their left to ``length``."""
-    filled = np.full((len(rows), length), filling, np.int32)
-    for row, ids in zip(filled, rows, strict=True):
-        row[length - len(ids) :] = ids
-    return filled
+def _is_uuid(piece: str) -> bool:
+    return len(piece) == 36 and piece[8] == "-"

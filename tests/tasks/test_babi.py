@@ -1,5 +1,6 @@
 """bAbI stories: pure, of the right lengths, and with the answer that a second reading of their sentences gives."""
 
+import itertools
 import re
 from collections import Counter
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nl_jax import InputError
-from nl_jax.tasks.babi import LABELS, THINGS, babi_story
+from nl_jax.tasks.babi import LABELS, THINGS, WORDS, babi_story
 
 FACTS = {"qa1": (2, 10), "qa2": (2, 120), "qa3": (4, 32), "qa4": (2, 2), "qa5": (2, 250)}
 GO = re.compile(r"(\w+) (?:went to|journeyed to|travelled to|moved to|went back to) the (\w+)\.")
@@ -48,7 +49,7 @@ def answers_again(task, story):
     if task == "qa3":
         thing, room = re.fullmatch(r"Where was the (\w+) before the (\w+)\?", question).groups()
         rooms = rooms_of(thing, facts)
-        return [before for before, after in zip(rooms, rooms[1:], strict=False) if after == room][-1]
+        return [before for before, after in itertools.pairwise(rooms) if after == room][-1]
     if task == "qa4":
         at = {}
         relations = [LIES.fullmatch(fact).groups() for fact in facts]
@@ -86,6 +87,7 @@ def test_the_answer_is_what_the_sentences_say(task, seed, index):
     assert story == babi_story(seed, index, task)
     assert story.answer == answers_again(task, story)
     assert story.answer in LABELS[task]
+    assert set(re.findall(r"\w+", " ".join([*story.facts, story.question]))) - {"The", "Where", "Who", "What"} <= WORDS
     low, high = FACTS[task]
     assert low <= len(story.facts) <= high
 

@@ -69,7 +69,7 @@ def test_parts_joined_are_the_texts(size):
 
 def test_texts_of_different_lengths_are_refused():
     texts = [sample_of(0, 0, "qa1", length).sentences() for length in (500, 501)]
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="texts of different lengths"):
         list(in_parts(texts, 64))
 
 

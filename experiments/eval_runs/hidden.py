@@ -1,0 +1,85 @@
+"""The subtasks of the launchers ``niah`` and ``babilong``: what is hidden in a long text."""
+
+import collections
+from collections.abc import Sequence
+
+import numpy as np
+from absl import flags
+
+from experiments.common import launcher
+from experiments.eval_runs.evaluation import Figures, Subtask
+from experiments.eval_runs.long_text import Question, sentences_of, source_of, subtask
+from nl_jax.evaluation import label_is_right, substring_score
+from nl_jax.tasks import LABELS, babi, babi_story, babilong_sample, niah, niah_sample
+
+STORIES = 2000  # of which the most frequent label is found
+
+
+def niah_subtasks(values: flags.FlagValues, times: dict[str, int]) -> dict[str, Subtask]:
+    """Subtasks of RULER's needles, tested at multiples of the training length by name of the figure, and ``longest``.
+
+    Raises:
+        InputError: for lengths that are too short, or files that cannot be read.
+    """
+    lengths = _lengths(values, times)
+    return {name: _niah(values, name, lengths) for name in values.subtasks}
+
+
+def _niah(values: flags.FlagValues, name: str, lengths: dict[str, int]) -> Subtask:
+    source = source_of(values.haystack, values.tokenizer, niah.WORDS)
+    essay = source.text.split()
+
+    def sample(seed: int, index: int, length: int, room: int) -> niah.Sample:
+        count = {"count": lambda text: len(source.encode(text)), "essay": essay, "generated": room}
+        return niah_sample(seed, index, name, length=length, **count)
+
+    def question(seed: int, index: int, length: int) -> Question:
+        prompt, answers = sample(seed, index, length, room)
+        tokens = source.encode(prompt)
+        left = np.full(length - room - len(tokens), source.tokenizer.separator_id, np.int32)
+        text = source.encode(f" {', '.join(answers)}")
+        parts = [np.concatenate([left, tokens])]
+        return Question(lambda: parts, text, lambda output: 100 * substring_score(output, answers))
+
+    answers = (sample(0, index, 2**14, 1).answers for index in range(4))
+    room = 1 + max(len(source.encode(f" {', '.join(values)}")) for values in answers)
+    return subtask(question, source, values, lengths=lengths, room=room)
+
+
+def babilong_subtasks(values: flags.FlagValues, times: dict[str, int]) -> dict[str, Subtask]:
+    """Subtasks of BABILong; arguments and errors as for `niah_subtasks`."""
+    lengths = _lengths(values, times)
+    return {name: _babilong(values, name, lengths) for name in values.subtasks}
+
+
+def _babilong(values: flags.FlagValues, name: str, lengths: dict[str, int]) -> Subtask:
+    source = source_of(values.haystack, values.tokenizer, babi.WORDS)
+    room = 1 + max(len(source.encode(f" {label}")) for label in LABELS[name])
+    background = sentences_of(source)
+
+    def question(seed: int, index: int, length: int) -> Question:
+        options = {"length": length - room, "encode": source.encode, "background": background}
+        story, _, text = babilong_sample(seed, index, name, **options)
+
+        def grade(output: str) -> float:
+            return 100.0 * label_is_right(output, story.answer, LABELS[name], story.question)
+
+        return Question(text, source.encode(f" {story.answer}"), grade)
+
+    return subtask(question, source, values, lengths=lengths, room=room)
+
+
+def most_frequent_label(values: flags.FlagValues, figures: Sequence[str]) -> dict[str, dict[str, Figures]]:
+    """The accuracy, in per cent, of the label that is most often right, of each subtask of BABILong at all lengths."""
+    found = {}
+    for name in values.subtasks:
+        counts = collections.Counter(babi_story(0, index, name).answer for index in range(STORIES))
+        found[name] = dict.fromkeys(figures, 100 * max(counts.values()) / STORIES)
+    return {"most frequent label": found}
+
+
+def _lengths(values: flags.FlagValues, times: dict[str, int]) -> dict[str, int]:
+    launcher.check_range(values, "length", 1)
+    launcher.check_range(values, "longest", max(times.values()) * values.length)
+    launcher.check_range(values, "samples", 1)
+    return {name: factor * values.length for name, factor in times.items()} | {"longest": values.longest}
