@@ -12,6 +12,7 @@ from experiments.eval_runs.long_text import Question, sentences_of, source_of, s
 from nl_jax.evaluation import label_is_right, substring_score
 from nl_jax.tasks import LABELS, babi, babi_story, babilong_sample, niah, niah_sample
 
+EXAMPLES = {"numbers": "1234567", "uuids": "0a3f9c1e-12ab-4cd3-8ef0-abcdef012345"}
 STORIES = 2000  # of which the most frequent label is found
 
 
@@ -41,8 +42,11 @@ def _niah(values: flags.FlagValues, name: str, lengths: dict[str, int]) -> Subta
         parts = [np.concatenate([left, tokens])]
         return Question(lambda: parts, text, lambda output: 100 * substring_score(output, answers))
 
-    answers = (sample(0, index, 2**14, 1).answers for index in range(4))
-    room = 1 + max(len(source.encode(f" {', '.join(values)}")) for values in answers)
+    rules = niah.VARIANTS[name]
+    example = source.encode(f" {', '.join([EXAMPLES[rules.value]] * rules.values * rules.queries)}")
+    # tokens of a vocabulary that is not of this project hold more or fewer digits
+    spare = 0 if source.tokenizer.digest in ("words", "bytes") else len(example) // 4
+    room = len(example) + spare + 1
     return subtask(question, source, values, lengths=lengths, room=room)
 
 

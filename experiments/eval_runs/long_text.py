@@ -49,19 +49,23 @@ class Source(NamedTuple):
 
 
 @functools.cache
+def _documentation() -> str:
+    return "\n".join(library_docs(10**6))
+
+
+@functools.cache
 def source_of(haystack: str | None, tokenizer: str | None, words: frozenset[str]) -> Source:
     """The text of a file, or Python's documentation, and its tokenizer; ``words`` are those of the task.
 
     Raises:
         InputError: if a file cannot be read.
     """
+    own = None if tokenizer is None else load_tokenizer(None if Path(tokenizer).name == "bytes" else tokenizer)
     try:
-        text = "\n".join(library_docs(10**6)) if haystack is None else Path(haystack).read_text(encoding="utf-8")
+        text = _documentation() if haystack is None else Path(haystack).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError(f"--haystack={haystack}: cannot be read as UTF-8 text ({error})") from error
-    if tokenizer is None:
-        return Source(text, WordTokenizer([*words, *common_words(text, COMMON)]))
-    return Source(text, load_tokenizer(None if Path(tokenizer).name == "bytes" else tokenizer))
+    return Source(text, own or WordTokenizer([*words, *common_words(text, COMMON)]))
 
 
 def define_text_flags(values: flags.FlagValues) -> None:
@@ -103,6 +107,9 @@ def subtask(
         values: the flags ``length``, of prompt and answer in training, ``batch_size`` and ``samples``.
         lengths: tokens of prompt and answer in tests, by the name of the test's figure.
         room: tokens of an answer, its end included.
+
+    Raises:
+        InputError: if the length is too short for the task.
     """
     end = source.tokenizer.separator_id
 
@@ -125,10 +132,17 @@ def subtask(
         with jax.set_mesh(mesh):
             return {name: _graded(model, test_questions(size), source, room, size) for name, size in lengths.items()}
 
-    validation = [batch(VALIDATION_SEED, step, (1,)) for step in range(VALIDATION_BATCHES)]
+    @functools.cache
+    def validation() -> list[Batch]:
+        return [batch(VALIDATION_SEED, step, (1,)) for step in range(VALIDATION_BATCHES)]
+
+    def validate(model: Any, mesh: jax.sharding.Mesh) -> Figures:
+        return accuracy_of(validation())(model, mesh)
+
+    question(VALIDATION_SEED, 0, values.length)  # raises an error where nothing fits
     seen = min(max(lengths.values()), ATTENTION)
     sizes = {"vocab_size": source.tokenizer.vocab_size, "context_length": seen}
-    return Subtask(sizes, batch, accuracy_of(validation), test)
+    return Subtask(sizes, batch, validate, test)
 
 
 def _batch(rows: Sequence[Sequence[Question]], length: int, room: int, end: int) -> Batch:

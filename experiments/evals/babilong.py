@@ -25,7 +25,7 @@ EVALUATION = Evaluation(
     models=("hope", "titans", "delta_net", "transformer"),
     names=tuple(LABELS),
     subtasks=functools.partial(babilong_subtasks, times=TIMES),
-    score="accuracy",
+    score="sequences",
     shown={name: name for name in SHOWN},
     presets={
         "quick": {"subtasks": ["qa1"], "models": ["hope"], "longest": 4096, "samples": 16, "seeds": 1},
