@@ -8,7 +8,7 @@ from absl import flags
 
 from experiments.common import launcher
 from experiments.eval_runs.evaluation import Figures, Subtask
-from experiments.eval_runs.long_text import Question, sentences_of, source_of, subtask
+from experiments.eval_runs.long_text import LONGEST, Question, sentences_of, source_of, subtask
 from nl_jax.evaluation import label_is_right, substring_score
 from nl_jax.tasks import LABELS, babi, babi_story, babilong_sample, niah, niah_sample
 
@@ -17,7 +17,7 @@ STORIES = 2000  # of which the most frequent label is found
 
 
 def niah_subtasks(values: flags.FlagValues, times: dict[str, int]) -> dict[str, Subtask]:
-    """Subtasks of RULER's needles, tested at multiples of the training length by name of the figure, and ``longest``.
+    """Subtasks of RULER's needles, tested at multiples of the training length by name of the figure, and ``LONGEST``.
 
     Raises:
         InputError: for lengths that are too short, or files that cannot be read.
@@ -31,14 +31,16 @@ def _niah(values: flags.FlagValues, name: str, lengths: dict[str, int]) -> Subta
     essay = source.text.split()
 
     def sample(seed: int, index: int, length: int, room: int) -> niah.Sample:
-        count = {"count": lambda text: len(source.encode(text)), "essay": essay, "generated": room}
-        return niah_sample(seed, index, name, length=length, **count)
+        def count(text: str) -> int:
+            return len(source.encode(text))
+
+        return niah_sample(seed, index, name, length=length, count=count, essay=essay, generated=room)
 
     def question(seed: int, index: int, length: int) -> Question:
         prompt, answers = sample(seed, index, length, room)
         tokens = source.encode(prompt)
         left = np.full(length - room - len(tokens), source.tokenizer.separator_id, np.int32)
-        text = source.encode(f" {', '.join(answers)}")
+        text = source.encode(f" {', '.join(answers)}").tolist()
         parts = [np.concatenate([left, tokens])]
         return Question(lambda: parts, text, lambda output: 100 * substring_score(output, answers))
 
@@ -62,13 +64,13 @@ def _babilong(values: flags.FlagValues, name: str, lengths: dict[str, int]) -> S
     background = sentences_of(source)
 
     def question(seed: int, index: int, length: int) -> Question:
-        options = {"length": length - room, "encode": source.encode, "background": background}
-        story, _, text = babilong_sample(seed, index, name, **options)
+        size = length - room
+        story, _, text = babilong_sample(seed, index, name, length=size, encode=source.encode, background=background)
 
         def grade(output: str) -> float:
             return 100.0 * label_is_right(output, story.answer, LABELS[name], story.question)
 
-        return Question(text, source.encode(f" {story.answer}"), grade)
+        return Question(text, source.encode(f" {story.answer}").tolist(), grade)
 
     return subtask(question, source, values, lengths=lengths, room=room)
 
@@ -85,5 +87,6 @@ def most_frequent_label(values: flags.FlagValues, figures: Sequence[str]) -> dic
 def _lengths(values: flags.FlagValues, times: dict[str, int]) -> dict[str, int]:
     launcher.check_range(values, "length", 1)
     launcher.check_range(values, "longest", max(times.values()) * values.length)
-    launcher.check_range(values, "samples", 1)
-    return {name: factor * values.length for name, factor in times.items()} | {"longest": values.longest}
+    for name in ("samples", "longest_samples"):
+        launcher.check_range(values, name, 1)
+    return {name: factor * values.length for name, factor in times.items()} | {LONGEST: values.longest}

@@ -23,6 +23,10 @@ from nl_jax.tasks.niah import split_sentences
 from nl_jax.tasks.word_tokenizer import common_words
 
 COMMON = 500  # words of the text that are in the closed vocabulary, beside those of the task
+# Settings of both launchers' presets, at which Hope learns to find something in texts of 256 tokens.
+SIZES = {"batch_size": 16, "chunk_size": 16, "eval_every": 50, "steps": 400}
+SMALL = SIZES | {"steps": 300, "seeds": 1, "learning_rates": ["3e-3"]}
+LONGEST = "longest"  # the test that has a number of questions of its own
 TOGETHER = 16  # prompts that are read side by side
 VALIDATION_BATCHES = 4
 PACKS = (1, 2, 4)  # shorter texts in a row of a training batch, one after the other, where they fit
@@ -104,7 +108,8 @@ def subtask(
     Args:
         question: ``question(seed, index, length)`` returns a question whose prompt has ``length - room`` tokens.
         source: text and tokenizer.
-        values: the flags ``length``, of prompt and answer in training, ``batch_size`` and ``samples``.
+        values: the flags ``length``, of prompt and answer in training, ``batch_size``, ``samples`` and
+            ``longest_samples``.
         lengths: tokens of prompt and answer in tests, by the name of the test's figure.
         room: tokens of an answer, its end included.
 
@@ -125,12 +130,13 @@ def subtask(
         return _batch([texts(row) for row in range(values.batch_size)], values.length, room, end)
 
     @functools.cache
-    def test_questions(size: int) -> list[Question]:
-        return [question(TEST_SEED, index, size) for index in range(values.samples)]
+    def test_questions(name: str) -> list[Question]:
+        count = values.longest_samples if name == LONGEST else values.samples
+        return [question(TEST_SEED, index, lengths[name]) for index in range(count)]
 
     def test(model: Any, mesh: jax.sharding.Mesh) -> Figures:
         with jax.set_mesh(mesh):
-            return {name: _graded(model, test_questions(size), source, room, size) for name, size in lengths.items()}
+            return {name: _graded(model, test_questions(name), source, room, size) for name, size in lengths.items()}
 
     @functools.cache
     def validation() -> list[Batch]:

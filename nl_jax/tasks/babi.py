@@ -186,12 +186,13 @@ def _qa3(random: np.random.Generator) -> Story:
 def _asked(random: np.random.Generator, ask: Callable[[_World], tuple[str, str] | None], least: int) -> Story:
     """Actions until a question that is drawn beforehand: each follows an action with probability 1/2."""
     world = _World(random, _PEOPLE)
-    left = random.integers(1, QUESTIONS + 1)
-    while left:
+    questions: list[tuple[str, str]] = []
+    wanted = random.integers(1, QUESTIONS + 1)
+    while len(questions) < wanted:
         world.act(("move", "get", "drop"))
         if len(world.facts) >= least and random.integers(2) and (found := ask(world)):
-            left -= 1
-    return Story(tuple(world.facts), *found)
+            questions.append(found)
+    return Story(tuple(world.facts), *questions[-1])
 
 
 def _qa4(random: np.random.Generator) -> Story:

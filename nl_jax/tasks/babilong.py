@@ -15,6 +15,7 @@ TOKENS_PER_FACT = 8  # a sample of n tokens has at most n / 8 facts
 _TRIES = 1000
 
 Tokens = Int32[np.ndarray, " N"]
+IdsLike = Sequence[int] | np.ndarray
 
 
 class Hidden(NamedTuple):
@@ -31,8 +32,8 @@ def babilong_sample(
     task: str,
     *,
     length: int,
-    encode: Callable[[str], Sequence[int]],
-    background: Sequence[Sequence[int]],
+    encode: Callable[[str], IdsLike],
+    background: Sequence[IdsLike],
     begin: str = "",
 ) -> Hidden:
     """One sample, as a pure function of the arguments; each seed and index has its own random stream.

@@ -140,7 +140,7 @@ def _made(random: np.random.Generator, rules: Variant, size: int, essay: Sequenc
     needles = [NEEDLE.format(type=rules.value, key=key, value=value) for key, value in pairs]
     if rules.haystack == "essay":
         depths = np.sort(random.choice(DEPTHS, len(needles), replace=False))
-        context = _in_essay(essay, size, needles, depths)
+        context = _in_essay(essay, size, needles, depths.tolist())
     else:
         if rules.haystack == "noise":
             lines = [NOISE] * size

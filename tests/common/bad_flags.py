@@ -296,6 +296,7 @@ LONG_TEXT = [
     *EVALS,
     (["--length=0"], "--length=0: expected at least 1"),
     (["--samples=0"], "--samples=0: expected at least 1"),
+    (["--longest_samples=0"], "--longest_samples=0: expected at least 1"),
     (["--haystack=nowhere.txt"], "nowhere.txt: cannot be read as UTF-8 text"),
     (["--tokenizer=nowhere.json"], "no such file; expected a Hugging Face tokenizer.json"),
 ]

@@ -18,7 +18,14 @@ def subtask_of(tmp_path):
         text = tmp_path / "text"
         text.write_text("Of all that was said that day, nothing was remembered longer than this one sentence. " * 50)
         values = launcher.define_flags()
-        given = [f"--subtasks={task}", f"--length={length}", "--samples=3", f"--haystack={text}", *arguments]
+        given = [
+            f"--subtasks={task}",
+            f"--length={length}",
+            "--samples=3",
+            "--longest_samples=2",
+            f"--haystack={text}",
+            *arguments,
+        ]
         values([name, "--workdir=x", *given])
         return launcher.EVALUATION.subtasks(values)[task]
 
@@ -65,5 +72,6 @@ def test_answers_are_graded_at_each_length(name, right, subtask_of, monkeypatch)
     figures = task.test(None, parse_mesh(devices=jax.local_devices()[:1]))
     keys = {"niah": ("x1", "x2", "x4", "longest"), "babilong": ("x1", "x16", "longest")}[name]
     assert figures == dict.fromkeys(keys, 100.0 if right else 0.0)
-    assert all(shape == (3, length - room) for length, shape, room in asked)
-    assert [length for length, _, _ in asked][-1] == 4096
+    assert [shape[0] for _, shape, _ in asked] == [3] * (len(keys) - 1) + [2]
+    assert all(shape[1] == length - room for length, shape, room in asked)
+    assert asked[-1][0] == 4096
