@@ -38,7 +38,7 @@ class Question(NamedTuple):
 
     prompt: Callable[[], Iterable[Int32[np.ndarray, " part"]]]  # all prompts of a length have as many tokens
     answer: Sequence[int]  # its tokens, without the end
-    grade: Callable[[str], float]  # of the answer that a model gives, from 0 to 1
+    grade: Callable[[str], float]  # of the answer that a model gives, in per cent
 
 
 class Source(NamedTuple):
@@ -116,16 +116,16 @@ def subtask(
     Raises:
         InputError: if the length is too short for the task.
     """
-    end = source.tokenizer.separator_id
+    end, most = source.tokenizer.separator_id, max(PACKS)
 
     def batch(seed: int, step: int, packs: Sequence[int] = PACKS) -> Batch:
         def texts(row: int) -> list[Question]:
             index = step * values.batch_size + row
             try:
                 count = packs[row % len(packs)]
-                return [question(seed, count * index + i, values.length // count) for i in range(count)]
+                return [question(seed, most * index + i, values.length // count) for i in range(count)]
             except InputError:  # too short for it
-                return [question(seed, index, values.length)]
+                return [question(seed, most * index, values.length)]
 
         return _batch([texts(row) for row in range(values.batch_size)], values.length, room, end)
 

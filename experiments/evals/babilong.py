@@ -42,7 +42,7 @@ EVALUATION = Evaluation(
     more_flags=define_text_flags,
     data=data_of,
     departures=(
-        "small models are trained from scratch on each task, without a curriculum, and never on longer texts",
+        "small models are trained from scratch on each task, in rows of one, two or four texts as a curriculum",
         "a closed vocabulary of words, with one token for all others, in the place of GPT-2's tokens",
         "Python's documentation, repeated, in the place of books; question and answer count for the length",
         "own simulator of the stories: when qa3 asks is its own rule; fresh stories in training, not 10,000",

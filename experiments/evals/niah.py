@@ -41,7 +41,7 @@ EVALUATION = Evaluation(
     data=data_of,
     paper=NIAH,
     departures=(
-        "small models are trained on the task itself; the paper tests language models that are not",
+        "small models are trained on the task itself, which the paper's are not, in rows of one, two or four texts",
         "a closed vocabulary of words, with one token for all others; numbers and uuids in pairs of digits",
         "the answer has as many tokens as it needs, not 128; prompts are filled at their left to equal lengths",
         "own lists of adjectives and nouns; Python's documentation, repeated, in the place of Paul Graham's essays",
