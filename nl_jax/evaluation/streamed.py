@@ -24,6 +24,7 @@ class Read(NamedTuple):
     model: Any
     state: Any
     logits: Float[Array, "batch vocab"]  # of the token after the text
+    length: int  # tokens of the text
 
 
 def read_text(model: Any, parts: Iterable[Part]) -> Read:
@@ -62,7 +63,7 @@ def read_text(model: Any, parts: Iterable[Part]) -> Read:
     logits, state = _last(reader, held[:, before:], state)
     if not np.isfinite(logits).all():
         raise Diverged(f"the model's logits after {position} tokens are not finite", position=position)
-    return Read(reader, state, logits)
+    return Read(reader, state, logits, position)
 
 
 def greedy_answers(
@@ -77,7 +78,8 @@ def greedy_answers(
         length: number of tokens of text and answer, if it is known: attention then keeps no more than these.
     """
     text = read_text(model if length is None else with_room(model, length), parts)
-    return decode(text.model, text.logits.argmax(axis=-1), text.state, num_tokens=num_tokens, ends=ends)
+    first, end = text.logits.argmax(axis=-1), None if learns_in_context(model) else text.length + num_tokens
+    return decode(text.model, first, text.state, num_tokens=num_tokens, ends=ends, length=end)
 
 
 def _after(model: Any, tokens: Int[np.ndarray, "batch time+1"], state: Any) -> Any:
