@@ -23,9 +23,9 @@ from nl_jax.tasks.niah import split_sentences
 from nl_jax.tasks.word_tokenizer import common_words
 
 COMMON = 500  # words of the text that are in the closed vocabulary, beside those of the task
-# Settings of both launchers' presets, at which Hope learns to find something in texts of 256 tokens.
+# Of both launchers' presets. At these, Hope finds a needle after 100 steps, and DeltaNet answers qa1 after 250.
 SIZES = {"batch_size": 16, "chunk_size": 16, "eval_every": 50, "steps": 400}
-SMALL = SIZES | {"steps": 300, "seeds": 1, "learning_rates": ["3e-3"]}
+SMALL = SIZES | {"seeds": 1, "learning_rates": ["3e-3"]}
 LONGEST = "longest"  # the test that has a number of questions of its own
 TOGETHER = 16  # prompts that are read side by side
 VALIDATION_BATCHES = 4

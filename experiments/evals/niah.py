@@ -28,7 +28,7 @@ EVALUATION = Evaluation(
     score="accuracy",
     shown={name: name for name in (*TIMES, "longest")},
     presets={
-        "quick": SMALL | {"subtasks": ["s_1"], "models": ["hope", "transformer"], "samples": 16, "longest": 1024},
+        "quick": SMALL | {"subtasks": ["s_1"], "models": ["hope", "transformer"], "steps": 300, "samples": 16},
         "full": SIZES | {"subtasks": ["s_1", "mk_1"], "longest": 16_384, "learning_rates": ["1e-3", "3e-3"]},
     },
     own_flags={
