@@ -41,17 +41,42 @@ def continuations(
         part = np.asarray(prompts[begin : begin + batch_size], np.int32)
         filled = np.resize(part, (batch_size, part.shape[1]))  # repeats prompts, since each size is compiled
         token, state = _first(prefix.model, filled, prefix.state)
-        after = _next
-        if can_decode(prefix.model, prefix.length + part.shape[1] + num_tokens):
-            state, after = rotated_state(prefix.model, state), _next_from_rotated
-        columns = [np.asarray(token)]
-        running = ~np.isin(columns[0], list(ends))
-        while len(columns) < num_tokens and running[: len(part)].any():
-            token, state = after(prefix.model, token[:, None], state)
-            columns.append(np.asarray(token))
-            running &= ~np.isin(columns[-1], list(ends))
-        found += [_until(row, ends) for row in np.stack(columns, axis=1)[: len(part)].tolist()]
+        length = prefix.length + part.shape[1] + num_tokens
+        found += decode(prefix.model, token, state, num_tokens=num_tokens, ends=ends, count=len(part), length=length)
     return found
+
+
+def decode(
+    model: LanguageModel,
+    token: Int[Array, " batch"],
+    state: Any,
+    *,
+    num_tokens: int,
+    ends: Collection[int] = (),
+    count: int | None = None,
+    length: int | None = None,
+) -> list[list[int]]:
+    """Goes on from the first token of each answer by greedy sampling.
+
+    Args:
+      model: a model that does not learn in context, or that of its learned weights.
+      token: the first token of each answer.
+      state: the state before these tokens.
+      num_tokens, ends: as for `continuations`.
+      count: number of rows whose answers are returned, and decide when to stop; None takes all.
+      length: number of tokens of text and continuation: where attention sees all of them, its keys stay in place. None
+        if unknown.
+    """
+    after = _next
+    if length is not None and can_decode(model, length):
+        state, after = rotated_state(model, state), _next_from_rotated
+    columns = [np.asarray(token)[:count]]
+    running = ~np.isin(columns[0], list(ends))
+    while len(columns) < num_tokens and running.any():
+        token, state = after(model, token[:, None], state)
+        columns.append(np.asarray(token)[:count])
+        running &= ~np.isin(columns[-1], list(ends))
+    return [_until(row, ends) for row in np.stack(columns, axis=1).tolist()]
 
 
 def _until(tokens: list[int], ends: Collection[int]) -> list[int]:

@@ -292,6 +292,14 @@ EVALS = [
     ("--mixer_option=speed=3", "--mixer_option=speed=3"),
 ]
 EVALS = [([flag], problem) for flag, problem in EVALS]  # of every evaluation
+LONG_TEXT = [
+    *EVALS,
+    (["--length=0"], "--length=0: expected at least 1"),
+    (["--samples=0"], "--samples=0: expected at least 1"),
+    (["--longest_samples=0"], "--longest_samples=0: expected at least 1"),
+    (["--haystack=nowhere.txt"], "nowhere.txt: cannot be read as UTF-8 text"),
+    (["--tokenizer=nowhere.json"], "no such file; expected a Hugging Face tokenizer.json"),
+]
 
 LM_EVAL = [
     (["--workdir=nowhere"], "--workdir=nowhere: no run there"),
@@ -358,6 +366,11 @@ BAD_FLAGS = {
     "continual.class_incremental": CLASS_INCREMENTAL,
     "continual.incorporate": INCORPORATE,
     "continual.new_languages": NEW_LANGUAGES,
+    "evals.babilong": [
+        *LONG_TEXT,
+        (["--longest=4095"], "--longest=4095: expected at least 4096"),
+        (["--length=10", "--longest=400"], "too few tokens for a story of qa1"),
+    ],
     "evals.language": [*EVALS, (["--batch_size=3", "--subtasks=4096"], "--batch_size=3: expected at least 4, as many")],
     "evals.ablation": EVALS,
     "evals.levels": EVALS,
@@ -365,5 +378,12 @@ BAD_FLAGS = {
     "evals.lm_eval": LM_EVAL,
     "evals.mad": [*EVALS, *MAD],
     "evals.formal_languages": [*EVALS, *FORMAL_LANGUAGES],
+    "evals.niah": [
+        *LONG_TEXT,
+        (["--longest=1023"], "--longest=1023: expected at least 1024"),
+        (["--length=90"], "length 90: task s_1 needs at least"),
+        (["--tokenizer=bytes"], "length 256: task s_1 needs at least"),
+        (["--subtasks=mk_3", "--length=150"], "length 150: task mk_3 needs at least"),
+    ],
     "evals.recall": [*EVALS, (["--vocab_size=5"], "--vocab_size=5: expected at least 10 for --pairs=4")],
 }

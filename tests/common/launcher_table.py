@@ -40,6 +40,8 @@ LAUNCHERS = {
     "continual.class_incremental": ("define_flags", []),
     "continual.incorporate": ("define_flags", []),
     "continual.new_languages": ("define_flags", []),
+    "evals.babilong": ("define_flags", []),
+    "evals.niah": ("define_flags", []),
     "evals.recall": ("define_flags", []),
     "evals.ablation": ("define_flags", []),
     "evals.levels": ("define_flags", []),
@@ -245,6 +247,18 @@ RUNS = {
             f"{EVALUATED} --models=linear_attention --subtasks=aa --learning_rates=1e-3 --max_length=8 --long_length=12"
             " --train_strings=20",
             ("--long_length=14", "long_length 12 there, 14 here"),
+        ),
+        Run(
+            "evals.babilong",
+            f"{EVALUATED} --models=linear_attention --subtasks=qa4 --learning_rates=1e-3 --length=64 --longest=1024"
+            " --samples=2 --haystack={inputs}/prose.txt",
+            ("--longest=2048", "longest 1024 there, 2048 here"),
+        ),
+        Run(
+            "evals.niah",
+            f"{EVALUATED} --models=linear_attention --subtasks=s_1 --learning_rates=1e-3 --length=128 --longest=512"
+            " --samples=2 --haystack={inputs}/prose.txt",
+            ("--samples=3", "samples 2 there, 3 here"),
         ),
         Run("benchmark remat", f"{TIMED} --lengths=8:1", REPEATS),
         Run("benchmark gradients", f"{TIMED} --models=linear_attention_pp --lengths=8:1,16:1", REPEATS),
