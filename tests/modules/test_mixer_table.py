@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from nl_jax.modules import MIXERS, PAPER_FORM, mixer
+from nl_jax.modules import MIXERS, PAPER_FORM, AttentionState, HybridState, mixer
 
 WIDTH, HEADS = 8, 2
 CASES = {name: (name, {}) for name in MIXERS} | {
     "self_modifying_titans, the paper's": ("self_modifying_titans", {**PAPER_FORM, "projection_chunk_size": 8}),
     "titans, to zero": ("titans", {"retention": "zero", "depth": 3}),
+    "sliding_window_memory, RWKV-7": ("sliding_window_memory", {"memory": "rwkv7", "window": 3}),
     "attention, convolution": ("attention", {"convolution": True, "context_length": 5}),
 }
 COMPILED = ("delta_net", "attention")  # quick to compile; the others are slow
@@ -79,8 +80,10 @@ def test_no_call_changes_the_types_of_a_state(case, parameters, inputs, x64):
         assert expected == fresh == last
         assert y == (x.shape, jnp.promote_types(parameters, inputs), False)
         assert ys[:2] == ((3, *x.shape), y[1])
-        kept = {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.shape}
-        assert kept == {jnp.dtype(jnp.float32 if hasattr(state, "delta_w") else parameters)}
+        parts = state if isinstance(state, HybridState) else (state,)
+        for part in parts:  # attention keeps what it was given, anything else is wide
+            kept = {leaf.dtype for leaf in jax.tree.leaves(part) if leaf.shape}
+            assert kept == {jnp.dtype(parameters if isinstance(part, AttentionState) else jnp.float32)}
 
 
 @every_mixer

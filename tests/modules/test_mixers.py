@@ -158,7 +158,11 @@ def test_allow_neg_eigval_reach_minus_one():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["self_modifying_titans", "titans", "ttt_mlp", "ttt_linear", "atlas", "delta_net", "oja", "mesa"]
+    "name",
+    [
+        *("self_modifying_titans", "titans", "ttt_mlp", "ttt_linear", "atlas", "delta_net", "oja", "mesa"),
+        *("comba", "gla", "rwkv7", "lstm", "srwm", "sliding_window_memory"),
+    ],
 )
 def test_meta_gradient_is_exact(name):
     with jax.enable_x64(True):

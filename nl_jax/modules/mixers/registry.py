@@ -10,12 +10,17 @@ from flax import nnx
 
 from nl_jax.memory import Architecture
 from nl_jax.modules.mixers.attention import Attention
+from nl_jax.modules.mixers.channel_retention import ChannelRetention
 from nl_jax.modules.mixers.coefficients import MOMENTUM_BIAS, RETENTION_BIAS
+from nl_jax.modules.mixers.comba import Comba
+from nl_jax.modules.mixers.hybrid import SlidingWindowMemory
+from nl_jax.modules.mixers.lstm import LSTM
 from nl_jax.modules.mixers.memory_mixer import MemoryMixer
 from nl_jax.modules.mixers.mesa import Mesa
 from nl_jax.modules.mixers.oja import Oja
 from nl_jax.modules.mixers.parameters import head_size
 from nl_jax.modules.mixers.self_modifying_titans import SelfModifyingTitans
+from nl_jax.modules.mixers.srwm import SelfReferentialMatrix
 
 HEBBIAN: dict[str, Any] = {"rule": "paper", "delta": False, "eta": 1.0}  # W ← α W + v kᵀ
 DELTA: dict[str, Any] = {"rule": "paper", "delta": True, "eta": ("sigmoid", 0.0)}  # W ← W (α I - η k kᵀ) + η v kᵀ
@@ -59,6 +64,26 @@ def retnet(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
     return _matrix(width, num_heads, **HEBBIAN | {"alpha": decay} | parts)
 
 
+def mamba2(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
+    """``W ← α W + η v kᵀ`` with a gate for each of both (Mamba-2; Dao and Gu, 2024).
+
+    Departures: the paper makes both from one step Δ, α = exp(-A Δ) and η = Δ; keys and queries have unit length here
+    and differ between heads; there is no skip from values to the output, and no gate of the output.
+    """
+    gates = {"eta": ("softplus", 0.0), "alpha": ("sigmoid", RETENTION_BIAS)}
+    return _matrix(width, num_heads, **HEBBIAN | gates | parts)
+
+
+def gla(width: int, num_heads: int, **parts: Any) -> ChannelRetention:
+    """Gated linear attention: a Hebbian matrix with a retention for each channel of its keys (Yang et al., 2024)."""
+    return ChannelRetention(width, num_heads, removal=False, **parts)
+
+
+def rwkv7(width: int, num_heads: int, **parts: Any) -> ChannelRetention:
+    """RWKV-7's time mixing: such a matrix with a delta term whose rate differs between channels (Peng et al., 2025)."""
+    return ChannelRetention(width, num_heads, removal=True, **parts)
+
+
 def linear_attention_pp(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
     """Linear attention whose initial state is meta-learned (Linear Attention++, Eq. 69)."""
     return linear_attention(width, num_heads, **{"initial": "learned", **parts})
@@ -96,6 +121,15 @@ def ttt_mlp(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
     return _mlp(width, num_heads, **MINI_BATCH | {"alpha": 1.0} | parts)
 
 
+def dla(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
+    """Deep Linear Attention: an MLP that learns dot products by gradient descent with retention (Behrouz et al., 2025).
+
+    Departures: gradients are taken at chunk boundaries, and their steps are normalized (``nl_jax.memory.rules``), since
+    an MLP that learns dot products has no bound of its own.
+    """
+    return _mlp(width, num_heads, **MINI_BATCH | {"objective": "dot_product"} | parts)
+
+
 def titans(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
     """Titans' long-term memory: MLP, L2, momentum and retention, all gated by the input (Behrouz et al., 2024)."""
     return _mlp(width, num_heads, **{"delta": False, "mu": ("sigmoid", MOMENTUM_BIAS), **parts})
@@ -124,21 +158,53 @@ def sliding_window_attention(
     return Attention(width, num_heads, context_length=window, **parts)
 
 
+def sliding_window_memory(
+    width: int,
+    num_heads: int,
+    *,
+    memory: str = "gated_delta_net",
+    window: int = 64,
+    attention_heads: int | None = None,
+    output_scale: float = 1.0,
+    rngs: nnx.Rngs,
+    **parts: Any,
+) -> SlidingWindowMemory:
+    """Attention to the last ``window`` tokens plus a memory of the whole text, in one block (LaCT's shape).
+
+    ``memory`` names the mixer that is the memory; ``num_heads`` and ``parts`` are its own. ``attention_heads`` is twice
+    ``num_heads`` where None is given.
+    """
+    scale = output_scale * 2**-0.5  # two branches enter the stream
+    heads = 2 * num_heads if attention_heads is None else attention_heads
+    attention = Attention(width, heads, context_length=window, output_scale=scale, rngs=rngs)
+    return SlidingWindowMemory(
+        attention, mixer(memory, width=width, num_heads=num_heads, output_scale=scale, rngs=rngs, **parts)
+    )
+
+
 MIXERS: dict[str, Callable[..., Any]] = {
     "linear_attention": linear_attention,
     "retnet": retnet,
     "delta_net": delta_net,
     "gated_delta_net": gated_delta_net,
+    "comba": Comba,
+    "mamba2": mamba2,
+    "gla": gla,
+    "rwkv7": rwkv7,
     "oja": Oja,
     "mesa": Mesa,
     "ttt_linear": ttt_linear,
     "ttt_mlp": ttt_mlp,
+    "dla": dla,
     "titans": titans,
     "atlas": atlas,
     "linear_attention_pp": linear_attention_pp,
     "self_modifying_titans": SelfModifyingTitans,
+    "lstm": LSTM,
+    "srwm": SelfReferentialMatrix,
     "attention": attention,
     "sliding_window_attention": sliding_window_attention,
+    "sliding_window_memory": sliding_window_memory,
 }
 
 
