@@ -22,6 +22,7 @@ PARAMETER_AXES: tuple[tuple[str, Names], ...] = (
     (_MIXER + r"\.(query|key|value|(eta|alpha|mu)\.linear)\.kernel", ("layers", "embed", "heads")),
     (_MIXER + r"\.(\w+_read|ridge|removal_scale|write_mix)", ("layers", "heads", "head_dim")),
     (_MIXER + r"\.(feedback|correction)", ("layers", "heads")),
+    (_MIXER + r"\.powers", ("layers", "heads", None)),
     (_MIXER + r"\.(gates|recurrent)\.kernel", ("layers", "embed", "heads")),
     (_MIXER + r"\.(retention|rate)\.down\.kernel", ("layers", "embed", "rank")),
     (_MIXER + r"\.(retention|rate)\.up\.kernel", ("layers", "rank", "heads")),

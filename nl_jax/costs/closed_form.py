@@ -51,7 +51,8 @@ def forward_flops(config: LanguageModelConfig, batch_size: int, length: int) -> 
         and sums over values). Memories have the parts ``generation`` (of keys, values, coefficients, targets and
         queries), ``gradients`` (answers at the boundary, and the backward pass), ``w0`` (answers of the initial weights
         to keys), ``decay``, ``gram``, ``solve`` (right side, inverse, and their product; of Mesa all iterations),
-        ``writes`` and ``reads``. An LSTM has ``recurrence``, of its state to its gates.
+        ``writes`` and ``reads``. An LSTM has ``recurrence``, of its state to its gates,
+        and Atlas ``orthogonalisation``, of each chunk's updates.
     """
     mixer: Any = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0))).blocks.mixer
     tokens, width = batch_size * length, config.width
@@ -87,6 +88,9 @@ def _mixer(mixer: Any, batch_size: int, length: int, width: int) -> Counter[str]
     subchunks = batch_size * mixer.num_heads * -(-length // size)  # the last one is padded
     counts = _subchunk(mixer, size + mixer.chunking.window - 1)
     parts.update({part: subchunks * count for part, count in counts.items()})
+    if mixer.chunking.orthogonal_steps:
+        each = sum(map(_newton_schulz, _layers(mixer.groups[0])))
+        parts["orthogonalisation"] = mixer.chunking.orthogonal_steps * subchunks * each
     return parts
 
 
@@ -125,6 +129,12 @@ def _layers(memory: Memory) -> list[_Layer]:
 def _answer(layers: list[_Layer]) -> int:
     """Multiply-adds of one token's answer from all memories of a group."""
     return sum(layer.weights for layer in layers)
+
+
+def _newton_schulz(layer: _Layer) -> int:
+    """Multiply-adds of one iteration: x xᵀ, its square, and the product of their sum with x, of the shorter side."""
+    shorter, longer = sorted((layer.size_in, layer.size_out))
+    return layer.inputs * (2 * shorter**2 * longer + shorter**3)
 
 
 def _channels(mixer: ChannelRetention, c: int) -> Counter[str]:

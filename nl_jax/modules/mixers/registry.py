@@ -38,10 +38,10 @@ def _matrix(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
 
 
 def _mlp(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
-    """A residual MLP of depth 2, with four times the head's size hidden."""
-    size = head_size(width, num_heads)
+    """An MLP of depth 2, with four times the head's size hidden; residual unless it sees polynomial features."""
+    size, degree = head_size(width, num_heads), parts.get("degree", 1)
     shape = {"hidden": 4 * size, "depth": 2} | {k: parts.pop(k) for k in ("hidden", "depth", "gated") if k in parts}
-    architecture = Architecture(size, size, residual=True, **shape)
+    architecture = Architecture(degree * size, size, residual=degree == 1, **shape)
     return MemoryMixer(width, num_heads, architecture=architecture, **parts)
 
 
@@ -136,10 +136,18 @@ def titans(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
 
 
 def atlas(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
-    """Omega rule: every update descends the loss of the last ``window`` tokens (Eq. 68; Behrouz et al., 2025).
+    """Omega rule on polynomial features, with orthogonal updates (Eq. 68; Behrouz et al., 2025, arXiv 2505.23735).
 
-    Without Atlas' polynomial features and its Newton-Schulz step.
+    Every update descends the loss of the last ``window`` tokens. Keys and queries become powers of their channels, 1 to
+    ``degree``. The sum of a chunk's updates is made orthogonal by Newton-Schulz when the chunk ends.
+
+    Departures: the paper's features include the products of different channels, of which there are size^degree, so that
+    no memory of these sizes could hold them; the paper orthogonalises the momentum of every token, at about 60 times
+    the cost of the rest of a small model, and its step length does not depend on the update's, while here the length is
+    kept, for which the normalized rule provides; a memory with more than one power is not residual.
+    ``degree=1, newton_schulz_steps=0`` is the memory without both, which earlier versions called atlas.
     """
+    parts = {"degree": 2, "newton_schulz_steps": 5, **parts}
     hidden = head_size(width, num_heads)
     return _mlp(width, num_heads, **MINI_BATCH | {"hidden": hidden, "mu": ("sigmoid", 1.0), "window": 4} | parts)
 
