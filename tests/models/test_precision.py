@@ -35,7 +35,11 @@ CASES = {name: {"mixer": name} for name in MIXERS} | {
     **{f"online, {variant}": {**IN_CONTEXT, "cms_regime": "online", "cms_variant": variant} for variant in VARIANTS},
     **{f"meta, {variant}": {**IN_CONTEXT, "cms_regime": "meta", "cms_variant": variant} for variant in VARIANTS},
 }
-QUICK_TO_TRACE = (*MIXERS, "titans, to zero", "attention, convolution", "online, sequential", "meta, sequential")
+COMPOSED = ("mamba2", "gla", "dla")  # of what other rows trace
+QUICK_TO_TRACE = (
+    *(name for name in MIXERS if name not in COMPOSED),
+    *("titans, to zero", "attention, convolution", "online, sequential", "meta, sequential"),
+)
 
 
 def cases(quick, names=CASES):

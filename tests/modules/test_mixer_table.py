@@ -14,11 +14,13 @@ WIDTH, HEADS = 8, 2
 CASES = {name: (name, {}) for name in MIXERS} | {
     "self_modifying_titans, the paper's": ("self_modifying_titans", {**PAPER_FORM, "projection_chunk_size": 8}),
     "titans, to zero": ("titans", {"retention": "zero", "depth": 3}),
-    "sliding_window_memory, RWKV-7": ("sliding_window_memory", {"memory": "rwkv7", "window": 3}),
     "attention, convolution": ("attention", {"convolution": True, "context_length": 5}),
 }
 COMPILED = ("delta_net", "attention")  # quick to compile; the others are slow
-every_mixer = pytest.mark.parametrize("case", CASES)
+COMPOSED = ("mamba2", "gla", "dla")  # of what other rows run
+every_mixer = pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case in COMPOSED else case for case in CASES]
+)
 some_mixers = pytest.mark.parametrize(
     "case", [case if case in COMPILED else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
 )
@@ -143,7 +145,9 @@ def loss(module, x):
     return jnp.sum(jnp.sin(module(x)[0]))
 
 
-@pytest.mark.parametrize("case", [c if c in MIXERS else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
+@pytest.mark.parametrize(
+    "case", [c if c in MIXERS and c not in COMPOSED else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
+)
 def test_derivatives_of_second_order_can_be_traced(case):
     module, x = jax.eval_shape(lambda: (make(case), tokens(6)))
 

@@ -34,7 +34,8 @@ def in_parts(module, x, split):
     return jnp.concatenate(parts, axis=1), state
 
 
-CASES = [(name, {}) for name in MIXERS] + [
+COMPOSED = ("mamba2", "gla", "dla")  # of what others run
+CASES = [pytest.param(name, {}, marks=pytest.mark.slow) if name in COMPOSED else (name, {}) for name in MIXERS] + [
     ("self_modifying_titans", {"rule": "paper", "retention": "zero", "eta_bias": -4.0}),  # grows with larger steps
     ("titans", {"depth": 3}),
     ("titans", {"gated": True, "objective": "huber"}),
@@ -89,6 +90,7 @@ def outer(a, b):
 PUBLISHED = {
     "linear_attention": lambda W, k, v, eta, alpha: W + outer(v, k),
     "linear_attention_pp": lambda W, k, v, eta, alpha: W + outer(v, k),
+    "mamba2": lambda W, k, v, eta, alpha: alpha[:, None, None] * W + eta[:, None, None] * outer(v, k),
     "retnet": lambda W, k, v, eta, alpha: np.array([1 - 2**-5, 1 - 2**-6])[:, None, None] * W + outer(v, k),
     "delta_net": lambda W, k, v, eta, alpha: (
         W @ (np.eye(D) - eta[:, None, None] * outer(k, k)) + eta[:, None, None] * outer(v, k)

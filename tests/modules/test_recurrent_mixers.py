@@ -120,7 +120,7 @@ def srwm(module, x):
 RULES = {"comba": comba, "gla": gla, "rwkv7": rwkv7, "lstm": lstm, "srwm": srwm}
 
 
-@pytest.mark.parametrize("chunk", [1, 16])
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.slow), 16])
 @pytest.mark.parametrize("name", RULES)
 def test_every_token_is_read_by_the_published_rule(name, chunk):
     with jax.enable_x64(True):
