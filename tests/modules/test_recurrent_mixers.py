@@ -130,12 +130,13 @@ def test_every_token_is_read_by_the_published_rule(name, chunk):
 
 
 def test_parts_of_a_hybrid_are_the_mixers_alone():
-    module, x = make("sliding_window_memory", window=3), jax.random.normal(jax.random.key(2), (1, 9, WIDTH))
-    y, state = jax.jit(lambda module, x: module(x))(module, x)
-    seen, attention = jax.jit(lambda module, x: module.attention(x))(module, x)
-    remembered, memory = jax.jit(lambda module, x: module.memory(x))(module, x)
-    np.testing.assert_allclose(y, seen + remembered, rtol=1e-5)
-    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-6), tuple(state), (attention, memory))
+    with jax.enable_x64(True):
+        module = make("sliding_window_memory", window=3)
+        x = jax.random.normal(jax.random.key(2), (1, 9, WIDTH), jnp.float64)
+        y, state = jax.jit(lambda module, x: module(x))(module, x)
+        (seen, attention), (remembered, memory) = jax.jit(lambda m, x: (m.attention(x), m.memory(x)))(module, x)
+        np.testing.assert_allclose(y, seen + remembered, rtol=1e-9)
+        jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-9), tuple(state), (attention, memory))
     assert memory_part(state) is state.memory
     assert memory_part(attention) is None
 
