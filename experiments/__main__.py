@@ -24,6 +24,17 @@ COMMANDS = (
     "continual.class_incremental",
     "continual.incorporate",
     "continual.new_languages",
+    "evals.language",
+    "evals.recall",
+    "evals.mad",
+    "evals.formal_languages",
+    "evals.niah",
+    "evals.babilong",
+    "evals.few_shot",
+    "evals.ablation",
+    "evals.levels",
+    "evals.lm_eval",
+    "report",
 )
 
 

@@ -11,12 +11,26 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from nl_jax.memory import Memory
+from nl_jax.memory.channel_recurrence import block_size
 from nl_jax.models import LanguageModel, LanguageModelConfig
-from nl_jax.modules import Attention, MemoryMixer, Mesa, Oja, SelfModifyingTitans
+from nl_jax.modules import (
+    LSTM,
+    Attention,
+    ChannelRetention,
+    Comba,
+    MemoryMixer,
+    Mesa,
+    Oja,
+    SelfModifyingTitans,
+    SelfReferentialMatrix,
+    SlidingWindowMemory,
+)
 from nl_jax.modules.mixers.coefficients import Gate
 from nl_jax.ops.attention import BLOCK_SIZE as TILE_SIZE
 from nl_jax.ops.decay import DECAY_BLOCK_SIZE
 from nl_jax.ops.triangular import BLOCK_SIZE as DIAGONAL_SIZE
+
+Memories = ChannelRetention | Comba | MemoryMixer | Mesa | Oja | SelfModifyingTitans
 
 
 def forward_flops(config: LanguageModelConfig, batch_size: int, length: int) -> dict[str, int]:
@@ -37,26 +51,47 @@ def forward_flops(config: LanguageModelConfig, batch_size: int, length: int) -> 
         and sums over values). Memories have the parts ``generation`` (of keys, values, coefficients, targets and
         queries), ``gradients`` (answers at the boundary, and the backward pass), ``w0`` (answers of the initial weights
         to keys), ``decay``, ``gram``, ``solve`` (right side, inverse, and their product; of Mesa all iterations),
-        ``writes`` and ``reads``.
+        ``writes`` and ``reads``. An LSTM has ``recurrence``, of its state to its gates,
+        and Atlas ``orthogonalisation``, of each chunk's updates.
     """
     mixer: Any = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0))).blocks.mixer
     tokens, width = batch_size * length, config.width
     layer = Counter(feed_forward=tokens * len(config.cms_periods) * 3 * width * config.mlp_hidden)
-    layer["projections"] = tokens * 4 * width**2  # query, key, value, output
-    if isinstance(mixer, Attention):
-        queries = mixer.num_heads * mixer.head_dim
-        layer["projections"] = tokens * 2 * width * (queries + mixer.num_kv_heads * mixer.head_dim)
-        layer["attention"] = batch_size * 2 * queries * _pairs_in_tiles(length, min(length, mixer.context_length))
-    else:
-        gates = sum(isinstance(coefficient, Gate) for coefficient in (mixer.eta, mixer.alpha, mixer.mu))
-        layer["projections"] += tokens * gates * width * mixer.num_heads
-        size = min(mixer.chunking.subchunk, length)
-        subchunks = batch_size * mixer.num_heads * -(-length // size)  # the last one is padded
-        counts = _subchunk(mixer, size + mixer.chunking.window - 1)
-        layer.update({part: subchunks * count for part, count in counts.items()})
+    layer.update(_mixer(mixer, batch_size, length, width))
     parts = {part: config.num_layers * count for part, count in layer.items()}
     parts["unembedding"] = tokens * width * config.vocab_size
     return {part: 2 * count for part, count in parts.items() if count}
+
+
+def _mixer(mixer: Any, batch_size: int, length: int, width: int) -> Counter[str]:
+    """Multiply-adds of one layer's mixer."""
+    tokens = batch_size * length
+    if isinstance(mixer, SlidingWindowMemory):
+        both = (_mixer(part, batch_size, length, width) for part in (mixer.attention, mixer.memory))
+        return sum(both, Counter())
+    if isinstance(mixer, LSTM):
+        return Counter(projections=tokens * 5 * width**2, recurrence=tokens * 4 * width**2)
+    if isinstance(mixer, SelfReferentialMatrix):
+        columns = mixer.memories[0].layers[0].shape[-1]
+        return Counter(projections=tokens * 2 * width**2, reads=tokens * 2 * width * columns)
+    if isinstance(mixer, Attention):
+        queries = mixer.num_heads * mixer.head_dim
+        projections = tokens * 2 * width * (queries + mixer.num_kv_heads * mixer.head_dim)
+        pairs = _pairs_in_tiles(length, min(length, mixer.context_length))
+        return Counter(projections=projections, attention=batch_size * 2 * queries * pairs)
+    gates = sum(isinstance(coefficient, Gate) for coefficient in (mixer.eta, mixer.alpha, mixer.mu))
+    parts = Counter(projections=tokens * (4 * width**2 + gates * width * mixer.num_heads))  # query, key, value, output
+    if isinstance(mixer, ChannelRetention):
+        rank = mixer.retention.down.kernel.shape[-1]
+        parts["projections"] += (1 + mixer.removal) * tokens * 2 * width * rank
+    size = min(mixer.chunking.subchunk, length)
+    subchunks = batch_size * mixer.num_heads * -(-length // size)  # the last one is padded
+    counts = _subchunk(mixer, size + mixer.chunking.window - 1)
+    parts.update({part: subchunks * count for part, count in counts.items()})
+    if mixer.chunking.orthogonal_steps:
+        each = sum(map(_newton_schulz, _layers(mixer.groups[0])))
+        parts["orthogonalisation"] = mixer.chunking.orthogonal_steps * subchunks * each
+    return parts
 
 
 def _pairs_in_tiles(length: int, window: int) -> int:
@@ -96,8 +131,28 @@ def _answer(layers: list[_Layer]) -> int:
     return sum(layer.weights for layer in layers)
 
 
-def _subchunk(mixer: MemoryMixer | Mesa | Oja | SelfModifyingTitans, c: int) -> Counter[str]:
+def _newton_schulz(layer: _Layer) -> int:
+    """Multiply-adds of one iteration: x xᵀ, its square, and the product of their sum with x, of the shorter side."""
+    shorter, longer = sorted((layer.size_in, layer.size_out))
+    return layer.inputs * (2 * shorter**2 * longer + shorter**3)
+
+
+def _channels(mixer: ChannelRetention, c: int) -> Counter[str]:
+    """Multiply-adds for a subchunk of ``c`` tokens of a memory with a retention per channel, but for single numbers."""
+    size, matrices = mixer.head_dim, 1 + mixer.removal  # what was written, and what was removed
+    block = block_size(c)
+    products = 0 if block == c else (-(-c // block) * block) ** 2 * size
+    parts = Counter(writes=matrices * c * size**2, reads=c * size**2 + matrices * (products + c**2 * size))
+    if mixer.removal:
+        parts["gram"] = 2 * products
+        parts["solve"] = c * size**2 + 2 * c**2 * size + _inverse(c)
+    return parts
+
+
+def _subchunk(mixer: Memories, c: int) -> Counter[str]:
     """Multiply-adds for a subchunk of ``c`` tokens, of one head of one sequence."""
+    if isinstance(mixer, ChannelRetention):
+        return _channels(mixer, c)
     if isinstance(mixer, Mesa):  # every iteration reads one half of the memory, and the answer the other one
         (key, both), read = mixer.groups[0].architecture.shapes()[0], c * mixer.head_dim * (mixer.head_dim + 2 * c)
         return Counter(decay=_decay(c), writes=c * key * both, solve=mixer.iterations * read, reads=read)
@@ -118,7 +173,7 @@ def _subchunk(mixer: MemoryMixer | Mesa | Oja | SelfModifyingTitans, c: int) -> 
         for index, layer in enumerate(layers):
             parts.update(_learning(mixer, memory, index, layer, c))
     for index, layer in enumerate(_layers(mixer.groups[-1])):
-        if isinstance(mixer, Oja) or mixer.read == "token":
+        if isinstance(mixer, Comba | Oja) or mixer.read == "token":
             # the state at the subchunk's start, then what was written since: scores, and sums over forcings, and over
             # what the delta term removes where it decays unlike them
             sums = 2 if mixer.groups[-1].has_delta_term(index) and (has_momentum or has_window) else 1
@@ -130,7 +185,7 @@ def _subchunk(mixer: MemoryMixer | Mesa | Oja | SelfModifyingTitans, c: int) -> 
 
 
 def _learning(
-    mixer: MemoryMixer | Oja | SelfModifyingTitans, memory: Memory, index: int, layer: _Layer, c: int
+    mixer: Comba | MemoryMixer | Oja | SelfModifyingTitans, memory: Memory, index: int, layer: _Layer, c: int
 ) -> Counter[str]:
     """Multiply-adds of what a layer learns from ``c`` tokens."""
     has_momentum, has_window = mixer.mu is not None, mixer.chunking.window > 1

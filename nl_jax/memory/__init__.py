@@ -1,6 +1,14 @@
 """Associative memories: architectures, objectives, learning rules, the chunkwise engine, and attention in blocks."""
 
 from nl_jax.memory.architectures import Architecture
+from nl_jax.memory.channel_recurrence import (
+    ChannelChunk,
+    ChannelDecay,
+    channel_decay,
+    end_of_channel_chunk,
+    read_channel_chunk,
+    solve_channel_chunk,
+)
 from nl_jax.memory.description import RULES, Memory, Rule, memory_of
 from nl_jax.memory.guards import limit_cotangent, limit_norm
 from nl_jax.memory.learning import Layers, Tokens, Weights, apply_layer, end_of_memory, learn_chunk, read_memory
@@ -30,6 +38,8 @@ __all__ = [
     "OBJECTIVES",
     "RULES",
     "Architecture",
+    "ChannelChunk",
+    "ChannelDecay",
     "Chunk",
     "Decay",
     "Layers",
@@ -41,9 +51,11 @@ __all__ = [
     "Weights",
     "apply_layer",
     "blockwise_attention",
+    "channel_decay",
     "chunk_decay",
     "chunk_update",
     "dot_product",
+    "end_of_channel_chunk",
     "end_of_chunk",
     "end_of_memory",
     "huber",
@@ -57,10 +69,12 @@ __all__ = [
     "limit_strength",
     "lp",
     "memory_of",
+    "read_channel_chunk",
     "read_chunk",
     "read_chunk_transposed",
     "read_least_squares",
     "read_memory",
     "sequential_update",
+    "solve_channel_chunk",
     "solve_chunk",
 ]

@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 from nl_jax.errors import Diverged
 from nl_jax.levels import ScheduleState
 from nl_jax.models.in_context import NestedLearner, learning_schedule
-from nl_jax.modules.mixers import Memories
+from nl_jax.modules.mixers import Memories, memory_part, with_memory_part
 
 
 def learn_chunk(
@@ -61,14 +61,14 @@ def replace_level(state: ScheduleState, source: ScheduleState, name: str) -> Sch
     mixers, whose memories alone are replaced, and the mixers' state that a nested level stores.
 
     Raises:
-      ValueError: for the level "mixers" if the mixers are attention.
+      ValueError: for the level "mixers" if the mixers have no memories.
     """
     if name == "mixers":
-        own, other = state.levels[name], source.levels[name]
-        if not hasattr(own, "delta_w"):
-            raise ValueError("level 'mixers': attention keeps tokens and learns nothing that could be set back")
+        own, other = (memory_part(of.levels[name]) for of in (state, source))
+        if own is None or other is None:
+            raise ValueError("level 'mixers': attention and an LSTM learn nothing that could be set back")
         memories = own._replace(**{part: getattr(other, part) for part in Memories._fields})
-        return state._replace(levels=state.levels | {name: memories})
+        return state._replace(levels=state.levels | {name: with_memory_part(state.levels[name], memories)})
     if isinstance(state.levels[name], NestedLearner):  # the mixers' state belongs to the text of its period
         level = source.levels[name]._replace(mixers=state.levels[name].mixers)
         return state._replace(levels=state.levels | {name: level})

@@ -37,6 +37,7 @@ from jaxtyping import Array, Float, Int
 from nl_jax.levels import Level, Schedule, ScheduleState, from_optax
 from nl_jax.modules import FeedForward
 from nl_jax.modules.continuum_memory import OfEachSequence
+from nl_jax.modules.mixers import memory_part
 from nl_jax.ops import widen
 from nl_jax.optim import clip_by_norm, smooth_norm
 from nl_jax.parallel.activations import constrain, gather_parameters
@@ -288,8 +289,9 @@ def read_and_learn(
 
 
 def learned(mixers: Any) -> Any:
-    """The part of the mixers' state that their memories have learned; empty for attention."""
-    return getattr(mixers, "delta_w", ())
+    """The part of the mixers' state that their memories have learned; empty where they have none."""
+    memories = memory_part(mixers)
+    return () if memories is None else memories.delta_w
 
 
 def with_learned(model: Any, state: ScheduleState) -> Any:

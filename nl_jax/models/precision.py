@@ -15,7 +15,9 @@ from nl_jax.trees import PyTree, path_name
 
 DTYPES = ("float32", "bfloat16")
 # Parameters that multiply activations. The others are few, or are added to or compared with what is in float32.
-_MATRICES = re.compile(r"(^|\.)(query|key|value|output|conv|gate|up|down)\.kernel$|mixer\.(query|key|value)\.bias$")
+_MATRICES = re.compile(
+    r"(^|\.)(query|key|value|output|conv|gates?|recurrent|up|down)\.kernel$|mixer\.(query|key|value)\.bias$"
+)
 
 
 def cast_matrices(block: PyTree, name: str) -> PyTree:

@@ -41,6 +41,8 @@ def test_every_model(name, sizes, batch_size, length):
         ("gated_delta_net", {"mu": ("sigmoid", 1.0)}),
         ("linear_attention", {"rule": "normalized"}),
         ("mesa", {"iterations": 3}),
+        ("atlas", {"degree": 1, "newton_schulz_steps": 0}),
+        ("sliding_window_memory", {"memory": "atlas", "window": 17}),
         ("attention", {"convolution": True}),
         ("sliding_window_attention", {"window": 17}),
     ],

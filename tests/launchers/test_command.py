@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_every_launcher_is_a_command():
     root = ROOT / "experiments"
-    files = [*root.glob("*.py"), *(root / "continual").glob("*.py")]
+    files = [*root.glob("*.py"), *(root / "continual").glob("*.py"), *(root / "evals").glob("*.py")]
     commands = {path for path in files if 'if __name__ == "__main__":' in path.read_text()} - {root / "__main__.py"}
     assert {".".join(path.relative_to(root).with_suffix("").parts) for path in commands} == set(COMMANDS)
 

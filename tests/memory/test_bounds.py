@@ -216,6 +216,18 @@ def test_gradients_of_the_defaults_stay_small_on_repeated_text():
         assert np.sqrt(sum(float(jnp.vdot(g, g)) for g in jax.tree.leaves(gradients))) < 1e4, stream
 
 
+# of mixers that have few
+OWN_OPTIONS: dict[str, dict] = {
+    "mesa": {"iterations": (1, 8, 100)},
+    "comba": {"correction": (0.0, 1.0)},
+    "gla": {"rank": (1, 4)},
+    "rwkv7": {"rank": (1, 4)},
+    "lstm": {},
+    "srwm": {},
+    "sliding_window_memory": {"memory": ("rwkv7", "titans"), "window": (1, 5)},
+}
+
+
 @st.composite
 def compositions(draw):
     """A mixer with memories, and values for any of its options; several of them exclude each other."""
@@ -252,8 +264,9 @@ def compositions(draw):
         }
         if name in ("ttt_mlp", "titans", "atlas"):
             choices["gated"] = (True, False)
-    if name == "mesa":
-        choices = {"iterations": (1, 8, 100), "eta": choices["eta"], "alpha": choices["alpha"]}
+    if name in OWN_OPTIONS:
+        gates = {gate: choices[gate] for gate in ("eta", "alpha") if name in ("mesa", "comba")}
+        choices = OWN_OPTIONS[name] | gates
     for option, values in choices.items():
         if draw(st.booleans()):
             given[option] = draw(st.sampled_from(values))

@@ -14,6 +14,7 @@ from nl_jax.memory import memory_of
 from nl_jax.models import LanguageModel, LanguageModelConfig
 from nl_jax.modules import MIXERS
 from nl_jax.modules.mixers.attention import Attention
+from nl_jax.modules.mixers.channel_retention import ChannelRetention
 from nl_jax.modules.mixers.memory_mixer import MemoryMixer
 from nl_jax.streaming import Stream
 
@@ -49,15 +50,15 @@ VALUES = {
     "mu": [None, 0.5, ("sigmoid", 1.0)],
     "adaptive": [("k", "v"), ()],
 }
+MODULES = dict.fromkeys(("attention", "sliding_window_attention"), Attention)
+MODULES |= dict.fromkeys(("gla", "rwkv7"), ChannelRetention)
 
 
 def options_of(mixer):
     """Names and defaults of a mixer's options: its own and those it passes on to its module."""
-    function, sources = MIXERS[mixer], []
-    if not inspect.isclass(function):
-        sources.append(Attention if mixer in ("attention", "sliding_window_attention") else MemoryMixer)
-    if mixer not in ("attention", "sliding_window_attention", "oja", "mesa"):
-        sources.append(memory_of)
+    function = MIXERS[mixer]
+    module = function if inspect.isclass(function) else MODULES.get(mixer, MemoryMixer)
+    sources = [module] if "learning" not in inspect.signature(module.__init__).parameters else [module, memory_of]
     found = {}
     for source in (s.__init__ if inspect.isclass(s) else s for s in (*sources, function)):
         found |= {p.name: p.default for p in inspect.signature(source).parameters.values() if p.name not in OWN}

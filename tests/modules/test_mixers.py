@@ -35,7 +35,8 @@ def in_parts(module, x, split):
     return jnp.concatenate(parts, axis=1), state
 
 
-CASES = [(name, {}) for name in MIXERS] + [
+COMPOSED = ("mamba2", "gla", "dla")  # of what others run
+CASES = [pytest.param(name, {}, marks=pytest.mark.slow) if name in COMPOSED else (name, {}) for name in MIXERS] + [
     ("self_modifying_titans", {"rule": "paper", "retention": "zero", "eta_bias": -4.0}),  # grows with larger steps
     ("titans", {"depth": 3}),
     ("titans", {"gated": True, "objective": "huber"}),
@@ -98,6 +99,7 @@ def outer(a, b):
 PUBLISHED = {
     "linear_attention": lambda W, k, v, eta, alpha: W + outer(v, k),
     "linear_attention_pp": lambda W, k, v, eta, alpha: W + outer(v, k),
+    "mamba2": lambda W, k, v, eta, alpha: alpha[:, None, None] * W + eta[:, None, None] * outer(v, k),
     "retnet": lambda W, k, v, eta, alpha: np.array([1 - 2**-5, 1 - 2**-6])[:, None, None] * W + outer(v, k),
     "delta_net": lambda W, k, v, eta, alpha: (
         W @ (np.eye(D) - eta[:, None, None] * outer(k, k)) + eta[:, None, None] * outer(v, k)
@@ -240,6 +242,10 @@ def test_default_rule_is_bounded_over_65536_tokens(chunk, alpha):
         ("titans", {"depth": 3, "gated": True}, "depth=3: a gated memory has depth 2"),
         ("delta_net", {"window": 2}, "window=2 must be at least 1, and 1 with a delta term"),
         ("delta_net", {"unknown": 1}, "unknown"),
+        ("atlas", {"degree": 0}, "degree=0 must be an integer of at least 1"),
+        ("atlas", {"newton_schulz_steps": -1}, "newton_schulz_steps=-1 must be an integer of at least 0"),
+        ("titans", {"degree": True}, "degree=True must be an integer of at least 1"),
+        ("delta_net", {"degree": 2}, "size_in=4 must be degree=2 times the head's size"),
         ("mesa", {"iterations": 0}, "iterations=0 must be an integer of at least 1"),
         ("mesa", {"chunk_size": 0}, "chunk_size=0 must be at least 1"),
         ("oja", {"mu": 0.5}, "unexpected keyword argument 'mu'"),

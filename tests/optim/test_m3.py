@@ -209,7 +209,8 @@ def test_only_hidden_matrices():
 
 
 MATRICES = (
-    r"mixer\.(query|key|value|output|(eta|alpha|mu)\.linear)\.kernel|(gate|up|down)\.kernel|memories\.\d\.layers\.\d"
+    r"mixer\.(query|key|value|output|gates|recurrent|(eta|alpha|mu)\.linear)\.kernel|(gate|up|down)\.kernel"
+    r"|mixer\.(attention|memory)\.(query|key|value|output|(eta|alpha)\.linear)\.kernel|memories\.\d\.layers\.\d"
 )
 
 

@@ -6,8 +6,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from nl_jax.memory import Architecture, memory_of
+from nl_jax.modules.mixers.atlas_parts import initial_powers, polynomial_features
 from nl_jax.modules.mixers.coefficients import RETENTION_BIAS
-from nl_jax.modules.mixers.parameters import MixerParameters, Projected, over_batch
+from nl_jax.modules.mixers.parameters import MixerParameters, Projected, head_size, over_batch
 from nl_jax.modules.mixers.stepping import Chunking, Memories, MemoryState, read_text, start_of_text
 from nl_jax.modules.mixers.subchunk import (
     ChunkInputs,
@@ -35,6 +36,10 @@ class MemoryMixer(MixerParameters):
         form).
       eta, alpha, mu: learning rate, retention, momentum: a number for a constant, a tuple of numbers for a constant per
         head, (activation, bias) for a gate of the input ("softplus" or "sigmoid"); mu None for no momentum.
+      degree: powers of each channel of keys and queries that the memory sees, 1 to this one, each with a learned
+        coefficient of every head (``polynomial_features``); its architecture has ``degree`` times the head's size in.
+      newton_schulz_steps: iterations that make the sum of a chunk's updates orthogonal when the chunk ends, at its
+        Frobenius norm; 0 for none. Tokens of the chunk itself read sums as they are.
       window: number of tokens whose gradients make one update, the last one and those before it (Omega rule, Eq. 68).
       chunk_size: tokens between two boundaries, at which gradients are taken.
       output_scale: of the output projection's initial weights.
@@ -57,6 +62,8 @@ class MemoryMixer(MixerParameters):
         eta: Any = ("softplus", 0.0),
         alpha: Any = ("sigmoid", RETENTION_BIAS),
         mu: Any = None,
+        degree: int = 1,
+        newton_schulz_steps: int = 0,
         window: int = 1,
         chunk_size: int = 64,
         output_scale: float = 1.0,
@@ -64,8 +71,14 @@ class MemoryMixer(MixerParameters):
         **learning: Any,
     ):
         check_names(read=(read, READS), initial=(initial, ("learned", "zero")), retention=(retention, RETENTIONS))
+        for option, value, least in (("degree", degree, 1), ("newton_schulz_steps", newton_schulz_steps, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{option}={value!r} must be an integer of at least {least}")
+        if architecture.size_in != degree * head_size(width, num_heads):
+            raise ValueError(f"size_in={architecture.size_in} must be degree={degree} times the head's size")
         memory = memory_of(architecture, chunk_size * window, **learning)
-        self.chunking = Chunking((chunk_size,), window, memory.depends_on_boundary or read == "boundary")
+        keeps_boundary = memory.depends_on_boundary or read == "boundary" or newton_schulz_steps > 0
+        self.chunking = Chunking((chunk_size,), window, keeps_boundary, newton_schulz_steps)
         if window > 1 and memory.rule.delta:
             raise ValueError(f"window={window} must be at least 1, and 1 with a delta term")
         if initial == "zero" and architecture.depth > 1:
@@ -83,6 +96,7 @@ class MemoryMixer(MixerParameters):
             output_scale=output_scale,
             rngs=rngs,
         )
+        self.powers = nnx.Param(initial_powers(num_heads, degree)) if degree > 1 else None
 
     def init_state(self, batch_size: int) -> MemoryState:
         """The state before the first token: every memory at its initial weights. No two arrays share a buffer."""
@@ -99,6 +113,7 @@ class MemoryMixer(MixerParameters):
         """
         (memory,) = self.groups
         read_only = over_batch(ReadOnly(self.w0()), len(x))
+        powers = None if self.powers is None else over_batch(self.powers[...], len(x))
 
         def learn(
             memories: Memories, tokens: Projected, advances: Array, starts_at_boundary: bool
@@ -107,7 +122,8 @@ class MemoryMixer(MixerParameters):
             assert tokens.alpha is not None
             weights = weights_at_boundary(read_only.w0, memories)
             value = tokens.value if memory.architecture.depth == 1 else tokens.value[:, :, None]
-            inputs = ChunkInputs(tokens.key, (value,), tokens.eta, tokens.alpha, (None,))
+            key, query = (u if powers is None else polynomial_features(u, powers) for u in (tokens.key, tokens.query))
+            inputs = ChunkInputs(key, (value,), tokens.eta, tokens.alpha, (None,))
             chunks, memories = learn_subchunk(
                 self.groups,
                 read_only,
@@ -120,8 +136,8 @@ class MemoryMixer(MixerParameters):
                 starts_at_boundary=starts_at_boundary,
             )
             if self.read == "boundary":
-                return answer_at_boundary(memory, read_only, weights, tokens.query), memories
-            return answer_by_token(memory, read_only, chunks, tokens.query), memories
+                return answer_at_boundary(memory, read_only, weights, query), memories
+            return answer_by_token(memory, read_only, chunks, query), memories
 
         return read_text(self, self.chunking, learn, x, state, at_boundary=at_boundary)
 

@@ -10,12 +10,17 @@ from flax import nnx
 
 from nl_jax.memory import Architecture
 from nl_jax.modules.mixers.attention import Attention
+from nl_jax.modules.mixers.channel_retention import ChannelRetention
 from nl_jax.modules.mixers.coefficients import MOMENTUM_BIAS, RETENTION_BIAS
+from nl_jax.modules.mixers.comba import Comba
+from nl_jax.modules.mixers.hybrid import SlidingWindowMemory
+from nl_jax.modules.mixers.lstm import LSTM
 from nl_jax.modules.mixers.memory_mixer import MemoryMixer
 from nl_jax.modules.mixers.mesa import Mesa
 from nl_jax.modules.mixers.oja import Oja
 from nl_jax.modules.mixers.parameters import head_size
 from nl_jax.modules.mixers.self_modifying_titans import SelfModifyingTitans
+from nl_jax.modules.mixers.srwm import SelfReferentialMatrix
 
 HEBBIAN: dict[str, Any] = {"rule": "paper", "delta": False, "eta": 1.0}  # W ← α W + v kᵀ
 DELTA: dict[str, Any] = {"rule": "paper", "delta": True, "eta": ("sigmoid", 0.0)}  # W ← W (α I - η k kᵀ) + η v kᵀ
@@ -33,10 +38,10 @@ def _matrix(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
 
 
 def _mlp(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
-    """A residual MLP of depth 2, with four times the head's size hidden."""
-    size = head_size(width, num_heads)
+    """An MLP of depth 2, with four times the head's size hidden; residual unless it sees polynomial features."""
+    size, degree = head_size(width, num_heads), parts.get("degree", 1)
     shape = {"hidden": 4 * size, "depth": 2} | {k: parts.pop(k) for k in ("hidden", "depth", "gated") if k in parts}
-    architecture = Architecture(size, size, residual=True, **shape)
+    architecture = Architecture(degree * size, size, residual=degree == 1, **shape)
     return MemoryMixer(width, num_heads, architecture=architecture, **parts)
 
 
@@ -57,6 +62,26 @@ def retnet(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
     """
     decay = tuple(1.0 - 2.0 ** (-5 - h) for h in range(num_heads))
     return _matrix(width, num_heads, **HEBBIAN | {"alpha": decay} | parts)
+
+
+def mamba2(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
+    """``W ← α W + η v kᵀ`` with a gate for each of both (Mamba-2; Dao and Gu, 2024).
+
+    Departures: the paper makes both from one step Δ, α = exp(-A Δ) and η = Δ; keys and queries have unit length here
+    and differ between heads; there is no skip from values to the output, and no gate of the output.
+    """
+    gates = {"eta": ("softplus", 0.0), "alpha": ("sigmoid", RETENTION_BIAS)}
+    return _matrix(width, num_heads, **HEBBIAN | gates | parts)
+
+
+def gla(width: int, num_heads: int, **parts: Any) -> ChannelRetention:
+    """Gated linear attention: a Hebbian matrix with a retention for each channel of its keys (Yang et al., 2024)."""
+    return ChannelRetention(width, num_heads, removal=False, **parts)
+
+
+def rwkv7(width: int, num_heads: int, **parts: Any) -> ChannelRetention:
+    """RWKV-7's time mixing: such a matrix with a delta term whose rate differs between channels (Peng et al., 2025)."""
+    return ChannelRetention(width, num_heads, removal=True, **parts)
 
 
 def linear_attention_pp(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
@@ -96,16 +121,33 @@ def ttt_mlp(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
     return _mlp(width, num_heads, **MINI_BATCH | {"alpha": 1.0} | parts)
 
 
+def dla(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
+    """Deep Linear Attention: an MLP that learns dot products by gradient descent with retention (Behrouz et al., 2025).
+
+    Departures: gradients are taken at chunk boundaries, and their steps are normalized (``nl_jax.memory.rules``), since
+    an MLP that learns dot products has no bound of its own.
+    """
+    return _mlp(width, num_heads, **MINI_BATCH | {"objective": "dot_product"} | parts)
+
+
 def titans(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
     """Titans' long-term memory: MLP, L2, momentum and retention, all gated by the input (Behrouz et al., 2024)."""
     return _mlp(width, num_heads, **{"delta": False, "mu": ("sigmoid", MOMENTUM_BIAS), **parts})
 
 
 def atlas(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
-    """Omega rule: every update descends the loss of the last ``window`` tokens (Eq. 68; Behrouz et al., 2025).
+    """Omega rule on polynomial features, with orthogonal updates (Eq. 68; Behrouz et al., 2025, arXiv 2505.23735).
 
-    Without Atlas' polynomial features and its Newton-Schulz step.
+    Every update descends the loss of the last ``window`` tokens. Keys and queries become powers of their channels, 1 to
+    ``degree``. The sum of a chunk's updates is made orthogonal by Newton-Schulz when the chunk ends.
+
+    Departures: the paper's features include the products of different channels, of which there are size^degree, so that
+    no memory of these sizes could hold them; the paper orthogonalises the momentum of every token, at about 60 times
+    the cost of the rest of a small model, and its step length does not depend on the update's, while here the length is
+    kept, for which the normalized rule provides; a memory with more than one power is not residual.
+    ``degree=1, newton_schulz_steps=0`` is the memory without both, which earlier versions called atlas.
     """
+    parts = {"degree": 2, "newton_schulz_steps": 5, **parts}
     hidden = head_size(width, num_heads)
     return _mlp(width, num_heads, **MINI_BATCH | {"hidden": hidden, "mu": ("sigmoid", 1.0), "window": 4} | parts)
 
@@ -124,21 +166,53 @@ def sliding_window_attention(
     return Attention(width, num_heads, context_length=window, **parts)
 
 
+def sliding_window_memory(
+    width: int,
+    num_heads: int,
+    *,
+    memory: str = "gated_delta_net",
+    window: int = 64,
+    attention_heads: int | None = None,
+    output_scale: float = 1.0,
+    rngs: nnx.Rngs,
+    **parts: Any,
+) -> SlidingWindowMemory:
+    """Attention to the last ``window`` tokens plus a memory of the whole text, in one block (LaCT's shape).
+
+    ``memory`` names the mixer that is the memory; ``num_heads`` and ``parts`` are its own. ``attention_heads`` is twice
+    ``num_heads`` where None is given.
+    """
+    scale = output_scale * 2**-0.5  # two branches enter the stream
+    heads = 2 * num_heads if attention_heads is None else attention_heads
+    attention = Attention(width, heads, context_length=window, output_scale=scale, rngs=rngs)
+    return SlidingWindowMemory(
+        attention, mixer(memory, width=width, num_heads=num_heads, output_scale=scale, rngs=rngs, **parts)
+    )
+
+
 MIXERS: dict[str, Callable[..., Any]] = {
     "linear_attention": linear_attention,
     "retnet": retnet,
     "delta_net": delta_net,
     "gated_delta_net": gated_delta_net,
+    "comba": Comba,
+    "mamba2": mamba2,
+    "gla": gla,
+    "rwkv7": rwkv7,
     "oja": Oja,
     "mesa": Mesa,
     "ttt_linear": ttt_linear,
     "ttt_mlp": ttt_mlp,
+    "dla": dla,
     "titans": titans,
     "atlas": atlas,
     "linear_attention_pp": linear_attention_pp,
     "self_modifying_titans": SelfModifyingTitans,
+    "lstm": LSTM,
+    "srwm": SelfReferentialMatrix,
     "attention": attention,
     "sliding_window_attention": sliding_window_attention,
+    "sliding_window_memory": sliding_window_memory,
 }
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from nl_jax.memory import limit_cotangent
 from nl_jax.modules.layers import remat_except_dots
+from nl_jax.modules.mixers.atlas_parts import orthogonal_update
 from nl_jax.modules.mixers.parameters import Groups, MixerParameters, Projected
 from nl_jax.ops import narrow_like
 
@@ -29,7 +30,9 @@ class MemoryState(NamedTuple):
     conv: Float[Array, "batch 3 channels"]  # last inputs of the convolution
     delta_w: Groups  # ΔW = W - W₀ after the last token, where W₀ is what retention pulls toward
     momentum: Groups  # S; empty without momentum
-    delta_w_at_boundary: Groups  # ΔW at each group's last chunk boundary; empty where nothing depends on it
+    # ΔW at each group's last chunk boundary; empty where nothing depends on it. Where updates are made orthogonal, it
+    # is followed by what retention has left of it since.
+    delta_w_at_boundary: Groups
     past: Projected | None  # the last window - 1 tokens; None without a window
     position: Int[Array, ""]  # tokens since the text began, modulo a large multiple of the chunk sizes
 
@@ -58,6 +61,8 @@ class Chunking:
       sizes: tokens from one boundary to the next, for each group of memories; the smallest must divide the others.
       window: number of tokens whose gradients make one update, the last one and those before it (Omega rule, Eq. 68).
       keeps_boundary: whether learning or reading depends on the weights at the last boundary.
+      orthogonal_steps: Newton-Schulz iterations on the sum of a chunk's updates when the chunk ends; 0 leaves the sum
+        as it is. Others need one group of memories, and ``keeps_boundary``.
 
     Raises:
       ValueError: for sizes that are not integers from 1, or of which the smallest does not divide the others, or a
@@ -67,6 +72,7 @@ class Chunking:
     sizes: tuple[int, ...]
     window: int
     keeps_boundary: bool
+    orthogonal_steps: int = 0
 
     def __post_init__(self):
         """Checks the sizes."""
@@ -91,6 +97,8 @@ class Chunking:
         """Takes ΔW for the boundary's in those groups whose chunk ends at ``position``, if ``due``."""
         if not self.keeps_boundary:
             return memories
+        if self.orthogonal_steps:
+            return self._orthogonal(due & (position % self.subchunk == 0), memories)
 
         def of_group(size, delta_w, before):
             ends = due & (position % size == 0)
@@ -98,6 +106,20 @@ class Chunking:
 
         delta_w_at_boundary = tuple(map(of_group, self.sizes, memories.delta_w, memories.delta_w_at_boundary))
         return memories._replace(delta_w_at_boundary=delta_w_at_boundary)
+
+    def _orthogonal(self, ends: Array, memories: Memories) -> Memories:
+        """Makes the sum of a chunk's updates orthogonal if the chunk ends."""
+        (delta_w,), (before, left) = memories.delta_w, memories.delta_w_at_boundary
+
+        def update(now, left):
+            return left + orthogonal_update(now - left, self.orthogonal_steps)
+
+        def at_end(delta_w, before, left):
+            new = jax.tree.map(update, delta_w, left)
+            return new, new, new
+
+        new, *boundary = jax.lax.cond(ends, at_end, lambda *same: same, delta_w, before, left)
+        return memories._replace(delta_w=(new,), delta_w_at_boundary=tuple(boundary))
 
     def wrap(self, position: Array) -> Array:
         """The position modulo a large multiple of the sizes; without that it would overflow in a text without end."""
@@ -129,7 +151,7 @@ def start_of_text(parameters: MixerParameters, chunking: Chunking, batch_size: i
         parameters.conv.init_state(batch_size).astype(dtype),
         delta_w(),
         () if parameters.mu is None else zeros(),
-        delta_w() if chunking.keeps_boundary else (),
+        (delta_w() if chunking.keeps_boundary else ()) + (delta_w() if chunking.orthogonal_steps else ()),
         no_past() if past else None,
         jnp.zeros((), jnp.int32),
     )
@@ -190,13 +212,17 @@ def step_through(
         tokens, start = subchunk
         if chunking.keeps_boundary:
             memories = limit_cotangent(memories)  # others are linear in their state and do not expand it
-            if starts_at_boundary:
+            if chunking.orthogonal_steps:
+                pass  # the chunk before has left the weights at the boundary
+            elif starts_at_boundary:
                 memories = memories._replace(delta_w_at_boundary=memories.delta_w)
             else:
                 memories = chunking.at_boundary(start, memories, due=(start > origin) & (start <= origin + time))
         position = start + jnp.arange(size + past) - past
         advances = jnp.where(position >= jnp.maximum(start, origin), tokens.valid, 0.0) if past else tokens.valid
         y, memories = learn(memories, tokens, advances, starts_at_boundary)
+        if chunking.orthogonal_steps:  # its updates change when the chunk ends, once for each subchunk
+            memories = chunking.at_boundary(start + size, memories, due=start + size <= origin + time)
         return memories, narrow_like(y[:, :, past:], projected.key)
 
     memories = Memories(state.delta_w, state.momentum, state.delta_w_at_boundary)
@@ -208,7 +234,8 @@ def step_through(
         memories, y = jax.lax.scan(jax.checkpoint(body), memories, (cut, starts))
         y = jnp.moveaxis(y, 0, 2).reshape(batch, heads, count * size, head_dim)
     y = jax.lax.dynamic_slice_in_dim(y, offset, time, axis=2)
-    memories = chunking.at_boundary(origin + time, memories)
+    if not chunking.orthogonal_steps:
+        memories = chunking.at_boundary(origin + time, memories)
     last = jax.tree.map(lambda u: u[:, :, time:], projected) if past else None
     return y, MemoryState(state.conv, *memories, last, chunking.wrap(origin + time))
 

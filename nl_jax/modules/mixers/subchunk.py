@@ -41,7 +41,7 @@ class ChunkInputs(NamedTuple):
 
 def weights_at_boundary(w0: Groups | None, memories: Memories) -> Groups:
     """W at the last boundary; the current W where nothing depends on the boundary and it is not kept."""
-    delta_w = memories.delta_w_at_boundary or memories.delta_w
+    delta_w = memories.delta_w_at_boundary[: len(memories.delta_w)] or memories.delta_w
     return delta_w if w0 is None else jax.tree.map(jnp.add, w0, delta_w)
 
 
@@ -96,7 +96,10 @@ def learn_subchunk(
         )
         ends.append(end_of_memory(memory, chunks))
     delta_w, momentum = zip(*ends, strict=True)
-    return chunks, memories._replace(delta_w=delta_w, momentum=momentum if memories.momentum else ())
+    memories = memories._replace(delta_w=delta_w, momentum=momentum if memories.momentum else ())
+    boundary, left = (memories.delta_w_at_boundary[part] for part in (slice(len(groups)), slice(len(groups), None)))
+    left = jax.tree.map(lambda w: jnp.expand_dims(decay.state_start[..., -1], range(2, w.ndim)) * w, left)
+    return chunks, memories._replace(delta_w_at_boundary=boundary + left)
 
 
 def answer_by_token(

@@ -1,0 +1,118 @@
+"""Comba: a gated delta rule that removes less than it writes, and is read by a corrected query (Hu et al., 2025)."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from nl_jax.memory import (
+    Architecture,
+    Memory,
+    Rule,
+    chunk_decay,
+    dot_product,
+    end_of_chunk,
+    limit_strength,
+    read_chunk,
+    solve_chunk,
+)
+from nl_jax.modules.mixers.coefficients import RETENTION_BIAS
+from nl_jax.modules.mixers.parameters import MixerParameters, Projected, head_size, over_batch
+from nl_jax.modules.mixers.stepping import Chunking, Memories, MemoryState, read_text, start_of_text
+from nl_jax.ops import narrow_like
+
+INITIAL_FEEDBACK = 1.0  # sigmoid: 0.73, as in the authors' layer
+
+
+class Comba(MixerParameters):
+    """``W ← W (α I - b β k kᵀ) + β v kᵀ``, answered by ``W (q - d k)``: a matrix that starts at zero, as a mixer.
+
+    Each head learns the feedback b in (0, 1), by a sigmoid, and the output correction d (arXiv 2506.02475). The
+    transition is a scalar plus a matrix of rank one: retention does not multiply what the feedback removes, which it
+    does in ``gated_delta_net``.
+
+    Departures: those of ``delta_net``; α is a sigmoid of the input, without the paper's decay rate of each head; the
+    corrected query is not brought to unit length again; the output has no gate.
+
+    Args:
+      width: of input and output.
+      num_heads: must divide width.
+      correction: initial value of d. The authors use 0.02 for small models, and 1 for large ones.
+      eta, alpha: β and retention, as for ``MemoryMixer``. The feedback is cut so that b β‖k‖² ≤ 1 + α.
+      chunk_size: tokens that are learned at once.
+      output_scale: of the output projection's initial weights.
+      rngs: source of the initial weights.
+
+    Raises:
+      ValueError: for a head count that does not divide width, a chunk size below 1, a correction that is no finite
+        number, or coefficients out of range.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        correction: float = 0.02,
+        eta: Any = ("sigmoid", 0.0),
+        alpha: Any = ("sigmoid", RETENTION_BIAS),
+        chunk_size: int = 64,
+        output_scale: float = 1.0,
+        rngs: nnx.Rngs,
+    ):
+        if not isinstance(correction, int | float) or not math.isfinite(correction):
+            raise ValueError(f"correction={correction!r} must be a finite number")
+        size = head_size(width, num_heads)
+        memory = Memory(Architecture(size, size), dot_product, Rule("paper"), chunk_size)
+        self.chunking = Chunking((chunk_size,), 1, keeps_boundary=False)
+        super().__init__(
+            width,
+            num_heads,
+            (memory,),
+            learned=False,
+            pulls_to_initial=False,
+            eta=eta,
+            alpha=alpha,
+            mu=None,
+            output_scale=output_scale,
+            rngs=rngs,
+        )
+        self.feedback = nnx.Param(jnp.full(num_heads, INITIAL_FEEDBACK, jnp.float32))
+        self.correction = nnx.Param(jnp.full(num_heads, correction, jnp.float32))
+
+    def init_state(self, batch_size: int) -> MemoryState:
+        """The state before the first token: a matrix of zeros, [key, value], for each head."""
+        return start_of_text(self, self.chunking, batch_size)
+
+    def __call__(
+        self, x: Float[Array, "batch time width"], state: MemoryState | None = None, *, at_boundary: bool = False
+    ) -> tuple[Float[Array, "batch time width"], MemoryState]:
+        """Reads and learns the tokens of x, as ``MemoryMixer`` does; ``state=None`` starts a text."""
+        wide = self.state_dtype
+        feedback, correction = over_batch(
+            (jax.nn.sigmoid(self.feedback[...].astype(wide)), self.correction[...].astype(wide)), len(x)
+        )
+
+        def learn(
+            memories: Memories, tokens: Projected, advances: Array, starts_at_boundary: bool
+        ) -> tuple[Array, Memories]:
+            assert tokens.eta is not None
+            assert tokens.alpha is not None
+            alpha = jnp.where(advances > 0, tokens.alpha, 1.0)
+            eta = tokens.eta * tokens.valid
+            chunk = solve_chunk(
+                memories.delta_w[0][0],
+                None,
+                keys=tokens.key,
+                forcings=eta[..., None] * tokens.value,
+                beta=limit_strength(feedback[..., None] * eta, alpha, tokens.key),
+                decay=chunk_decay(alpha, None, advances),
+            )
+            delta_w, _ = end_of_chunk(chunk)
+            query = narrow_like(tokens.query - correction[..., None, None] * tokens.key, tokens.query)
+            return read_chunk(chunk, query), memories._replace(delta_w=((delta_w,),))
+
+        return read_text(self, self.chunking, learn, x, state, at_boundary=at_boundary)

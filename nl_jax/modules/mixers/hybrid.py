@@ -1,0 +1,71 @@
+"""Sliding-window attention and a memory side by side in one block."""
+
+from typing import Any, NamedTuple
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from nl_jax.modules.mixers.attention import Attention, AttentionState
+from nl_jax.modules.mixers.parameters import MixerParameters
+from nl_jax.modules.mixers.stepping import MemoryState
+
+
+class HybridState(NamedTuple):
+    """The states of the two parts."""
+
+    attention: AttentionState
+    memory: MemoryState
+
+
+class SlidingWindowMemory(nnx.Module):
+    """The sum of what attention answers from the last tokens and what a memory answers from the whole text.
+
+    Both read the same normed input, with projections of their own. That is the shape of LaCT's block (Zhang et al.,
+    2025), and of Samba's (Ren et al., 2024) but for the order: Samba reads one after the other, each followed by a
+    feed-forward layer. LaCT's parts share their projections, which these do not.
+
+    Args:
+      attention: the part that sees a window.
+      memory: the part that learns in context, any mixer with memories.
+
+    Raises:
+      ValueError: for a part of another kind.
+    """
+
+    def __init__(self, attention: Attention, memory: Any):
+        if not isinstance(memory, MixerParameters):
+            raise ValueError(f"memory={type(memory).__name__} must be a mixer with memories")
+        self.attention = attention
+        self.memory: Any = memory
+
+    @property
+    def chunking(self) -> Any:
+        """That of the memory."""
+        return self.memory.chunking
+
+    def init_state(self, batch_size: int) -> HybridState:
+        """The state before the first token."""
+        return HybridState(self.attention.init_state(batch_size), self.memory.init_state(batch_size))
+
+    def __call__(
+        self, x: Float[Array, "batch time width"], state: HybridState | None = None, *, at_boundary: bool = False
+    ) -> tuple[Float[Array, "batch time width"], HybridState]:
+        """Reads the tokens of x, as its parts do; ``state=None`` starts a text."""
+        before = (None, None) if state is None else state
+        seen, attention = self.attention(x, before[0])
+        remembered, memory = self.memory(x, before[1], at_boundary=at_boundary)
+        return seen + remembered, HybridState(attention, memory)
+
+
+def memory_part(state: Any) -> MemoryState | None:
+    """What a mixer's state has of memories that learn in context; None for attention and recurrent networks.
+
+    The state may be stacked over layers.
+    """
+    state = state.memory if isinstance(state, HybridState) else state
+    return state if isinstance(state, MemoryState) else None
+
+
+def with_memory_part(state: Any, memory: MemoryState) -> Any:
+    """The mixer's state with another state of its memories."""
+    return state._replace(memory=memory) if isinstance(state, HybridState) else memory
