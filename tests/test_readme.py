@@ -18,6 +18,7 @@ from pretrained_cases import configuration, tensors_of, write_directory
 import nl_jax.pretrained
 from experiments.__main__ import COMMANDS
 from experiments.common import launcher
+from experiments.eval_runs import harness
 from nl_jax import InputError
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -103,8 +104,14 @@ def test_every_command_gets_past_all_checks(name, arguments, text, tmp_path, mon
     for reader in ("generate", "stream"):
         monkeypatch.setattr(module_of(reader), "chosen_model", stop)
     monkeypatch.setattr(module_of("generate"), "load_pretrained", stop)
+    monkeypatch.setattr(module_of("report"), "read_run", stop)
+    for reader in ("chosen_model", "load_pretrained"):
+        monkeypatch.setattr(harness, reader, stop)
+    monkeypatch.setattr(harness, "check_installed", lambda: None)
     # what these name would have to be there already
-    arguments = [word for word in arguments if not word.startswith(("--start_from", "--data", "--texts"))]
+    arguments = [
+        word for word in arguments if not word.startswith(("--start_from", "--data", "--texts", "--tasks_dir"))
+    ]
     more = [f"--data={text}"] if name in WITH_TEXT else []
     more += [f"--batch_size={jax.device_count()}"] if name == "context" else []  # an earlier test may have chosen two
     more += [f"--texts={text},{text.with_name('other.txt')}"] if name == "subjects" else []

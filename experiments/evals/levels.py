@@ -17,6 +17,8 @@ from experiments.eval_runs.hope_rows import LEVELS, LOWEST
 from experiments.eval_runs.main import launcher_of
 from experiments.eval_runs.text import BITS, PERPLEXITY, TINY, define_data_flag, draw_positions, text_of, text_subtask
 
+SMALL = TINY | {"chunk_size": 32, "learning_rates": ["3e-3"]}
+
 
 def subtasks(values: flags.FlagValues) -> dict[str, Subtask]:
     """The subtasks by name."""
@@ -33,8 +35,8 @@ EVALUATION = Evaluation(
     lower=True,
     shown={"bits per byte": BITS, "perplexity": PERPLEXITY},
     presets={
-        "quick": TINY | {"models": list(LEVELS), "steps": 20, "seeds": 1, "learning_rates": ["3e-3"]},
-        "full": TINY | {"steps": 100, "length": 2048, "learning_rates": ["3e-3"]},
+        "quick": SMALL | {"models": list(LEVELS), "steps": 20, "seeds": 1},
+        "full": SMALL | {"steps": 100, "length": 2048},
     },
     own_flags={
         "length": (1024, "Tokens of a window."),
