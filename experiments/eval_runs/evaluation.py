@@ -26,6 +26,7 @@ class Subtask:
         test: ``test(model, mesh)`` returns figures by name on test data.
         steps: optimizer steps of a run; None for the flag ``--steps``.
         build: ``build(config, rngs=rngs)`` returns a model; None for the evaluation's.
+        options: options of all models' mixers, unless a model has its own.
     """
 
     sizes: Mapping[str, Any]
@@ -34,6 +35,20 @@ class Subtask:
     test: Callable[[Any, jax.sharding.Mesh], Figures]
     steps: int | None = None
     build: Callable[..., Any] | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def scored(subtask: Subtask, key: str, *, lower: bool = False, options: Mapping[str, Any] | None = None) -> Subtask:
+    """The same subtask with ``score`` among its validation figures, and other options of mixers.
+
+    The score is the figure of a key, negative where lower is better.
+    """
+
+    def validate(model: Any, mesh: jax.sharding.Mesh) -> Figures:
+        figures = subtask.validate(model, mesh)
+        return figures | {"score": -figures[key] if lower else figures[key]}
+
+    return dataclasses.replace(subtask, validate=validate, options=options or subtask.options)
 
 
 @dataclasses.dataclass(frozen=True)

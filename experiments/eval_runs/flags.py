@@ -99,7 +99,7 @@ def configurations(
     found = {}
     for name in values.models:
         fields: dict[str, Any] = {**sizes, **evaluation.variants.get(name, {})}
-        model, own = fields.pop("model", name), fields.pop("mixer_options", None)
+        model, own = fields.pop("model", name), {**subtask.options, **fields.pop("mixer_options", {})}
         found[name] = configuration(values, model, "tiny", own=own, **fields)
         if values.parameters:
             try:

@@ -16,14 +16,18 @@ EXAMPLES = {"numbers": "1234567", "uuids": "0a3f9c1e-12ab-4cd3-8ef0-abcdef012345
 STORIES = 2000  # of which the most frequent label is found
 
 
-def niah_subtasks(values: flags.FlagValues, times: dict[str, int]) -> dict[str, Subtask]:
+def niah_subtasks(
+    values: flags.FlagValues, times: dict[str, int], names: Sequence[str] | None = None
+) -> dict[str, Subtask]:
     """Subtasks of RULER's needles, tested at multiples of the training length by name of the figure, and ``LONGEST``.
+
+    ``names`` are those of ``--subtasks`` unless given.
 
     Raises:
         InputError: for lengths that are too short, or files that cannot be read.
     """
     lengths = _lengths(values, times)
-    return {name: _niah(values, name, lengths) for name in values.subtasks}
+    return {name: _niah(values, name, lengths) for name in (values.subtasks if names is None else names)}
 
 
 def _niah(values: flags.FlagValues, name: str, lengths: dict[str, int]) -> Subtask:

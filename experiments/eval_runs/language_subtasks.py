@@ -1,6 +1,7 @@
 """The subtasks of formal languages: fixed training strings, and two bins of test strings, the second of longer ones."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -29,13 +30,13 @@ FLAGS = {
 NAMES = ("parity", "aa", "abab", "shuffle_2", "shuffle_2_interleaved", "anbn", "anbncn")
 
 
-def subtasks(values: flags.FlagValues) -> dict[str, Subtask]:
-    """The subtasks by name; raises `InputError` for windows with too few strings."""
+def subtasks(values: flags.FlagValues, names: Sequence[str] | None = None) -> dict[str, Subtask]:
+    """The subtasks by name, those of ``--subtasks`` unless given; `InputError` for windows with too few strings."""
     launcher.check_range(values, "max_length", 8)
     launcher.check_range(values, "long_length", values.max_length + 4)
     launcher.check_range(values, "train_strings", values.batch_size)
     launcher.check_range(values, "test_strings", 1)
-    return {name: _subtask(name, values) for name in values.subtasks}
+    return {name: _subtask(name, values) for name in (values.subtasks if names is None else names)}
 
 
 def _subtask(name: str, values: flags.FlagValues) -> Subtask:

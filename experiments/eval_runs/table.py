@@ -27,7 +27,8 @@ def rows_of(results: Results, subtask: str) -> list[tuple[str, ...]]:
         if not cell["seeds"]:
             continue
         keys = [(part, key) for part in ("test", "test_at_best") for key in columns.values()]
-        shown = [mean_and_spread([seed[part][key] for seed in cell["seeds"]]) for part, key in keys]
+        found = [[seed[part][key] for seed in cell["seeds"] if key in seed[part]] for part, key in keys]
+        shown = [mean_and_spread(figures) if figures else "-" for figures in found]
         steps = f"{np.mean([seed['steps'] for seed in cell['seeds']]):.0f}"
         own = [published.get(model, {}).get(subtask, "-")] if paper else []
         rows.append((model, f"{cell['parameters']:,}", f"{cell['learning_rate']:g}", *shown, steps, *own))
@@ -49,7 +50,7 @@ def bars(results: Results) -> Figure:
     for i, model in enumerate(models):
         means, spreads = [], []
         for cells in results["subtasks"].values():
-            found = [seed["test"][key] for seed in cells.get(model, {}).get("seeds", ())]
+            found = [seed["test"][key] for seed in cells.get(model, {}).get("seeds", ()) if key in seed["test"]]
             means.append(np.mean(found) if found else np.nan)
             spreads.append(np.std(found, ddof=1) if len(found) > 1 else 0.0)
         at = np.arange(len(subtasks)) + (i - (len(models) - 1) / 2) * width

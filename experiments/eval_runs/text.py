@@ -18,8 +18,8 @@ from nl_jax.evaluation import bits_by_position, evaluate, octaves
 
 BITS, PERPLEXITY, UP_TO = "bits_per_byte", "perplexity", "bits_up_to_"
 VALIDATION_TOKENS = 32_768
-TINY = {"width": 128, "num_heads": 1, "chunk_size": 64, "parameters": 1_000_000, "batch_size": 4, "eval_every": 50}
-BASE = 1024  # tokens of the windows that --batch_size counts
+TINY = {"width": 128, "num_heads": 1, "chunk_size": 64, "parameters": 1_000_000, "batch_size": 32, "eval_every": 50}
+BASE = 128  # tokens of the windows that --batch_size counts
 
 
 @functools.cache
@@ -37,7 +37,7 @@ def define_data_flag(values: flags.FlagValues) -> None:
 def text_subtask(data: TextData, values: flags.FlagValues, length: int, test_tokens: int) -> Subtask:
     """Predicting the next token in windows of ``length`` tokens, drawn at random from the training text.
 
-    A batch has as many tokens as ``--batch_size`` windows of 1,024. ``test_tokens`` of the test text are scored, spread
+    A batch has as many tokens as ``--batch_size`` windows of 128. ``test_tokens`` of the test text are scored, spread
     evenly.
 
     Raises:

@@ -6,6 +6,7 @@
 Every row is Hope as the paper has it (Delta Gradient Descent, momentum, retention, a CMS of two levels, and memories
 that make keys, values and queries) without one part. Without a memory for keys, values or queries the projection is an
 ordinary trained weight. Hope as this project has it by default is beside them. All have the same number of parameters.
+They model text, tell the parity of strings (with eigenvalues down to -1) and find one of four needles in a haystack.
 """
 
 import sys
@@ -15,31 +16,30 @@ from absl import flags
 from experiments.eval_runs.evaluation import Evaluation, Subtask
 from experiments.eval_runs.hope_rows import ROWS, TABLE_6
 from experiments.eval_runs.main import launcher_of
-from experiments.eval_runs.text import BITS, PERPLEXITY, TINY, define_data_flag, text_of, text_subtask
+from experiments.eval_runs.mixed import FLAGS, MIXED, SHOWN, SMALL, data_of, define_mixed_flags, mixed_subtasks
 
 
 def subtasks(values: flags.FlagValues) -> dict[str, Subtask]:
     """The subtasks by name."""
-    return {"language": text_subtask(text_of(values.data), values, 1024, values.test_tokens)}
+    return mixed_subtasks(values, 1024)
 
 
 EVALUATION = Evaluation(
     name="evals.ablation",
     models=(*ROWS, "hope"),
-    names=("language",),
+    names=MIXED,
     subtasks=subtasks,
-    score=BITS,
-    lower=True,
-    shown={"bits per byte": BITS, "perplexity": PERPLEXITY},
+    score="score",
+    shown=SHOWN,
     presets={
-        "quick": TINY | {"steps": 30, "seeds": 1, "learning_rates": ["3e-3"]},
-        "full": TINY | {"steps": 150, "learning_rates": ["2e-3", "4e-3"]},
+        "quick": SMALL | {"subtasks": ["language"], "steps": 30, "seeds": 1},
+        "full": SMALL | {"steps": 150},
     },
-    own_flags={"test_tokens": (65_536, "Tokens of the test text that are scored.")},
+    own_flags=FLAGS,
     variants=ROWS,
     paper={name: {"language": figure} for name, figure in zip(ROWS, TABLE_6, strict=True)},
-    more_flags=define_data_flag,
-    data=lambda values: text_of(values.data).fingerprint,
+    more_flags=define_mixed_flags,
+    data=data_of,
     departures=("the paper's perplexities are of 760M parameters and words, these of bytes",),
 )
 

@@ -4,7 +4,7 @@
     python -m experiments.evals.language --workdir=runs/language_full --preset=full
 
 Models of equal numbers of parameters read equal numbers of tokens of the default corpus, in windows of 1,024 and of
-4,096 tokens (--batch_size counts those of 1,024), each at its best learning rate of the same grid. The test text gives
+4,096 tokens (--batch_size counts windows of 128), each at its best learning rate of the same grid. The test text gives
 bits per byte, perplexity per token, and bits per token by position: a model that uses its context has fewer later on.
 """
 

@@ -83,7 +83,10 @@ def by_models(runs: Sequence[Run], key: str, ours: str = OURS, lower: bool = Fal
     found = []
     for run in runs:
         for subtask, cells in run.results["subtasks"].items():
-            seeds = {model: [seed["test"][key] for seed in cell["seeds"]] for model, cell in cells.items()}
+            seeds = {
+                model: [seed["test"][key] for seed in cell["seeds"] if key in seed["test"]]
+                for model, cell in cells.items()
+            }
             if seeds.get(ours):
                 found += [
                     Comparison(f"{subtask}, {ours} against {model}", seeds[ours], other, lower)
@@ -112,8 +115,9 @@ def all_right(runs: Sequence[Run], keys: Sequence[str]) -> Verdict:
 
 def each_part_helps(runs: Sequence[Run], key: str) -> Verdict:
     """Holds if Hope as the paper has it is better than Hope without any one part."""
-    whole = by_models(runs, key, "hope_paper", lower=True)
-    return from_comparisons([comparison for comparison in whole if "without" in comparison.what])
+    found = [*by_models(runs, key, "hope_paper", lower=True), *by_models(runs, "both", "hope_paper")]
+    found += by_models(runs, NEEDLES[0], "hope_paper")
+    return from_comparisons([comparison for comparison in found if "without" in comparison.what])
 
 
 def each_level_helps(runs: Sequence[Run], key: str) -> Verdict:

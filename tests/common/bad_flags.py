@@ -371,7 +371,10 @@ BAD_FLAGS = {
         (["--longest=4095"], "--longest=4095: expected at least 4096"),
         (["--length=10", "--longest=400"], "too few tokens for a story of qa1"),
     ],
-    "evals.language": [*EVALS, (["--batch_size=3", "--subtasks=4096"], "--batch_size=3: expected at least 4, as many")],
+    "evals.language": [
+        *EVALS,
+        (["--batch_size=9", "--subtasks=4096"], "--batch_size=9: expected at least 32, as many"),
+    ],
     "evals.ablation": EVALS,
     "evals.levels": EVALS,
     "evals.few_shot": [*EVALS, (["--dimensions=2", "--subtasks=sparse_linear"], "dimensions=2: expected at least 3")],

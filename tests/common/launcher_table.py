@@ -216,20 +216,20 @@ RUNS = {
         Run(
             "evals.language",
             f"{EVALUATED} --models=linear_attention --subtasks=1024 --data={{inputs}}/prose.txt --learning_rates=1e-3"
-            " --batch_size=1 --test_tokens=1024 --seeds=1 --parameters=4000",
+            " --batch_size=8 --test_tokens=1024 --seeds=1 --parameters=4000",
             ("--test_tokens=2048", "test_tokens 1024 there, 2048 here"),
         ),
         Run(
             "evals.ablation",
-            f"{EVALUATED} --models=without_cms --data={{inputs}}/prose.txt --learning_rates=1e-3 --batch_size=1"
-            " --test_tokens=1024 --seeds=1 --parameters=8000",
+            f"{EVALUATED} --models=without_cms --data={{inputs}}/prose.txt --subtasks=language --learning_rates=1e-3"
+            " --batch_size=8 --test_tokens=1024 --seeds=1 --parameters=8000",
             ("--test_tokens=2048", "test_tokens 1024 there, 2048 here"),
         ),
         Run(
             "evals.levels",
-            f"{EVALUATED} --models=levels_2 --data={{inputs}}/prose.txt --learning_rates=1e-3 --length=64"
-            " --test_tokens=1024 --seeds=1 --parameters=8000",
-            ("--length=128", "length 64 there, 128 here"),
+            f"{EVALUATED} --models=levels_2 --data={{inputs}}/prose.txt --subtasks=language --learning_rates=1e-3"
+            " --window=64 --batch_size=8 --test_tokens=1024 --seeds=1 --parameters=8000",
+            ("--window=128", "window 64 there, 128 here"),
         ),
         Run(
             "evals.few_shot",
