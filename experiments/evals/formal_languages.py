@@ -27,7 +27,13 @@ EVALUATION = Evaluation(
     score="both",
     shown={"Bin0": "bin0", "Bin1": "bin1"},
     presets={
-        "quick": {"models": ["hope", "transformer"], "steps": 300, "seeds": 1, "learning_rates": ["3e-3"]}
+        "quick": {
+            "models": ["hope", "transformer"],
+            "subtasks": ["parity", "aa", "abab", "shuffle_2", "anbn"],
+            "steps": 300,
+            "seeds": 1,
+            "learning_rates": ["3e-3"],
+        }
         | {"max_length": 16, "long_length": 32, "train_strings": 2000, "test_strings": 100, "chunk_size": 16},
         "full": {"steps": 1000, "eval_every": 50, "test_strings": 300, "chunk_size": 10},
     },

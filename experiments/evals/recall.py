@@ -43,7 +43,14 @@ EVALUATION = Evaluation(
     score="accuracy",
     shown={"accuracy": "accuracy"},
     presets={
-        "quick": {"subtasks": ["32x4"], "steps": 300, "seeds": 1, "learning_rates": ["3e-3"], "vocab_size": 64},
+        "quick": {
+            "subtasks": ["32x4"],
+            "steps": 300,
+            "eval_every": 50,
+            "seeds": 1,
+            "learning_rates": ["3e-3"],
+            "vocab_size": 64,
+        },
         "full": {"subtasks": ["64x4", "128x8"], "steps": 1500},
     },
     own_flags={"vocab_size": (512, "Symbols: half of them keys, half values.")},
