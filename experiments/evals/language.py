@@ -12,26 +12,17 @@ import sys
 
 from absl import flags
 
+from experiments.eval_runs import text
 from experiments.eval_runs.evaluation import Evaluation, Subtask
 from experiments.eval_runs.main import launcher_of
-from experiments.eval_runs.text import (
-    BITS,
-    PERPLEXITY,
-    TINY,
-    UP_TO,
-    define_data_flag,
-    draw_positions,
-    text_of,
-    text_subtask,
-)
 
 LENGTHS = {"1024": 1024, "4096": 4096}
 
 
 def subtasks(values: flags.FlagValues) -> dict[str, Subtask]:
     """The subtasks by name."""
-    data = text_of(values.data)
-    return {name: text_subtask(data, values, LENGTHS[name], values.test_tokens) for name in values.subtasks}
+    data = text.text_of(values.data)
+    return {name: text.text_subtask(data, values, LENGTHS[name], values.test_tokens) for name in values.subtasks}
 
 
 EVALUATION = Evaluation(
@@ -39,23 +30,22 @@ EVALUATION = Evaluation(
     models=("hope", "hope_attention", "titans", "delta_net", "transformer"),
     names=tuple(LENGTHS),
     subtasks=subtasks,
-    score=BITS,
+    score=text.BITS,
     lower=True,
-    shown={"bits per byte": BITS, "perplexity": PERPLEXITY, "first 64 tokens": f"{UP_TO}64"},
+    shown={"bits per byte": text.BITS, "perplexity": text.PERPLEXITY, "first 64 tokens": f"{text.UP_TO}64"},
     presets={
-        "quick": TINY | {"subtasks": ["1024"], "steps": 50, "seeds": 1, "learning_rates": ["3e-3"]},
-        "full": TINY | {"steps": 100, "models": ["hope", "hope_attention", "titans", "gated_delta_net", "transformer"]},
+        "quick": text.TINY | {"subtasks": ["1024"], "steps": 50, "seeds": 1, "learning_rates": ["3e-3"]},
+        "full": text.TINY
+        | {"steps": 100, "models": ["hope", "hope_attention", "titans", "gated_delta_net", "transformer"]},
     },
-    own_flags={
-        "test_tokens": (65_536, "Tokens of the test text that are scored."),
-    },
-    more_flags=define_data_flag,
-    data=lambda values: text_of(values.data).fingerprint,
+    own_flags={"test_tokens": (65_536, "Tokens of the test text that are scored.")},
+    more_flags=text.define_data_flag,
+    data=lambda values: text.text_of(values.data).fingerprint,
     departures=(
         "models, texts and tokens are thousands of times smaller than the paper's, tokens are bytes, and the "
         "common-sense tasks are left to experiments.evals.lm_eval",
     ),
-    figure=draw_positions,
+    figure=text.draw_positions,
 )
 
 
