@@ -18,7 +18,7 @@ HELPERS = (
 )
 COMMANDS = ("continual", "evals")  # packages of commands
 IS_COMMAND = re.compile(r"^(def main\(|define_flags, main = )", re.M)
-LINES, FUNCTION_LINES = 400, 60
+LINES, FUNCTION_LINES, EVALUATION_LINES = 400, 60, 60
 FILES = sorted(path for folder in ("nl_jax", "experiments") for path in (ROOT / folder).rglob("*.py"))
 
 
@@ -93,6 +93,14 @@ def test_no_command_imports_another():
     for path in FILES:
         if module(path).startswith("experiments."):
             assert not commands & set(imports(path)), path
+
+
+def test_evaluations_are_descriptions():
+    files = list((ROOT / "experiments" / "evals").glob("*.py"))
+    assert len(files) > 5
+    assert {
+        path.stem: lines for path in files if (lines := len(path.read_text().splitlines())) > EVALUATION_LINES
+    } == {}
 
 
 @pytest.mark.parametrize("path", FILES, ids=module)
