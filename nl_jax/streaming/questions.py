@@ -47,7 +47,7 @@ def answered(
             given, end = len(prompts[i]), len(prompts[i]) + len(answers[i])
             tokens[row, :end] = [*prompts[i], *answers[i]]
             mask[row, given - 1 : end - 1] = 1.0
-        right, lost = _read(*prefix, tokens, mask)
+        right, lost = _read(prefix.model, prefix.state, tokens, mask)
         exact[list(part)], nats[list(part)] = np.asarray(right)[: len(part)], np.asarray(lost)[: len(part)]
     return Answered(exact, nats)
 

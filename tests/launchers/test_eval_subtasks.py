@@ -88,7 +88,7 @@ def test_an_epoch_has_every_string_once():
 
 def test_programs_are_shared():
     values = values_of(formal_languages, "--train_strings=100")
-    subtasks = language_subtasks.subtasks(values)
+    subtasks = language_subtasks.subtasks(values, language_subtasks.NAMES)
     assert set(subtasks) == set(LANGUAGES)
     shapes = [(subtask.batch(0, 0)["inputs"].shape, subtask.sizes["context_length"]) for subtask in subtasks.values()]
     assert len(set(shapes)) == 2

@@ -136,7 +136,10 @@ def test_remat_recomputes_what_it_does_not_keep():
         (lambda: named_config("hope", "huge"), "unknown preset 'huge'; expected one of tiny, "),
         (lambda: LanguageModelConfig("rnn", 257, 16, 2, 2, 8), "unknown mixer 'rnn'"),
         (lambda: LanguageModelConfig("attention", 257, 16, 0, 2, 8), "num_layers=0"),
-        (lambda: named_config("hope", "tiny", num_layers=40), "more than preset 'tiny'"),
+        (
+            lambda: named_config("hope", "tiny", num_layers=40),
+            "parameters without feed-forward blocks; expected at most 1,0",
+        ),
     ],
 )
 def test_bad_configurations(call, message):

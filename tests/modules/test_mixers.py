@@ -36,7 +36,8 @@ def in_parts(module, x, split):
 
 
 COMPOSED = ("mamba2", "gla", "dla")  # of what others run
-CASES = [pytest.param(name, {}, marks=pytest.mark.slow) if name in COMPOSED else (name, {}) for name in MIXERS] + [
+QUICK_OPTIONS = ("gated_delta_net", "sliding_window_attention")  # whose rows with options are tested fast, too
+CASES = [(name, {}) for name in MIXERS] + [
     ("self_modifying_titans", {"rule": "paper", "retention": "zero", "eta_bias": -4.0}),  # grows with larger steps
     ("titans", {"depth": 3}),
     ("titans", {"gated": True, "objective": "huber"}),
@@ -50,10 +51,10 @@ CASES = [pytest.param(name, {}, marks=pytest.mark.slow) if name in COMPOSED else
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        case
-        if not case[1] or case[0] in ("gated_delta_net", "sliding_window_attention")
-        else pytest.param(*case, marks=SLOW)
-        for case in CASES
+        pytest.param(name, options, marks=SLOW)
+        if name in COMPOSED or (options and name not in QUICK_OPTIONS)
+        else (name, options)
+        for name, options in CASES
     ],
 )
 def test_causal_and_the_same_one_by_one_and_in_parts(name, options):
