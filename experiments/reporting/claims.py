@@ -141,6 +141,21 @@ def keeps_classes(runs: Sequence[Run]) -> Verdict:
     return from_comparisons([c for ours in ("ours", "one_level") for c in _methods(runs, ours, "last_accuracy")])
 
 
+def incorporates(runs: Sequence[Run]) -> Verdict:
+    """Holds if levels answer more without the document than the model before, and than fine-tuning on it."""
+    found = []
+    for run in runs:
+        shares = {
+            name: [statistics.fmean(document["exact"]) for document in documents]
+            for name, documents in run.results.get("figures", {}).items()
+            if documents
+        }
+        for ours in (name for name in shares if name.startswith("levels")):
+            others = [name for name in shares if name in ("without", "fine_tuned")]
+            found += [Comparison(f"{ours} against {name}", shares[ours], shares[name]) for name in others]
+    return from_comparisons(found)
+
+
 CLAIMS = (
     Claim(
         "Language modelling",
@@ -193,6 +208,12 @@ CLAIMS = (
         "Levels of memory learn a stream of classes with less forgetting (Figure 6).",
         "continual.class_incremental",
         keeps_classes,
+    ),
+    Claim(
+        "Knowledge incorporation",
+        "A model that has read a document through its levels answers questions without it.",
+        "continual.incorporate",
+        incorporates,
     ),
     Claim(
         "Parts of Hope",

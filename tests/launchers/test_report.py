@@ -90,6 +90,14 @@ def test_classes_are_compared_without_joint_training(tmp_path):
     assert verdict_of(claim("Continual learning"), []).word == OPEN
 
 
+def test_a_document_that_was_read_is_compared_with_not_reading_it(tmp_path):
+    answers = {"without": [0, 0, 1, 0], "in_context": [1, 1, 1, 1], "levels_last": [1, 1, 0, 1]}
+    found = {name: [{"exact": [bool(x) for x in exact]}] * 3 for name, exact in answers.items()}
+    verdict = verdict_of(claim("Knowledge incorporation"), [Run(tmp_path, "continual.incorporate", {"figures": found})])
+    assert verdict.word == HOLDS
+    assert "0.750 against 0.250" in verdict.evidence
+
+
 def test_figures_of_any_launcher_become_a_table(tmp_path):
     entry = {"tuning": {"1.0": 2.0}, "seeds": [{"bits": 2.0, "name": "a"}, {"bits": 3.0, "name": "b"}], "tokens": 7}
     assert numbers_of(entry) == {"bits": [2.0, 3.0], "tokens": [7.0]}
