@@ -32,7 +32,7 @@ EVALUATION = Evaluation(
     score="score",
     shown=SHOWN,
     presets={
-        "quick": SMALL | {"subtasks": ["language"], "steps": 30, "seeds": 1},
+        "quick": SMALL | {"subtasks": ["language"], "steps": 20, "test_tokens": 16_384, "seeds": 1},
         "full": SMALL | {"steps": 150},
     },
     own_flags=FLAGS,

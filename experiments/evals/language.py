@@ -34,7 +34,9 @@ EVALUATION = Evaluation(
     lower=True,
     shown={"bits per byte": text.BITS, "perplexity": text.PERPLEXITY, "first 64 tokens": f"{text.UP_TO}64"},
     presets={
-        "quick": text.TINY | {"subtasks": ["1024"], "steps": 50, "seeds": 1, "learning_rates": ["3e-3"]},
+        "quick": text.TINY
+        | {"subtasks": ["1024"], "models": ["hope", "hope_attention", "delta_net", "transformer"]}
+        | {"steps": 40, "test_tokens": 32_768, "seeds": 1, "learning_rates": ["3e-3"]},
         "full": text.TINY
         | {"steps": 100, "models": ["hope", "hope_attention", "titans", "gated_delta_net", "transformer"]},
     },

@@ -32,7 +32,8 @@ EVALUATION = Evaluation(
     score="score",
     shown=SHOWN,
     presets={
-        "quick": SMALL | {"subtasks": ["language"], "models": list(LEVELS), "steps": 20, "seeds": 1},
+        "quick": SMALL
+        | {"subtasks": ["language"], "models": list(LEVELS), "steps": 15, "test_tokens": 8192, "seeds": 1},
         "full": SMALL | {"steps": 100, "window": 2048},
     },
     own_flags={**FLAGS, "window": (1024, "Tokens of a window of text.")},
