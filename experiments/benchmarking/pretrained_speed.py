@@ -20,7 +20,7 @@ from nl_jax.modules.quantized import quantize
 from nl_jax.pretrained import Pretrained, export_pretrained, load_pretrained
 from nl_jax.streaming.generation import (
     checked_sampling,
-    next_from_rotated,
+    next_from_own,
     next_token,
     rotated_state,
     with_room,
@@ -74,7 +74,7 @@ def ours(given: Pretrained, tokens: Int[np.ndarray, "batch time"]) -> Calls:
         token, finite = first, True
         state = jax.tree.map(jnp.copy, rotated)  # decoding takes it over
         for _ in range(DECODED):
-            token, state, finite = next_from_rotated(model, token, state, key, sampling)
+            token, state, finite = next_from_own(model, token, state, key, sampling)
             bool(finite)  # as in sampling, the next token waits until this one is known
         return float(finite)
 

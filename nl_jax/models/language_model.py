@@ -13,6 +13,7 @@ from nl_jax.models.precision import cast_matrices
 from nl_jax.models.remat import remat
 from nl_jax.modules import Attention, Block, ContinuumMemory, mixer
 from nl_jax.modules.layers import linear
+from nl_jax.modules.mixers.attention import RotatedState
 from nl_jax.modules.quantized import QuantizedEmbed
 from nl_jax.ops import matmul, widen
 from nl_jax.parallel.activations import constrain
@@ -126,6 +127,13 @@ class LanguageModel(nnx.Module):
         self, x: Float[Array, "batch time width"], state: Any = None, *, at_boundary: bool = False
     ) -> tuple[Float[Array, "batch time width"], Any]:
         """The residual stream after the last block, and the state of all, also for a model of some of the blocks."""
+        x, new = self._through_blocks(x, state, at_boundary=at_boundary)
+        # layers return what a token adds to rotated keys, so that these are written once and nothing is copied
+        return x, state.grown(new) if isinstance(state, RotatedState) else new
+
+    def _through_blocks(
+        self, x: Float[Array, "batch time width"], state: Any, *, at_boundary: bool
+    ) -> tuple[Float[Array, "batch time width"], Any]:
         config, num_layers = self.config, len(jax.tree.leaves(self.blocks)[0])
         body = remat(lambda x, inputs: self._read_block(inputs[0], x, inputs[1], at_boundary=at_boundary), config.remat)
         unroll = config.unroll

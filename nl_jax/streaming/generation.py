@@ -1,6 +1,5 @@
 """Sampling from a language model, token by token. A model that learns in context keeps learning from the text."""
 
-import functools
 import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,8 +30,7 @@ class Sampling(NamedTuple):
     top_p: Float[Array, ""]  # only the likeliest tokens that together have this probability; always the likeliest one
 
 
-@jax.jit
-def next_token(
+def _next_token(
     model: LanguageModel, tokens: Int[Array, "1 T"], state: Any, key: Array, sampling: Sampling
 ) -> tuple[Int[Array, "1 1"], Any, Bool[Array, ""]]:
     """Reads `tokens` from `state` on (None at the start of a text) and samples the next token.
@@ -45,26 +43,20 @@ def next_token(
     return draw(last, key, sampling)[:, None], state, jnp.all(jnp.isfinite(last))
 
 
+next_token = jax.jit(_next_token)
+next_from_own = jax.jit(_next_token, donate_argnums=2)  # takes the state over, so that it can change in place
+
+
 def can_decode(model: LanguageModel, length: int) -> bool:
-    """Whether a text of ``length`` tokens can be continued by `next_from_rotated`: it fits into attention's context."""
+    """Whether a text of ``length`` tokens can be continued from a `rotated_state`: it fits into attention's context."""
     mixer = model.blocks.mixer
     return isinstance(mixer, Attention) and mixer.conv is None and mixer.context_length >= length
 
 
 @jax.jit
 def rotated_state(model: LanguageModel, state: Any) -> RotatedState:
-    """The state of all layers in the form that `next_from_rotated` takes."""
+    """The state of all layers in the form in which a token is read without moving the keys of those before it."""
     return jax.vmap(lambda mixer, state: mixer.rotated_state(state))(model.blocks.mixer, state)
-
-
-@functools.partial(jax.jit, donate_argnums=2)
-def next_from_rotated(
-    model: LanguageModel, token: Int[Array, "batch 1"], state: RotatedState, key: Array, sampling: Sampling
-) -> tuple[Int[Array, "batch 1"], RotatedState, Bool[Array, ""]]:
-    """As `next_token`, for one token and the state of `rotated_state`, which it takes over."""
-    last, own = model.last_logits(token, state)
-    last = jax.lax.optimization_barrier(last.astype(jnp.float32))
-    return draw(last, key, sampling)[:, None], state.grown(own), jnp.all(jnp.isfinite(last))
 
 
 def draw(logits: Float[Array, "batch vocab"], key: Array, sampling: Sampling) -> Int[Array, " batch"]:
@@ -184,7 +176,7 @@ def _reading(model: Any, text: list[int], keys: Array, sampling: Sampling, state
         tokens, state, finite = read(model, tokens, state, key, sampling)
         yield _finite(tokens, finite)
         if decode and read is next_token:
-            state, read = rotated_state(model, state), next_from_rotated
+            state, read = rotated_state(model, state), next_from_own
 
 
 def _while_learning(

@@ -1,6 +1,5 @@
 """The likeliest continuations of many prompts at once, token by token."""
 
-import functools
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -9,7 +8,6 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from nl_jax.models.language_model import LanguageModel
-from nl_jax.modules.mixers.attention import RotatedState
 from nl_jax.streaming.answers import Prefix, repeated
 from nl_jax.streaming.generation import can_decode, rotated_state
 
@@ -69,7 +67,7 @@ def decode(
     """
     after = _next
     if length is not None and can_decode(model, length):
-        state, after = rotated_state(model, state), _next_from_rotated
+        state, after = rotated_state(model, state), _next_from_own
     columns = [np.asarray(token)[:count]]
     running = ~np.isin(columns[0], list(ends))
     while len(columns) < num_tokens and running.any():
@@ -85,18 +83,13 @@ def _until(tokens: list[int], ends: Collection[int]) -> list[int]:
 
 @jax.jit
 def _first(model: LanguageModel, tokens: Int[Array, "batch time"], before: Any) -> tuple[Int[Array, " batch"], Any]:
-    return _next(model, tokens, repeated(before, len(tokens)))
+    return _likeliest(model, tokens, repeated(before, len(tokens)))
 
 
-@jax.jit
-def _next(model: LanguageModel, tokens: Int[Array, "batch time"], state: Any) -> tuple[Int[Array, " batch"], Any]:
+def _likeliest(model: LanguageModel, tokens: Int[Array, "batch time"], state: Any) -> tuple[Int[Array, " batch"], Any]:
     logits, state = model.last_logits(tokens, state)
     return logits.argmax(axis=-1), state
 
 
-@functools.partial(jax.jit, donate_argnums=2)
-def _next_from_rotated(
-    model: LanguageModel, token: Int[Array, "batch 1"], state: RotatedState
-) -> tuple[Int[Array, " batch"], RotatedState]:
-    logits, own = model.last_logits(token, state)
-    return logits.argmax(axis=-1), state.grown(own)
+_next = jax.jit(_likeliest)
+_next_from_own = jax.jit(_likeliest, donate_argnums=2)  # takes the state over, so that it can change in place

@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nl_jax.models.language_model import LanguageModel
 from nl_jax.models.reading import learns_in_context, read, start
-from nl_jax.modules.mixers.attention import RotatedState
 from nl_jax.streaming.generation import Sampling, can_decode, draw, rotated_state, sample, with_room
 
 FEW_LENGTHS = 32  # texts are filled up to a multiple of this, since each length is compiled
@@ -201,8 +200,6 @@ def _next(
 ) -> tuple[Int[Array, " batch"], Any]:
     """A token after each row, and the state before it."""
     logits, after = model.last_logits(tokens, state)
-    if isinstance(state, RotatedState):  # what the tokens add to it
-        after = state.grown(after)
     logits = jax.lax.optimization_barrier(logits.astype(jnp.float32))
     keys = jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
     return jax.vmap(lambda row, key: draw(row[None], key, how)[0])(logits, keys), after

@@ -14,7 +14,7 @@ from nl_jax.streaming import generation
 from nl_jax.streaming.generation import (
     can_decode,
     checked_sampling,
-    next_from_rotated,
+    next_from_own,
     next_token,
     rotated_state,
     sample,
@@ -56,8 +56,7 @@ def test_logits_are_those_of_one_reading(options):
     logits, state = model(tokens[:, :7])
     state = rotated_state(model, state)
     for t in range(7, 24):
-        logits, own = model(tokens[:, t : t + 1], state)
-        state = state.grown(own)
+        logits, state = model(tokens[:, t : t + 1], state)
         np.testing.assert_allclose(logits[:, 0], expected[:, t], rtol=2e-5, atol=2e-5)
     assert state.position.tolist() == [24, 24]
 
@@ -79,7 +78,7 @@ def test_the_likeliest_tokens_are_those_of_reading(dtype):
     token, state, _ = next_token(model, jnp.asarray([[5, 6, 7]]), None, key, sampling)
     rotated, fast, slow = rotated_state(model, state), [token], [token]
     for _ in range(9):
-        found, rotated, finite = next_from_rotated(model, fast[-1], rotated, key, sampling)
+        found, rotated, finite = next_from_own(model, fast[-1], rotated, key, sampling)
         fast.append(found)
         assert finite
         found, state, _ = next_token(model, slow[-1], state, key, sampling)

@@ -38,7 +38,7 @@ class RotatedState(NamedTuple):
     position: Int[Array, "*layers"]  # tokens so far, which must stay below the context's length
 
     def grown(self, own: "RotatedState") -> "RotatedState":
-        """The state of all layers with the token whose keys and values `Attention` has returned."""
+        """The state of all layers with one more token, whose keys and values each layer's `Attention` has returned."""
         at = (0, 0, self.position[0], 0, 0)
         keys, values = (
             jax.lax.dynamic_update_slice(before, new.astype(before.dtype), at)
