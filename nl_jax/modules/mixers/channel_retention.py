@@ -8,11 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from nl_jax.memory import (
-    Architecture,
-    Memory,
     Rule,
     channel_decay,
-    dot_product,
     end_of_channel_chunk,
     limit_cotangent,
     limit_norm,
@@ -21,8 +18,9 @@ from nl_jax.memory import (
 )
 from nl_jax.memory.guards import LARGEST_STATE
 from nl_jax.modules.layers import linear, unit_length
-from nl_jax.modules.mixers.parameters import MixerParameters, Projected, head_size, over_batch
-from nl_jax.modules.mixers.stepping import Chunking, Memories, MemoryState, read_text, start_of_text
+from nl_jax.modules.mixers.parameters import Projected, over_batch
+from nl_jax.modules.mixers.stepping import Memories, MemoryState, read_text
+from nl_jax.modules.mixers.zero_matrix import ZeroMatrix
 from nl_jax.ops import matmul, narrow_like
 
 LEAST_LOG_RETENTION = -(2.718281828459045**-0.5)  # RWKV-7's log w lies between this and 0
@@ -49,7 +47,7 @@ class LowRank(nnx.Module):
         return jnp.moveaxis(out.reshape(*x.shape[:2], num_heads, out.shape[-1] // num_heads), 1, 2)
 
 
-class ChannelRetention(MixerParameters):
+class ChannelRetention(ZeroMatrix):
     """A matrix per head that starts at zero and forgets each channel of its keys at a rate of its own.
 
     Without ``removal`` that is gated linear attention, ``W ← diag(w) W + k vᵀ`` with w = σ(·)^(1/16) (Yang et al.,
@@ -93,33 +91,22 @@ class ChannelRetention(MixerParameters):
         rank = max(16, width // 16) if rank is None else rank
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise ValueError(f"rank={rank!r} must be an integer of at least 1")
-        size = head_size(width, num_heads)
-        memory = Memory(Architecture(size, size), dot_product, Rule("paper", delta=removal), chunk_size)
-        self.chunking = Chunking((chunk_size,), 1, keeps_boundary=False)
         self.removal = removal
         super().__init__(
             width,
             num_heads,
-            (memory,),
-            learned=False,
-            pulls_to_initial=False,
-            eta=None,
-            alpha=None,
-            mu=None,
+            rule=Rule("paper", delta=removal),
+            chunk_size=chunk_size,
             output_scale=output_scale,
             rngs=rngs,
         )
         # a head's channels start with memories of 5,000 to 20 tokens (RWKV-7), and of 50,000 to 130
-        start = jnp.linspace(*((-8.0, -2.5) if removal else (8.0, 2.0)), size, dtype=jnp.float32)
+        start = jnp.linspace(*((-8.0, -2.5) if removal else (8.0, 2.0)), self.head_dim, dtype=jnp.float32)
         self.retention = LowRank(width, rank, jnp.tile(start, num_heads), rngs=rngs)
         self.rate = LowRank(width, rank, jnp.zeros(width, jnp.float32), rngs=rngs) if removal else None
-        ones = jnp.ones((num_heads, size), jnp.float32)
+        ones = jnp.ones((num_heads, self.head_dim), jnp.float32)
         self.removal_scale = nnx.Param(ones) if removal else None
         self.write_mix = nnx.Param(jnp.array(ones)) if removal else None
-
-    def init_state(self, batch_size: int) -> MemoryState:
-        """The state before the first token: a matrix of zeros, [key, value], for each head."""
-        return start_of_text(self, self.chunking, batch_size)
 
     def project(
         self, x: Float[Array, "batch time width"], conv: Float[Array, "batch 3 channels"]

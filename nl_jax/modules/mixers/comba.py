@@ -9,25 +9,23 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from nl_jax.memory import (
-    Architecture,
-    Memory,
     Rule,
     chunk_decay,
-    dot_product,
     end_of_chunk,
     limit_strength,
     read_chunk,
     solve_chunk,
 )
 from nl_jax.modules.mixers.coefficients import RETENTION_BIAS
-from nl_jax.modules.mixers.parameters import MixerParameters, Projected, head_size, over_batch
-from nl_jax.modules.mixers.stepping import Chunking, Memories, MemoryState, read_text, start_of_text
+from nl_jax.modules.mixers.parameters import Projected, over_batch
+from nl_jax.modules.mixers.stepping import Memories, MemoryState, read_text
+from nl_jax.modules.mixers.zero_matrix import ZeroMatrix
 from nl_jax.ops import narrow_like
 
 INITIAL_FEEDBACK = 1.0  # sigmoid: 0.73, as in the authors' layer
 
 
-class Comba(MixerParameters):
+class Comba(ZeroMatrix):
     """``W ← W (α I - b β k kᵀ) + β v kᵀ``, answered by ``W (q - d k)``: a matrix that starts at zero, as a mixer.
 
     Each head learns the feedback b in (0, 1), by a sigmoid, and the output correction d (arXiv 2506.02475). The
@@ -65,27 +63,18 @@ class Comba(MixerParameters):
     ):
         if not isinstance(correction, int | float) or not math.isfinite(correction):
             raise ValueError(f"correction={correction!r} must be a finite number")
-        size = head_size(width, num_heads)
-        memory = Memory(Architecture(size, size), dot_product, Rule("paper"), chunk_size)
-        self.chunking = Chunking((chunk_size,), 1, keeps_boundary=False)
         super().__init__(
             width,
             num_heads,
-            (memory,),
-            learned=False,
-            pulls_to_initial=False,
+            rule=Rule("paper"),
             eta=eta,
             alpha=alpha,
-            mu=None,
+            chunk_size=chunk_size,
             output_scale=output_scale,
             rngs=rngs,
         )
         self.feedback = nnx.Param(jnp.full(num_heads, INITIAL_FEEDBACK, jnp.float32))
         self.correction = nnx.Param(jnp.full(num_heads, correction, jnp.float32))
-
-    def init_state(self, batch_size: int) -> MemoryState:
-        """The state before the first token: a matrix of zeros, [key, value], for each head."""
-        return start_of_text(self, self.chunking, batch_size)
 
     def __call__(
         self, x: Float[Array, "batch time width"], state: MemoryState | None = None, *, at_boundary: bool = False

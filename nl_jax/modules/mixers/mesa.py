@@ -8,27 +8,25 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from nl_jax.memory import (
-    Architecture,
     Chunk,
-    Memory,
     Rule,
     chunk_decay,
-    dot_product,
     end_of_chunk,
     read_chunk,
     solve_chunk,
 )
 from nl_jax.memory.guards import LARGEST_RATE
 from nl_jax.modules.mixers.coefficients import RETENTION_BIAS
-from nl_jax.modules.mixers.parameters import MixerParameters, Projected, head_size, over_batch
-from nl_jax.modules.mixers.stepping import Chunking, Memories, MemoryState, read_text, start_of_text
+from nl_jax.modules.mixers.parameters import Projected, over_batch
+from nl_jax.modules.mixers.stepping import Memories, MemoryState, read_text
+from nl_jax.modules.mixers.zero_matrix import ZeroMatrix
 from nl_jax.ops import solve_positive_definite
 
 LEAST_RIDGE = 0.25  # of every channel, as in the paper: it bounds what a solution can amplify
 INITIAL_RIDGE = 1.0
 
 
-class Mesa(MixerParameters):
+class Mesa(ZeroMatrix):
     """``y_t = G_t (H_t + Λ)⁻¹ q_t`` with ``H ← α H + η k kᵀ`` and ``G ← α G + η v kᵀ``, as a sequence mixer.
 
     It is the least-squares memory (``nl_jax.memory.LeastSquares``) in which every token reads the state updated up to
@@ -69,27 +67,19 @@ class Mesa(MixerParameters):
         if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
             raise ValueError(f"iterations={iterations} must be an integer of at least 1")
         self.iterations = iterations
-        size = head_size(width, num_heads)
-        memory = Memory(Architecture(size, 2 * size), dot_product, Rule("paper", delta=False), chunk_size)
-        self.chunking = Chunking((chunk_size,), 1, keeps_boundary=False)
         super().__init__(
             width,
             num_heads,
-            (memory,),
-            learned=False,
-            pulls_to_initial=False,
+            rule=Rule("paper", delta=False),
+            outputs=2,
             eta=eta,
             alpha=alpha,
-            mu=None,
+            chunk_size=chunk_size,
             output_scale=output_scale,
             rngs=rngs,
         )
         above = jnp.log(jnp.expm1(INITIAL_RIDGE - LEAST_RIDGE))  # the inverse of softplus
-        self.ridge = nnx.Param(jnp.full((num_heads, size), above, jnp.float32))
-
-    def init_state(self, batch_size: int) -> MemoryState:
-        """The state before the first token: a matrix of zeros, [key, [key, value]], for each head."""
-        return start_of_text(self, self.chunking, batch_size)
+        self.ridge = nnx.Param(jnp.full((num_heads, self.head_dim), above, jnp.float32))
 
     def __call__(
         self, x: Float[Array, "batch time width"], state: MemoryState | None = None, *, at_boundary: bool = False

@@ -7,25 +7,24 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from nl_jax.memory import (
-    Architecture,
-    Memory,
     Rule,
     chunk_decay,
-    dot_product,
     end_of_chunk,
     limit_strength,
     read_chunk_transposed,
     solve_chunk,
 )
 from nl_jax.modules.mixers.coefficients import RETENTION_BIAS
-from nl_jax.modules.mixers.parameters import MixerParameters, Projected, head_size
-from nl_jax.modules.mixers.stepping import Chunking, Memories, MemoryState, read_text, start_of_text
+from nl_jax.modules.mixers.parameters import Projected
+from nl_jax.modules.mixers.stepping import Memories, MemoryState, read_text
+from nl_jax.modules.mixers.zero_matrix import ZeroMatrix
 
 
-class Oja(MixerParameters):
+class Oja(ZeroMatrix):
     """``W ← (α I - β v vᵀ) W + η v kᵀ``, a matrix that starts at zero, as a sequence mixer.
 
     Its transpose follows the recurrence of every memory, with values in the place of keys and keys as what is written.
+    So a head's state is [value, key].
 
     Args:
       width: of input and output.
@@ -52,26 +51,16 @@ class Oja(MixerParameters):
         output_scale: float = 1.0,
         rngs: nnx.Rngs,
     ):
-        size = head_size(width, num_heads)
-        rule = Rule("paper", allow_neg_eigval=allow_neg_eigval)
-        memory = Memory(Architecture(size, size), dot_product, rule, chunk_size)
-        self.chunking = Chunking((chunk_size,), 1, keeps_boundary=False)
         super().__init__(
             width,
             num_heads,
-            (memory,),
-            learned=False,
-            pulls_to_initial=False,
+            rule=Rule("paper", allow_neg_eigval=allow_neg_eigval),
             eta=eta,
             alpha=alpha,
-            mu=None,
+            chunk_size=chunk_size,
             output_scale=output_scale,
             rngs=rngs,
         )
-
-    def init_state(self, batch_size: int) -> MemoryState:
-        """The state before the first token: a matrix of zeros, [value, key], for each head."""
-        return start_of_text(self, self.chunking, batch_size)
 
     def __call__(
         self, x: Float[Array, "batch time width"], state: MemoryState | None = None, *, at_boundary: bool = False
