@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from flax import nnx
 
 from experiments.common import launcher
 from experiments.common.compute_flags import define_dtype_flag
@@ -21,14 +20,12 @@ from experiments.common.launcher import RESULTS
 from experiments.common.mixer_options import configuration, define_mixer_option
 from experiments.common.optimizer_flags import define_optimizer_flags, optimizer_arguments, set_default_rates
 from experiments.common.path_flags import define_path
+from experiments.common.programs import make_program
 from nl_jax.models import MODEL_NAMES, LanguageModel, LanguageModelConfig, count_parameters
-from nl_jax.parallel import parameter_shardings, parse_mesh
 from nl_jax.training import (
     MetricsWriter,
     TrainState,
-    compile_step,
     finite_outputs,
-    init_state,
     make_optimizer,
     plot_accuracy,
     progress_bar,
@@ -149,22 +146,16 @@ def train_model(
     """Trains one model for every seed after the first ``done``, and yields their results; it compiles once."""
     if done == values.seeds:
         return
-    mesh = parse_mesh(devices=jax.local_devices()[:1])  # the models are small
     optimizer = make_optimizer(**optimizer_arguments(values), cms_periods=config.optimizer_periods)
-
-    def make(key: jax.Array) -> TrainState:
-        return init_state(lambda: LanguageModel(config, rngs=nnx.Rngs(key)), optimizer)
-
-    template = jax.eval_shape(make, jax.random.key(0))
-    init = jax.jit(make, out_shardings=parameter_shardings(mesh, template))
-    take_step = compile_step(optimizer, mesh, template, task.batch(values, 0, 1))
+    program = make_program(LanguageModel, config, optimizer, task.batch(values, 0, 1))
 
     def score(model: Any) -> Scores:
-        return task.score(model, validation, mesh)
+        return task.score(model, validation, program.mesh)
 
     for seed in range(done, values.seeds):
-        state, outcome = train_seed(task, name, seed, init(jax.random.key(seed)), take_step, score, values, workdir)
-        yield outcome | task.finish(values, state.model, mesh)
+        start = program.init(jax.random.key(seed))
+        state, outcome = train_seed(task, name, seed, start, program.take_step, score, values, workdir)
+        yield outcome | task.finish(values, state.model, program.mesh)
 
 
 def train_seed(

@@ -7,14 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jaxtyping import Array, Float
 
+from experiments.common.programs import Program, make_program
 from experiments.eval_runs.evaluation import Batch
 from nl_jax.models import LanguageModelConfig
-from nl_jax.parallel import parameter_shardings, parse_mesh
-from nl_jax.training import TrainState, compile_step, init_state, make_optimizer
-from nl_jax.training.optimizer import LevelOptimizers
+from nl_jax.training import LevelOptimizers, TrainState, make_optimizer
 
 
 class RateFactor(NamedTuple):
@@ -49,31 +47,10 @@ def set_rate_factor(state: TrainState, factor: float) -> TrainState:
     return TrainState(state.model, jax.tree.map(replaced, state.opt_state, is_leaf=is_factor))
 
 
-class Program(NamedTuple):
-    """How a model is made and trained.
-
-    Attributes:
-        init: ``init(key)`` returns the state before the first step, at learning rate 1.
-        take_step: ``take_step(state, batch)`` returns the next state and the step's outputs; ``state`` is donated.
-        mesh: where it runs.
-    """
-
-    init: Callable[[jax.Array], TrainState]
-    take_step: jax.stages.Compiled
-    mesh: jax.sharding.Mesh
-
-
-def make_program(build: Callable[..., Any], config: LanguageModelConfig, steps: int, batch: Batch) -> Program:
-    """Compiles training of ``build(config, rngs=rngs)`` for batches like the given one."""
-    mesh = parse_mesh(devices=jax.local_devices()[:1])  # the models are small
-    optimizer = with_rate_factor(make_optimizer(learning_rate=1.0, steps=steps, cms_periods=config.optimizer_periods))
-
-    def make(key: jax.Array) -> TrainState:
-        return init_state(lambda: build(config, rngs=nnx.Rngs(key)), optimizer)
-
-    template = jax.eval_shape(make, jax.random.key(0))
-    init = jax.jit(make, out_shardings=parameter_shardings(mesh, template))
-    return Program(init, compile_step(optimizer, mesh, template, batch), mesh)
+def rated_program(build: Callable[..., Any], config: LanguageModelConfig, steps: int, batch: Any) -> Program:
+    """The program of a model, at learning rate 1 until `set_rate_factor` says otherwise."""
+    optimizer = make_optimizer(learning_rate=1.0, steps=steps, cms_periods=config.optimizer_periods)
+    return make_program(build, config, with_rate_factor(optimizer), batch)
 
 
 class Programs:
@@ -90,4 +67,4 @@ class Programs:
     @staticmethod
     def _compiled(build: Callable[..., Any], config: LanguageModelConfig, steps: int, shapes: Any) -> Program:
         batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in shapes}
-        return make_program(build, config, steps, batch)
+        return rated_program(build, config, steps, batch)

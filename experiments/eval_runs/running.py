@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
+from experiments.common.programs import Program
 from experiments.eval_runs.evaluation import Evaluation, Figures, Subtask
 from experiments.eval_runs.flags import rates_of
-from experiments.eval_runs.programs import Program, Programs, set_rate_factor
+from experiments.eval_runs.programs import Programs, set_rate_factor
 from nl_jax import Diverged
 from nl_jax.models import LanguageModelConfig
 from nl_jax.training import MetricsWriter, finite_outputs, progress_bar
@@ -30,6 +31,7 @@ class Trained:
         score, best_score: their scores on validation data, negative where a lower one is better.
         steps: number of steps trained.
         seconds: spent in steps.
+        mesh: where the models are.
     """
 
     model: Any
@@ -38,6 +40,7 @@ class Trained:
     best_score: float
     steps: int
     seconds: float
+    mesh: jax.sharding.Mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +111,8 @@ class Runner:
 
     def _tested(self, cell: Cell, trained: Trained) -> dict[str, Any]:
         """The entry of results.json of a seed."""
-        mesh = self._program(cell).mesh
-        last = _finite(cell, trained.steps, cell.task.test(trained.model, mesh))
-        best = last if trained.best is trained.model else _finite(cell, 0, cell.task.test(trained.best, mesh))
+        last = _finite(cell, trained.steps, cell.task.test(trained.model, trained.mesh))
+        best = last if trained.best is trained.model else _finite(cell, 0, cell.task.test(trained.best, trained.mesh))
         return {
             "score": trained.score,
             "best_score": trained.best_score,
@@ -120,16 +122,9 @@ class Runner:
             "test_at_best": best,
         }
 
-    def _steps(self, cell: Cell) -> int:
-        return cell.task.steps or self.values.steps
-
-    def _program(self, cell: Cell) -> Program:
-        build = cell.task.build or self.evaluation.build
-        return self.programs(build, cell.config, self._steps(cell), cell.task.batch(0, 1))
-
     def _train(self, cell: Cell, rate: float, seed: int) -> Trained:
-        steps = self._steps(cell)
-        program = self._program(cell)
+        steps, build = cell.task.steps or self.values.steps, cell.task.build or self.evaluation.build
+        program = self.programs(build, cell.config, steps, cell.task.batch(0, 1))
         name = f"{cell.subtask}/{cell.model}/rate_{rate:g}/seed_{seed}"
         with MetricsWriter(self.workdir, name) as metrics, progress_bar(name, steps) as bar:
             return self._take_steps(cell, program, (rate, seed, steps), name, metrics, bar)
@@ -163,7 +158,7 @@ class Runner:
             if goal is not None and len(scores) >= 2 and min(scores[-2:]) >= goal:
                 break
         model = best if scores[-1] >= max(scores) else state.model
-        return Trained(model, best, scores[-1], max(scores), step, seconds)
+        return Trained(model, best, scores[-1], max(scores), step, seconds, program.mesh)
 
 
 def _best(tried: Mapping[str, float | None]) -> str:

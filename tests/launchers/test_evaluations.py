@@ -11,7 +11,7 @@ from flax import nnx
 from experiments.eval_runs.evaluation import Evaluation, Subtask
 from experiments.eval_runs.flags import rates_of
 from experiments.eval_runs.main import main
-from experiments.eval_runs.programs import make_program, set_rate_factor
+from experiments.eval_runs.programs import rated_program, set_rate_factor
 from experiments.eval_runs.table import rows_of
 from nl_jax.models import LanguageModel, named_config
 from nl_jax.parallel import parse_mesh
@@ -27,7 +27,7 @@ def batch(seed, step):
 
 @pytest.fixture(scope="module")
 def program():
-    return make_program(LanguageModel, CONFIG, 6, batch(0, 1))
+    return rated_program(LanguageModel, CONFIG, 6, batch(0, 1))
 
 
 def trained(program, rate):
