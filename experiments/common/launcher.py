@@ -24,6 +24,7 @@ from absl import flags
 from experiments.common.failures import Terminated, fail, print_anything, without_tracebacks
 from experiments.common.host_flags import hosts_of
 from experiments.common.more_steps import continued
+from experiments.common.path_flags import INPUT_FLAGS
 from experiments.common.supervisor import CHILD, module_of, supervise
 from nl_jax import InputError, StorageError, __version__
 from nl_jax.files import local_path, locked, write_atomically
@@ -36,8 +37,6 @@ RESULTS = "results.json"
 LOCK = ".nl_jax.lock"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 COMPARED = ("flags", "data", "models")  # parts of the configuration that must be unchanged when a run resumes
-# Flags with the paths of a run's inputs. They may change when it resumes, since "data" holds digests of the contents.
-INPUT_FLAGS = ("data", "text_key", "skip_bad", "tokenizer", "texts", "images", "start_from", "data_dir", "pretrained")
 # Locks held by the running launchers, the innermost last; the first entry is for functions called without a launcher.
 _LOCKS = [contextlib.ExitStack()]
 

@@ -6,6 +6,12 @@ from absl import flags
 
 from nl_jax.files import local_path
 
+# Flags with the paths of a run's inputs. They may change when it resumes, since "data" holds digests of the contents.
+INPUT_FLAGS = (
+    *("data", "text_key", "skip_bad", "texts", "haystack", "tokenizer"),
+    *("images", "start_from", "data_dir", "pretrained"),
+)
+
 
 class PathParser(flags.ArgumentParser):
     """Parses a path."""

@@ -21,7 +21,7 @@ from experiments.common.optimizer_flags import (
     optimizer_arguments,
     set_default_rates,
 )
-from experiments.common.path_flags import define_path
+from experiments.common.path_flags import INPUT_FLAGS, define_path
 from nl_jax import InputError
 from nl_jax.data import (
     BOUNDARIES,
@@ -41,7 +41,7 @@ from nl_jax.trees import named_leaves
 
 VALIDATION_TOKENS = 65_536  # tokens of an evaluation during training; the whole test split is scored once, at the end
 # Flags that may change when a run is resumed, since they do not change its results (of mesh and accumulate, rounding).
-FREE_FLAGS = ("workdir", "mesh", "accumulate", "profile", "checkpoint_every", *HOST_FLAGS, *launcher.INPUT_FLAGS)
+FREE_FLAGS = ("workdir", "mesh", "accumulate", "profile", "checkpoint_every", *HOST_FLAGS, *INPUT_FLAGS)
 
 
 def define_flags() -> flags.FlagValues:

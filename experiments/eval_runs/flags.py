@@ -22,8 +22,8 @@ def define_flags(evaluation: Evaluation) -> flags.FlagValues:
     """Defines the flags of an evaluation, without parsing them."""
     values = flags.FlagValues()
 
-    def define(kind: Any, name: str, default: Any, text: str, **more: Any) -> None:
-        kind(name, default, f"{text}{_presets(evaluation, name)}", flag_values=values, **more)
+    def define(kind: Any, name: str, default: Any, text: str) -> None:
+        kind(name, default, f"{text}{_presets(evaluation, name)}", flag_values=values)
 
     define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
     preset = "Sets the defaults of other flags: quick takes minutes on two cores, full up to an hour."

@@ -89,8 +89,5 @@ def most_frequent_label(values: flags.FlagValues, figures: Sequence[str]) -> dic
 
 
 def _lengths(values: flags.FlagValues, times: dict[str, int]) -> dict[str, int]:
-    launcher.check_range(values, "length", 1)
     launcher.check_range(values, "longest", max(times.values()) * values.length)
-    for name in ("samples", "longest_samples"):
-        launcher.check_range(values, name, 1)
     return {name: factor * values.length for name, factor in times.items()} | {LONGEST: values.longest}

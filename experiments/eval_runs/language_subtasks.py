@@ -35,7 +35,6 @@ def subtasks(values: flags.FlagValues, names: Sequence[str] | None = None) -> di
     launcher.check_range(values, "max_length", 8)
     launcher.check_range(values, "long_length", values.max_length + 4)
     launcher.check_range(values, "train_strings", values.batch_size)
-    launcher.check_range(values, "test_strings", 1)
     return {name: _subtask(name, values) for name in (values.subtasks if names is None else names)}
 
 

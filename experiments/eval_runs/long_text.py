@@ -33,6 +33,19 @@ PACKS = (1, 2, 4)  # shorter texts in a row of a training batch, one after the o
 ATTENTION = 16_384  # tokens that attention sees at most
 
 
+LENGTHS = {
+    "length": (256, "Tokens of prompt and answer in training."),
+    "longest": (4096, "Tokens of prompt and answer in the longest test."),
+    "samples": (64, "Questions of each test but the longest."),
+    "longest_samples": (8, "Questions of the longest test."),
+}  # flags: default and help
+
+
+def length_flags(longest: int) -> dict[str, tuple[int, str]]:
+    """`LENGTHS` with another default of ``--longest``."""
+    return LENGTHS | {"longest": (longest, LENGTHS["longest"][1])}
+
+
 class Question(NamedTuple):
     """A prompt that a model reads, and what it should answer."""
 

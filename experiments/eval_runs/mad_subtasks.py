@@ -52,7 +52,6 @@ FLAGS = {
 def subtasks(values: flags.FlagValues) -> dict[str, Subtask]:
     """The subtasks by name; raises `InputError` for sizes below what a task needs."""
     launcher.check_range(values, "seq_len", 18)
-    launcher.check_range(values, "copied", 1)
     launcher.check_range(values, "copying_len", 2 * values.copied + 1)
     launcher.check_range(values, "compressed", 2)
     if values.seq_len % 2:

@@ -8,6 +8,7 @@ from absl import flags
 
 from experiments.common import launcher
 from experiments.common.launcher import RESULTS
+from experiments.common.path_flags import INPUT_FLAGS
 from experiments.eval_runs.evaluation import Evaluation
 from experiments.eval_runs.flags import apply_preset, configurations, define_flags
 from experiments.eval_runs.running import Cell, Runner
@@ -17,7 +18,7 @@ from nl_jax.plotting import save_figure
 from nl_jax.training.metrics import METRICS
 
 FIGURE = "results.png"
-FREE_FLAGS = ("workdir", *launcher.INPUT_FLAGS)  # paths of inputs, which config.json identifies by contents
+FREE_FLAGS = ("workdir", *INPUT_FLAGS)  # paths of inputs, which config.json identifies by contents
 
 
 def launcher_of(evaluation: Evaluation, description: str | None) -> tuple[Callable[[], Any], Callable[..., int]]:
@@ -34,7 +35,7 @@ def evaluate(evaluation: Evaluation, values: flags.FlagValues) -> None:
     """Runs what is missing in the workdir, and prints the tables. All checks come before any compilation."""
     workdir = launcher.own_workdir(values)
     apply_preset(evaluation, values)
-    subtasks = {name: task for name, task in evaluation.subtasks(values).items() if name in values.subtasks}
+    subtasks = evaluation.subtasks(values)
     configs = {name: configurations(evaluation, values, task) for name, task in subtasks.items()}
     cells = [
         Cell(name, model, task, config, values.seeds)

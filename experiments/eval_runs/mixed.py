@@ -20,10 +20,7 @@ FLAGS = {
     "max_length": (64, "Largest number of symbols of a string in training and in Bin0; the smallest is 2."),
     "long_length": (128, "Largest number of symbols of a string in Bin1, whose strings are all longer."),
     "test_strings": (300, "Strings of each bin, or all that there are."),
-    "length": (256, "Tokens of prompt and answer of needles in training."),
-    "longest": (1024, "Tokens of prompt and answer in the longest test of needles."),
-    "samples": (64, "Questions of each test of needles but the longest."),
-    "longest_samples": (8, "Questions of the longest test of needles."),
+    **long_text.length_flags(longest=1024),
 }
 SMALL: dict[str, Any] = TINY | {"chunk_size": 32, "learning_rates": ["3e-3"]}
 

@@ -13,7 +13,7 @@ import sys
 
 from experiments.eval_runs.evaluation import Evaluation
 from experiments.eval_runs.hidden import babilong_subtasks, most_frequent_label
-from experiments.eval_runs.long_text import SIZES, SMALL, data_of, define_text_flags
+from experiments.eval_runs.long_text import SIZES, SMALL, data_of, define_text_flags, length_flags
 from experiments.eval_runs.main import launcher_of
 from nl_jax.tasks import LABELS
 
@@ -33,12 +33,7 @@ EVALUATION = Evaluation(
         | {"subtasks": ["qa1", "qa4"], "models": ["hope", "titans", "delta_net"], "longest": 131_072}
         | {"learning_rates": ["1e-3", "3e-3"]},
     },
-    own_flags={
-        "length": (256, "Tokens of text, question and answer in training."),
-        "longest": (16_384, "Tokens of text, question and answer in the longest test."),
-        "samples": (64, "Questions of each test but the longest."),
-        "longest_samples": (8, "Questions of the longest test."),
-    },
+    own_flags=length_flags(longest=16_384),
     more_flags=define_text_flags,
     data=data_of,
     departures=(

@@ -13,7 +13,7 @@ import sys
 
 from experiments.eval_runs.evaluation import Evaluation
 from experiments.eval_runs.hidden import niah_subtasks
-from experiments.eval_runs.long_text import SIZES, SMALL, data_of, define_text_flags
+from experiments.eval_runs.long_text import LENGTHS, SIZES, SMALL, data_of, define_text_flags
 from experiments.eval_runs.main import launcher_of
 from experiments.eval_runs.paper import NIAH
 from nl_jax.tasks import VARIANTS
@@ -31,12 +31,7 @@ EVALUATION = Evaluation(
         "quick": SMALL | {"subtasks": ["s_1"], "models": ["hope", "transformer"], "steps": 300, "samples": 16},
         "full": SIZES | {"subtasks": ["s_1", "mk_1"], "longest": 16_384, "learning_rates": ["1e-3", "3e-3"]},
     },
-    own_flags={
-        "length": (256, "Tokens of prompt and answer in training."),
-        "longest": (4096, "Tokens of prompt and answer in the longest test."),
-        "samples": (64, "Questions of each test but the longest."),
-        "longest_samples": (8, "Questions of the longest test."),
-    },
+    own_flags=LENGTHS,
     more_flags=define_text_flags,
     data=data_of,
     paper=NIAH,

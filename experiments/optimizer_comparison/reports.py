@@ -7,6 +7,7 @@ from typing import Any
 from absl import flags
 
 from experiments.common import launcher
+from experiments.common.path_flags import INPUT_FLAGS
 from experiments.common.record import Record
 
 NAME = "optimizers"
@@ -31,7 +32,7 @@ def record_of(
     metadata: Mapping[str, Any] | None = None,
 ) -> Record:
     """The record of a run; ``metadata`` holds the entries ``data`` and ``models`` of config.json."""
-    given = {name: values[name].value for name in FLAGS[subject] if name not in launcher.INPUT_FLAGS}
+    given = {name: values[name].value for name in FLAGS[subject] if name not in INPUT_FLAGS}
     return Record(
         workdir,
         {

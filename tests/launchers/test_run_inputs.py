@@ -14,6 +14,9 @@ from launcher_cases import MODEL_FIGURES, error_line, results_of
 
 from experiments import context, generate, language_model, optimizers, stream, subjects
 from experiments.common import launcher, text_runs
+from experiments.common.path_flags import INPUT_FLAGS, PathParser
+from experiments.eval_runs import main as eval_runs
+from experiments.evals import ablation, babilong, language, levels, niah
 from nl_jax import InputError
 from nl_jax.data import load_tokenizer
 from nl_jax.models import LanguageModel, named_config
@@ -159,8 +162,13 @@ def test_no_launcher_compares_a_path():
         values(["launcher"])
         words = ("file", "director", "workdir", ".json")
         paths = {name for name in values if any(word in values[name].help.lower() for word in words)}
-        assert paths <= {"workdir", *launcher.INPUT_FLAGS}, paths
+        assert paths <= {"workdir", *INPUT_FLAGS}, paths
         assert not paths & (set(values.flag_values_dict()) - set(text_runs.FREE_FLAGS))
+    for evaluation in (ablation, babilong, language, levels, niah):
+        values = evaluation.define_flags()
+        paths = {name for name in values if isinstance(values[name].parser, PathParser)}
+        assert len(paths) > 1
+        assert paths <= set(eval_runs.FREE_FLAGS)
     values = optimizers.define_flags()
     values(["launcher"])
     assert {"images", "data"} <= set(launcher.inputs_of(values))
