@@ -61,6 +61,7 @@ class Evaluation:
         names: the subtasks by name.
         subtasks: ``subtasks(flags)`` returns those of ``--subtasks``; raises `InputError` for flags that do not fit.
         score: the key of ``validate``'s figures by which learning rates are chosen; higher is better, unless ``lower``.
+        chosen_on: what ``validate`` looks at, in words.
         shown: keys of ``test``'s figures by heading of the table.
         presets: defaults of flags under ``--preset=quick`` and ``--preset=full``.
         own_flags: integer flags of the launcher: default and help by name.
@@ -89,6 +90,7 @@ class Evaluation:
     more_flags: Callable[[flags.FlagValues], None] = lambda values: None
     data: Callable[[flags.FlagValues], Mapping[str, Any]] = lambda values: {}
     paper: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    chosen_on: str = "validation data"
     departures: Sequence[str] = ()
     variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     lower: bool = False

@@ -48,6 +48,7 @@ def evaluate(evaluation: Evaluation, values: flags.FlagValues) -> None:
     results = launcher.claim_workdir(workdir, _configuration(values, evaluation, configs), {}, written=(FIGURE,))
     results["inputs"] = launcher.inputs_of(values)
     results["departures"], results["shown"] = list(evaluation.departures), dict(evaluation.shown)
+    results["chosen_on"] = evaluation.chosen_on
     results["paper"] = {model: dict(figures) for model, figures in evaluation.paper.items()}
     table = results.setdefault("subtasks", {name: {} for name in subtasks})
     if "references" not in results:
@@ -90,8 +91,8 @@ def report(values: flags.FlagValues, results: dict[str, Any]) -> None:
         launcher.print_table(rows_of(results, subtask))
         print()
     print(
-        "Mean ± standard deviation over seeds of test figures after the last step and, as best, at the best validation "
-        "score; rate: the learning rate, chosen on validation data; paper: the paper's figure."
+        "Mean ± standard deviation over seeds of test figures after the last step and, as best, at the best score on "
+        f"{results['chosen_on']}; rate: the learning rate, chosen on the same; paper: the paper's figure."
     )
     for departure in results["departures"]:
         print(f"Departure: {departure}.")

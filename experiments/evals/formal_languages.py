@@ -25,6 +25,7 @@ EVALUATION = Evaluation(
     names=NAMES,
     subtasks=subtasks,
     score="both",
+    chosen_on="the test strings, as in the paper's source",
     shown={"Bin0": "bin0", "Bin1": "bin1"},
     presets={
         "quick": {
