@@ -78,6 +78,13 @@ class Memory:
         """Whether no write grows with the state. With the paper's rule only a matrix that learns dot products is so."""
         return self.rule.form != "paper" or (self.last == 0 and self.objective.linear == 0.0)
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether what a chunk does to the state is linear in it: a matrix of which neither gradients nor limits depend
+        on the state. ``linear_chunks.py`` then makes these maps for all chunks at once.
+        """
+        return self.last == 0 and not self.takes_gradients and self.is_bounded
+
     def folds_at(self, layer: int) -> bool:
         """Whether this layer's gradient folds into its delta term."""
         return self.folds and layer == self.last

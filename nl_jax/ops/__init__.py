@@ -5,6 +5,7 @@ from nl_jax.ops.causal_attention import causal_attention
 from nl_jax.ops.conjugate_gradients import solve_positive_definite
 from nl_jax.ops.decay import decay_matrix, shift
 from nl_jax.ops.definite import solve_definite
+from nl_jax.ops.matrix_scan import ChunkMaps, matrix_scan
 from nl_jax.ops.products import (
     block_squared_lengths,
     gram,
@@ -23,6 +24,7 @@ from nl_jax.ops.transposable import apply_linear
 from nl_jax.ops.triangular import solve_unit_lower
 
 __all__ = [
+    "ChunkMaps",
     "apply_linear",
     "block_squared_lengths",
     "blockwise_attention",
@@ -31,6 +33,7 @@ __all__ = [
     "gram",
     "inner_products",
     "matmul",
+    "matrix_scan",
     "narrow_like",
     "outer_products",
     "over_leading",

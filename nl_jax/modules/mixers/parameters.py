@@ -46,6 +46,9 @@ class MixerParameters(nnx.Module):
       ValueError: for a head count that does not divide width, or what ``coefficient`` refuses.
     """
 
+    kernel = "auto"  # which program carries a state through chunks (``choose_kernel``)
+    has_kernel: Any = False  # whether there is one but XLA's
+
     def __init__(
         self,
         width: int,
