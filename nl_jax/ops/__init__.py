@@ -20,6 +20,7 @@ from nl_jax.ops.products import (
     weighted_product,
     widen,
 )
+from nl_jax.ops.splash_attention import fits_splash, splash_attention
 from nl_jax.ops.transposable import apply_linear
 from nl_jax.ops.triangular import solve_unit_lower
 
@@ -30,6 +31,7 @@ __all__ = [
     "blockwise_attention",
     "causal_attention",
     "decay_matrix",
+    "fits_splash",
     "gram",
     "inner_products",
     "matmul",
@@ -42,6 +44,7 @@ __all__ = [
     "solve_definite",
     "solve_positive_definite",
     "solve_unit_lower",
+    "splash_attention",
     "squared_lengths",
     "weighted_outer_products",
     "weighted_product",

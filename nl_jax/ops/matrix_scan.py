@@ -131,7 +131,7 @@ def _pull_back(v: Array, maps: ChunkMaps, d_answers: Array, d_v: Array) -> tuple
         _dot(d_answers, v_narrow, (1, 0), wide),
         _dot(d_answers, u, (1, 1), wide),
         _dot(u, d_after, (1, 0), wide),
-        jnp.sum(d_v * v, axis=0, keepdims=True),
+        jax.lax.reduce_sum(d_v * v, axes=(0,))[None],
     )
     return before, d_maps
 
@@ -176,9 +176,7 @@ class _Grid(NamedTuple):
                 (None, None, chunks, *shape),
                 lambda b, h, p: (b, h, 0, *(p if axis == outputs else 0 for axis in range(2))),
             )
-        return pl.BlockSpec(
-            (None, None, None, *shape), lambda b, h, c: (b, h, chunks - 1 - c if reverse else c, 0, 0)
-        )
+        return pl.BlockSpec((None, None, None, *shape), lambda b, h, c: (b, h, chunks - 1 - c if reverse else c, 0, 0))
 
     def partial(self, rows: int, columns: int) -> pl.BlockSpec:
         """A chunk's matrix that the programs of a head's outputs each make a part of; for a backward pass."""
@@ -261,9 +259,7 @@ def _forward(backend: str, state: Array, maps: ChunkMaps, *, keep_starts: bool) 
     return answers, end, starts[0] if starts else None
 
 
-def _backward(
-    backend: str, starts: Array, maps: ChunkMaps, d_answers: Array, d_end: Array
-) -> tuple[Array, ChunkMaps]:
+def _backward(backend: str, starts: Array, maps: ChunkMaps, d_answers: Array, d_end: Array) -> tuple[Array, ChunkMaps]:
     """Cotangents of V before the first chunk, and of the maps."""
     grid, wide, has_erase = _grid(backend, maps), d_end.dtype, maps.erase is not None
     size, keys, values = grid.sizes[3:]
