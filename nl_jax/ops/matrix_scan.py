@@ -202,7 +202,9 @@ class _Grid(NamedTuple):
         if self.backend == "tpu":
             params = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"))
         elif self.backend == "gpu":
-            params = triton.CompilerParams(num_warps=8 if self.outputs * self.sizes[4] > 4096 else 4, num_stages=2)
+            # chunks above 64 tokens leave no shared memory for those that come next
+            warps, stages = 8 if self.outputs * self.sizes[4] > 4096 else 4, 2 if self.sizes[3] <= 64 else 1
+            params = triton.CompilerParams(num_warps=warps, num_stages=stages)
         return pl.pallas_call(
             body,
             out_shape=list(shapes),

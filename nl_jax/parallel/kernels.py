@@ -3,6 +3,7 @@
 XLA cannot split a kernel over devices, so each runs it for the sequences and heads that are its own.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,18 +18,20 @@ KERNELS = ("auto", "xla", "pallas")
 # As "pallas", in the forms for a TPU and for a GPU, by Pallas' interpreter on any device: for tests, and slow.
 INTERPRETED = ("interpret", "interpret_gpu")
 
+_HOPPER_OR_LATER = re.compile(r"NVIDIA (GH|H|GB|B)\d{3}")
+
 Outputs = TypeVar("Outputs")
 
 
 def platform() -> str:
     """The platform of the devices for which a program is traced: those of the mesh that is set, else JAX's own.
 
-    "gpu" is one of NVIDIA's; those of other makers have their own name.
+    "gpu" is one of NVIDIA's, from Hopper on: others have too little shared memory for the kernels, and go by their name.
     """
-    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    if device is None:
-        device = jax.local_devices()[0]
-    return device.platform if device.platform != "gpu" or "NVIDIA" in device.device_kind else device.device_kind
+    device: Any = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None) or jax.local_devices()[0]
+    if device.platform == "gpu" and not _HOPPER_OR_LATER.search(device.device_kind):
+        return device.device_kind
+    return device.platform
 
 
 def choose_backend(kernel: str, fits: Callable[[str], bool]) -> str | None:
