@@ -94,7 +94,8 @@ class LanguageModelConfig:
 
         if self.cms_regime != "outer" and self.kernel == "pallas":
             raise InputError(
-                f"kernel=pallas with cms_regime={self.cms_regime!r}: a kernel is differentiated once; expected auto or xla"
+                f"kernel=pallas with cms_regime={self.cms_regime!r}: a kernel is differentiated once; "
+                "expected auto or xla"
             )
 
     @property

@@ -185,10 +185,10 @@ class _Grid(NamedTuple):
             return pl.BlockSpec((None, None, None, chunks, rows, columns), lambda b, h, p: (p, b, h, 0, 0, 0))
         return pl.BlockSpec((None, None, None, None, rows, columns), lambda b, h, c: (0, b, h, chunks - 1 - c, 0, 0))
 
-    def maps(self, maps: ChunkMaps, *, reverse: bool = False) -> ChunkMaps:
-        """Blocks of all maps."""
+    def maps(self, maps: ChunkMaps, *, reverse: bool = False) -> Any:
+        """Blocks of all maps, as `ChunkMaps`."""
         size, keys, values = self.sizes[3:]
-        chunk = functools.partial(self.chunk, reverse=reverse)
+        chunk: Any = functools.partial(self.chunk, reverse=reverse)
         of_keys = chunk(size, keys)
         erase = None if maps.erase is None else of_keys
         return ChunkMaps(erase, chunk(size, values, outputs=1), of_keys, chunk(size, size), of_keys, chunk(1, keys))
@@ -235,8 +235,8 @@ def _forward(backend: str, state: Array, maps: ChunkMaps, *, keep_starts: bool) 
     batch, heads, chunks, size, keys, values = grid.sizes
 
     def matrix_scan_forward(*refs):
-        state_ref, *refs = refs
-        map_refs, (answers_ref, end_ref, *starts_ref) = _refs(refs, has_erase)
+        state_ref, *others = refs
+        map_refs, (answers_ref, end_ref, *starts_ref) = _refs(others, has_erase)
 
         def chunk(v, at):
             answers, after = _read_and_advance(v, _load(map_refs, at))
@@ -267,14 +267,14 @@ def _backward(backend: str, starts: Array, maps: ChunkMaps, d_answers: Array, d_
     size, keys, values = grid.sizes[3:]
 
     def matrix_scan_backward(*refs):
-        end_ref, starts_ref, answers_ref, *refs = refs
-        map_refs, (start_ref, *d_refs) = _refs(refs, has_erase)
+        end_ref, starts_ref, answers_ref, *others = refs
+        map_refs, (start_ref, *d_refs) = _refs(others, has_erase)
         d_map_refs, _ = _refs(d_refs, has_erase)
 
         def chunk(d_v, at):
             before, d_maps = _pull_back(starts_ref[at], _load(map_refs, at), answers_ref[at], d_v)
             for ref, d in zip(d_map_refs, d_maps, strict=True):
-                if ref is not None:
+                if ref is not None and d is not None:
                     ref[at] = d.astype(ref.dtype)
             return before
 
@@ -298,21 +298,22 @@ def _backward(backend: str, starts: Array, maps: ChunkMaps, d_answers: Array, d_
     inputs = grid.state(), grid.chunk(values, keys, outputs=0, reverse=True), write, grid.maps(maps, reverse=True)
     flops = _flops(grid, 7 if has_erase else 4, 2)
     d_start, *found = grid.call(matrix_scan_backward, out, inputs, d_end, starts, d_answers, maps, flops=flops)
-    summed, _ = _refs(found, has_erase)
-    return d_start, ChunkMaps(
-        *(u if u is None or name == "write" else _sum(u) for name, u in zip(ChunkMaps._fields, summed, strict=True))
-    )
+    partial, _ = _refs(found, has_erase)
+    whole: dict[str, Any] = {name: None if u is None else _sum(u) for name, u in partial._asdict().items()}
+    return d_start, ChunkMaps(**{**whole, "write": partial.write})
 
 
 def _refs(refs: Any, has_erase: bool) -> tuple[ChunkMaps, list[Any]]:
     """The first references as those of maps, and the others."""
     count = len(ChunkMaps._fields)
-    own = list(refs[:count]) if has_erase else [None, *refs[: count - 1]]
+    own: list[Any] = list(refs[:count]) if has_erase else [None, *refs[: count - 1]]
     return ChunkMaps(*own), list(refs[count if has_erase else count - 1 :])
 
 
-def _load(refs: ChunkMaps, at: Any) -> ChunkMaps:
-    return ChunkMaps(*(None if ref is None else ref[at] for ref in refs))
+def _load(refs: Any, at: Any) -> ChunkMaps:
+    """The blocks of one chunk."""
+    loaded: list[Any] = [None if ref is None else ref[at] for ref in refs]
+    return ChunkMaps(*loaded)
 
 
 def _sum(parts: Array) -> Array:
@@ -325,7 +326,7 @@ def _sum(parts: Array) -> Array:
 def _over_chunks(
     grid: _Grid, first_ref: Any, last_ref: Any, chunk: Callable[[Array, Any], Array], *, reverse: bool = False
 ) -> None:
-    """``v = chunk(v, at)`` for all chunks, where a chunk's blocks are ``ref[at]``; from ``first_ref`` to ``last_ref``."""
+    """``v = chunk(v, at)`` for all chunks, where its blocks are ``ref[at]``, from ``first_ref`` to ``last_ref``."""
     chunks = grid.sizes[2]
     if grid.is_gpu:
 

@@ -1,5 +1,7 @@
 """Causal attention by JAX's own kernel for TPUs (splash attention), which keeps a head's scores on the chip."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
@@ -28,7 +30,9 @@ def splash_attention(
     window: int,
     interpret: bool = False,
 ) -> Float[Array, "batch heads time head_dim"]:
-    """As `blockwise_attention` of transposed arrays, up to rounding, for what `fits_splash`. Gradients in reverse mode only, and once.
+    """As `blockwise_attention` of transposed arrays, up to rounding, for what `fits_splash`.
+
+    It has gradients in reverse mode only, and none of second order.
 
     Args:
       query, key, value: of the same tokens.
@@ -41,9 +45,10 @@ def splash_attention(
         masks.CausalMask((time, time)) if window >= time else masks.LocalMask((time, time), (window - 1, 0), offset=0)
     )
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    blocks: dict[str, Any] = {f"block_{name}": size for name in names}
     attend = kernel.make_splash_mha(
         masks.MultiHeadMask([mask] * heads),
-        block_sizes=kernel.BlockSizes(**{f"block_{name}": size for name in names}),
+        block_sizes=kernel.BlockSizes(**blocks),
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,

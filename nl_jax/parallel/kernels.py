@@ -26,7 +26,7 @@ Outputs = TypeVar("Outputs")
 def platform() -> str:
     """The platform of the devices for which a program is traced: those of the mesh that is set, else JAX's own.
 
-    "gpu" is one of NVIDIA's, from Hopper on: others have too little shared memory for the kernels, and go by their name.
+    "gpu" is one of NVIDIA's from Hopper on; others have too little shared memory for the kernels, and go by their name.
     """
     device: Any = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None) or jax.local_devices()[0]
     if device.platform == "gpu" and not _HOPPER_OR_LATER.search(device.device_kind):

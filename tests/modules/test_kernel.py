@@ -154,7 +154,7 @@ def test_mixers_without_a_kernel_say_so(name):
     module = mixer(name, width=8, num_heads=1, rngs=nnx.Rngs(0))
     choose_kernel(module, "auto")
     choose_kernel(module, "xla")
-    with pytest.raises(InputError, match="kernel=pallas: .* has none; expected auto or xla"):
+    with pytest.raises(InputError, match=r"kernel=pallas: .* has none; expected auto or xla"):
         choose_kernel(module, "pallas")
 
 

@@ -1,4 +1,4 @@
-"""The kernel that carries a matrix through all chunks, in the forms for TPU and GPU by the interpreter, and compiled."""
+"""The kernel that carries a matrix through all chunks: its forms for TPU and GPU, by the interpreter and compiled."""
 
 import importlib.util
 import json

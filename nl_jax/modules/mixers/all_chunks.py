@@ -27,8 +27,8 @@ class LinearMemory(NamedTuple):
 
     def backend(self, weights: Float[Array, "batch heads in out"], size: int) -> str | None:
         """The kernel's backend for chunks of a size; None for XLA's scan over chunks."""
-        sizes = weights.shape[-2:]
-        return choose_backend(self.kernel, lambda backend: fits(backend, *sizes, size, weights.dtype))
+        size_in, size_out = weights.shape[-2:]
+        return choose_backend(self.kernel, lambda backend: fits(backend, size_in, size_out, size, weights.dtype))
 
     def read(
         self, tokens: Projected, count: int, weights: Float[Array, "batch heads in out"], backend: str

@@ -247,7 +247,7 @@ class Attention(nnx.Module):
             # a GPU's kernel is cuDNN's, which causal_attention chooses
             backend = choose_backend(self.kernel, lambda backend: backend == "gpu" or fits)
             if fits and backend in ("tpu", "interpret"):
-                options = {"window": self.context_length, "interpret": backend == "interpret"}
+                options: dict[str, Any] = {"window": self.context_length, "interpret": backend == "interpret"}
                 y = over_heads(functools.partial(splash_attention, **options), *heads_first)
                 return jnp.swapaxes(y, 1, 2)
         return self.attend(query, key, value, window=self.context_length)
