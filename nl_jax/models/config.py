@@ -48,8 +48,10 @@ class LanguageModelConfig:
       norm_epsilon: of the root mean square norms of blocks and of the output; those inside a mixer have their own.
       kernel: which program carries the state of memories through a text and computes attention: "auto" for a kernel
         (Pallas) on a TPU or GPU where there is one that fits, "xla", or "pallas" where it must be the kernel. It
-        changes results by rounding only, so it is no part of what ``to_json`` saves. Where the CMS learns in context,
-        "auto" is "xla", since a kernel is differentiated once.
+        changes results by rounding only, so it is no part of what ``to_json`` saves. A kernel has a gradient, but
+        neither forward mode nor a second derivative. So "auto" is "xla" where the CMS learns in context, and "xla" is
+        what code needs that differentiates a model twice on an accelerator. On a GPU attention is cuDNN's with all
+        three (``causal_attention``).
     """
 
     mixer: str

@@ -32,6 +32,7 @@ from jaxtyping import Array, Float
 
 BACKENDS = ("tpu", "gpu", "interpret", "interpret_gpu")  # the last two run on any device, for tests
 OUTPUTS_OF_PROGRAM = 64  # on a GPU: a state of 128 x 64 takes 64 registers of each of 128 threads
+VMEM_FOR_BLOCKS = 8 * 2**20  # bytes, on a TPU, which gives a kernel 16 MiB; the rest is for what it computes
 STARTS = "matrix_scan_starts"  # the name by which ``jax.checkpoint`` can keep the states at all chunks' starts
 _GPU_SIZES = (16, 32, 64, 128)  # Triton's products want powers of two from 16; larger ones do not fit a block
 
@@ -53,7 +54,11 @@ def fits(backend: str, size_in: int, size_out: int, chunk: int, dtype: Any) -> b
         return True
     if jnp.dtype(dtype) != jnp.float32:
         return False
-    return backend == "tpu" or all(size in _GPU_SIZES for size in (size_in, size_out, chunk))
+    if backend == "gpu":
+        return all(size in _GPU_SIZES for size in (size_in, size_out, chunk))
+    # three matrices like the state and those of a chunk, each twice: the next is fetched meanwhile
+    blocks = 3 * size_in * size_out + 2 * chunk * (3 * size_in + 2 * size_out + chunk)
+    return 2 * 4 * blocks <= VMEM_FOR_BLOCKS
 
 
 def matrix_scan(

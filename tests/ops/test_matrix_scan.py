@@ -101,6 +101,8 @@ def test_operations_are_those_of_the_estimate():
     [
         ("tpu", (128, 128, 64), jnp.float32, True),
         ("tpu", (40, 24, 12), jnp.float32, True),
+        ("tpu", (512, 256, 64), jnp.float32, True),
+        ("tpu", (1024, 1024, 64), jnp.float32, False),
         ("tpu", (128, 128, 64), jnp.float64, False),
         ("gpu", (128, 64, 64), jnp.float32, True),
         ("gpu", (96, 128, 64), jnp.float32, False),
@@ -152,7 +154,9 @@ GPU = "jax_cuda13_plugin"
     [
         ("v5e:2x2", [(64, 128, 128)]),
         pytest.param(
-            "v5e:2x2", [(16, 128, 128), (128, 128, 64), (12, 40, 24), (256, 256, 256)], marks=pytest.mark.slow
+            "v5e:2x2",
+            [(16, 128, 128), (128, 128, 64), (12, 40, 24), (256, 256, 256), (64, 512, 256)],
+            marks=pytest.mark.slow,
         ),
         pytest.param("v6e:2x2", [(64, 128, 128)], marks=pytest.mark.slow),
         pytest.param("v5p:2x2x1", [(64, 128, 128)], marks=pytest.mark.slow),

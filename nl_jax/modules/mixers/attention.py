@@ -74,7 +74,7 @@ class Attention(nnx.Module):
     """
 
     attend = staticmethod(causal_attention)  # replaced to compare speeds (experiments)
-    kernel = "auto"  # which program answers a whole text (``choose_kernel``)
+    kernel = "xla"  # which program answers a whole text (``choose_kernel``); others have one derivative only
     has_kernel = True
 
     def __init__(

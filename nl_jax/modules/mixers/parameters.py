@@ -46,7 +46,7 @@ class MixerParameters(nnx.Module):
       ValueError: for a head count that does not divide width, or what ``coefficient`` refuses.
     """
 
-    kernel = "auto"  # which program carries a state through chunks (``choose_kernel``)
+    kernel = "xla"  # which program carries a state through chunks (``choose_kernel``); others have one derivative only
     has_kernel: Any = False  # whether there is one but XLA's
 
     def __init__(
