@@ -80,8 +80,9 @@ class Memory:
 
     @property
     def is_linear(self) -> bool:
-        """Whether what a chunk does to the state is linear in it: a matrix of which neither gradients nor limits depend
-        on the state. ``linear_chunks.py`` then makes these maps for all chunks at once.
+        """Whether what a chunk does to the state is linear in it (``linear_chunks.py``).
+
+        That is so for a matrix if neither the gradients that it learns from nor limits depend on the state.
         """
         return self.last == 0 and not self.takes_gradients and self.is_bounded
 

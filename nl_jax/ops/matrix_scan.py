@@ -12,7 +12,7 @@ program has 64 outputs of a head, and W stays in registers while it loops over t
 A chunk of a head with keys of size i and values of size o costs 2 C (3 i o + C o) operations forward, of which removal
 is a third, and 2 C (7 i o + 2 C o) backward. It moves C (3 i + 2 o + C) elements forward, and about twice as many
 backward; in training also the i o elements of the state at the chunk's start, once out and once in. XLA's scan moves
-these four times more, and everything between its products.
+the state at every product, and on a GPU it launches 90 programs for a chunk, forward and backward.
 
 The derivative is taken in reverse mode, once: there is no forward mode, and none of second order.
 """
@@ -31,10 +31,10 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
 BACKENDS = ("tpu", "gpu", "interpret", "interpret_gpu")  # the last two run on any device, for tests
-OUTPUTS_OF_PROGRAM = 64  # on a GPU: a state of 128 x 64 takes 64 registers of each of 128 threads
+OUTPUTS_OF_PROGRAM = 64  # on a GPU: a state of 128 x 64 takes 32 registers of each of 256 threads
 VMEM_FOR_BLOCKS = 8 * 2**20  # bytes, on a TPU, which gives a kernel 16 MiB; the rest is for what it computes
 STARTS = "matrix_scan_starts"  # the name by which ``jax.checkpoint`` can keep the states at all chunks' starts
-_GPU_SIZES = (16, 32, 64, 128)  # Triton's products want powers of two from 16; larger ones do not fit a block
+_GPU_SIZES = (16, 32, 64, 128)  # Triton's products want powers of two from 16; larger ones exceed shared memory
 
 
 class ChunkMaps(NamedTuple):

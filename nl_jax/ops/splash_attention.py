@@ -12,11 +12,11 @@ BLOCK_SIZES = (512, 256, 128)  # queries, and keys, of a tile: the largest that 
 
 
 def fits_splash(query: Array, key: Array, value: Array) -> bool:
-    """Whether the kernel can answer all queries of a text, whose keys and values are those of the same tokens."""
+    """Whether the kernel can answer queries [batch, time, heads, head_dim] by keys and values of the same tokens."""
     return (
         query.shape == key.shape == value.shape
-        and query.shape[2] > 0
-        and query.shape[2] % BLOCK_SIZES[-1] == 0
+        and query.shape[1] > 0
+        and query.shape[1] % BLOCK_SIZES[-1] == 0
         and query.dtype == key.dtype == value.dtype
         and query.dtype in (jnp.bfloat16, jnp.float32)
     )

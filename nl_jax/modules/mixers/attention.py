@@ -242,12 +242,12 @@ class Attention(nnx.Module):
     def _attend_whole(self, query: Array, key: Array, value: Array) -> Array:
         """Answers to the queries of a whole text."""
         if self.attend is causal_attention:
-            heads_first = [jnp.swapaxes(u, 1, 2) for u in (query, key, value)]
-            fits = fits_splash(*heads_first)
+            fits = fits_splash(query, key, value)
             # a GPU's kernel is cuDNN's, which causal_attention chooses
             backend = choose_backend(self.kernel, lambda backend: backend == "gpu" or fits)
             if fits and backend in ("tpu", "interpret"):
                 options: dict[str, Any] = {"window": self.context_length, "interpret": backend == "interpret"}
+                heads_first = [jnp.swapaxes(u, 1, 2) for u in (query, key, value)]
                 y = over_heads(functools.partial(splash_attention, **options), *heads_first)
                 return jnp.swapaxes(y, 1, 2)
         return self.attend(query, key, value, window=self.context_length)
