@@ -74,7 +74,7 @@ def test_any_shape(seed, chunks, size, size_in, outputs, erases):
         case = problem(seed, chunks, size, size_in, size_out, erases=erases)
         expected = value_and_gradients(plain, *case)
         found = value_and_gradients(lambda *given: matrix_scan(*given, form), *case)
-    assert far(expected, found) < 1e-12
+        assert far(expected, found) < 1e-12
 
 
 @pytest.mark.parametrize("form", FORMS)
