@@ -6,6 +6,7 @@
     python -m experiments.benchmark remat --workdir=runs/remat --num_layers=6 --models=hope,transformer
     python -m experiments.benchmark gradients --workdir=runs/gradients --models=hope,titans
     python -m experiments.benchmark gpu --workdir=runs/gpu --matrix_size=8192
+    python -m experiments.benchmark kernel --workdir=runs/kernel
     python -m experiments.benchmark pretrained --workdir=runs/pretrained --pretrained=default
 
 mixers     a training step (forward, backward, AdamW) and the forward pass alone: tokens/s, FLOPs, memory
@@ -17,6 +18,9 @@ gradients  norm of the gradient of the loss at the memories' initial weights aga
            default corpus, before training
 gpu        a training step of the models of --preset in bfloat16 beside PyTorch's Transformer with fused attention, as
            it is and by torch.compile; then other chunk sizes, and attention in blocks. It ends after --max_minutes.
+kernel     a training step of the models of --preset in bfloat16 by XLA's scan over chunks and by the kernel that keeps
+           the state on the chip, side by side; on a CPU by its interpreter, which says nothing about speed. It ends
+           after --max_minutes.
 pretrained tokens/s at which a pre-trained model reads a prompt and writes an answer, in float32, by itself and by
            transformers where that and torch are installed
 
@@ -47,7 +51,7 @@ from experiments.benchmarking.competitors import COMPETITORS
 from experiments.benchmarking.run import DEFAULTS, LENGTHS, Run
 from experiments.benchmarking.subjects import SUBJECTS
 from experiments.common import launcher
-from experiments.common.compute_flags import define_dtype_flag
+from experiments.common.compute_flags import define_dtype_flag, define_kernel_flag
 from experiments.common.path_flags import define_path
 from nl_jax.models import MODEL_NAMES, PRESETS
 from nl_jax.pretrained.loading import DEFAULT
@@ -67,13 +71,14 @@ def define_flags() -> flags.FlagValues:
     others = "Others' programs, for mixers; gpu has torch_transformer alone."
     define(flags.DEFINE_list, "competitors", list(COMPETITORS), others)
     define(flags.DEFINE_string, "preset", None, f"Size of the models: {', '.join(PRESETS)}. Default: for gpu base.")
-    define(flags.DEFINE_float, "max_minutes", 8.0, "Minutes after which gpu starts no other measurement.")
+    define(flags.DEFINE_float, "max_minutes", 8.0, "Minutes after which gpu and kernel start no other measurement.")
     define(flags.DEFINE_list, "lengths", None, f"Sequence lengths and batch sizes. Default: {lengths}.")
     define(flags.DEFINE_integer, "width", 256, "Width of the models; a feed-forward block has twice as many units.")
     define(flags.DEFINE_integer, "num_heads", 4, "Heads of the mixers.")
     define(flags.DEFINE_integer, "num_layers", 2, "Layers, for mixers and scaling.")
     define(flags.DEFINE_list, "depths", ["2", "12"], "Numbers of layers, for compile.")
     define_dtype_flag(values)
+    define_kernel_flag(values)
     define(flags.DEFINE_integer, "chunk_size", 64, "Tokens in a chunk of the memories.")
     define(flags.DEFINE_integer, "repeats", 5, "Number of rounds after one to warm up; compile measures once.")
     define(flags.DEFINE_float, "max_seconds", 60.0, "A step whose warm-up takes longer is timed by its warm-up alone.")

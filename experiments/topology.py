@@ -31,7 +31,7 @@ from flax import nnx
 
 from experiments.common import launcher
 from experiments.common.cms_options import cms_fields, define_cms_flags
-from experiments.common.compute_flags import check_batch_size, define_compute_flags
+from experiments.common.compute_flags import check_batch_size, check_kernel, define_compute_flags
 from experiments.common.launcher import RESULTS
 from experiments.common.mixer_options import configuration, define_mixer_option
 from experiments.common.optimizer_flags import define_optimizer_flags, optimizer_arguments, set_default_rates
@@ -105,6 +105,7 @@ def compile_models(values: flags.FlagValues) -> None:
         values["batch_size"].value = batch_parts(mesh) * values.accumulate
     check_batch_size(values, mesh)
     check_split(values, mesh)
+    check_kernel(values, configs, mesh)
     results = launcher.claim_workdir(workdir, config, {"figures": {}})
     for name, model_config in configs.items():
         if name not in results["figures"]:

@@ -16,6 +16,7 @@ from experiments.common.record import Record
 from nl_jax import InputError
 from nl_jax.models import MODEL_NAMES, LanguageModelConfig, count_parameters, named_config
 from nl_jax.parallel import use_cpu_cores
+from nl_jax.parallel.kernels import choose_backend
 
 NAME = "benchmark"
 VOCAB_SIZE = 257
@@ -27,6 +28,7 @@ LENGTHS = {
     "gradients": [f"{64 * 2**i}:1" for i in range(7)],
     "pretrained": ["512:1"],
     "gpu": ["8192:4", "32768:1"],
+    "kernel": ["8192:4"],
 }
 # What a subject takes for flags that are not given; the other subjects measure all models, and in float32.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -34,8 +36,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "models": ["transformer", "delta_net", "hope", "titans", "gated_delta_net"],
         "preset": "base",
         "dtype": "bfloat16",
-    }
+    },
+    "kernel": {"models": ["delta_net", "gated_delta_net", "transformer"], "preset": "base", "dtype": "bfloat16"},
 }
+ON_ACCELERATORS = ("gpu", "kernel")  # subjects that take nearly all memory of a device
 OTHERS = ("torch", "transformers", "titans-pytorch", "nested-learning")  # packages whose versions are recorded
 Figures = dict[str, Any]
 
@@ -58,7 +62,7 @@ class Run:
         for name, value in ({"models": list(MODEL_NAMES)} | DEFAULTS.get(subject, {})).items():
             if values[name].value is None:
                 values[name].value = value
-        if subject == "gpu":
+        if subject in ON_ACCELERATORS:
             os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")  # read when JAX starts, below
         for name in ("width", "num_heads", "num_layers", "chunk_size", "repeats"):
             launcher.check_range(values, name, 1)
@@ -73,7 +77,9 @@ class Run:
         self.depths = _parse_depths(values.depths)
         if subject != "pretrained":  # one text is read by all cores together
             use_cpu_cores()
-        share = 0.95 if subject == "gpu" else 0.75
+        share = 0.95 if subject in ON_ACCELERATORS else 0.75
+        if values.kernel == "pallas":
+            choose_backend("pallas", lambda backend: True)
         self.memory_limit = _device_memory() * share if values.memory_gib is None else values.memory_gib * 2**30
 
         configs = {name: self.config(name, max(self.lengths)[0], values.num_layers) for name in values.models}

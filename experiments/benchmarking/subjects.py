@@ -8,6 +8,7 @@ import jax
 from matplotlib.figure import Figure
 
 from experiments.benchmarking.gpu import gpu
+from experiments.benchmarking.kernel import kernel
 from experiments.benchmarking.measurements import compile_time, exponent, gradient_norms, measure, remat_figures
 from experiments.benchmarking.pretrained_speed import pretrained
 from experiments.benchmarking.run import Figures, Run
@@ -204,5 +205,6 @@ SUBJECTS: dict[str, Callable[[Run], None]] = {
     "remat": remat,
     "gradients": gradients,
     "gpu": gpu,
+    "kernel": kernel,
     "pretrained": pretrained,
 }

@@ -22,7 +22,9 @@ def define_mixer_option(values: flags.FlagValues) -> None:
 def configuration(
     values: flags.FlagValues, model: str, preset: str, own: Mapping[str, Any] | None = None, **sizes: Any
 ) -> LanguageModelConfig:
-    """Returns `named_config` with what this flag, --dtype and --remat say; ``own`` are options unless the flag's are.
+    """Returns `named_config` with what this flag and those of `compute_fields` say.
+
+    ``own`` are options of the mixer unless the flag's are.
 
     Raises:
         InputError: for values that a module refuses.

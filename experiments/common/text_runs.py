@@ -12,7 +12,7 @@ from flax import nnx
 
 from experiments.common import launcher
 from experiments.common.cms_options import cms_fields, define_cms_flags
-from experiments.common.compute_flags import check_batch_size, define_compute_flags
+from experiments.common.compute_flags import check_batch_size, check_kernel, define_compute_flags
 from experiments.common.host_flags import HOST_FLAGS, define_host_flags, hosts_of, join_hosts
 from experiments.common.mixer_options import configuration, define_mixer_option
 from experiments.common.optimizer_flags import (
@@ -41,7 +41,7 @@ from nl_jax.trees import named_leaves
 
 VALIDATION_TOKENS = 65_536  # tokens of an evaluation during training; the whole test split is scored once, at the end
 # Flags that may change when a run is resumed, since they do not change its results (of mesh and accumulate, rounding).
-FREE_FLAGS = ("workdir", "mesh", "accumulate", "profile", "checkpoint_every", *HOST_FLAGS, *INPUT_FLAGS)
+FREE_FLAGS = ("workdir", "mesh", "accumulate", "kernel", "profile", "checkpoint_every", *HOST_FLAGS, *INPUT_FLAGS)
 
 
 def define_flags() -> flags.FlagValues:
@@ -174,9 +174,11 @@ def configurations(values: flags.FlagValues, data: TextData) -> dict[str, Langua
     """The configuration of each model that the flags name."""
     # in generation attention sees as many tokens as in training
     shape = {"vocab_size": data.tokenizer.vocab_size, "context_length": values.seq_len}
-    return {
+    configs = {
         name: configuration(values, name, values.preset, **shape, **cms_fields(values, name)) for name in values.models
     }
+    check_kernel(values, configs, parse_mesh(values.mesh))
+    return configs
 
 
 class Batches(NamedTuple):
@@ -281,7 +283,7 @@ def check(values: flags.FlagValues) -> jax.sharding.Mesh:
     if values.profile is not None:
         launcher.check_range(values, "profile", 1, values.steps)
     if hosts is not None:
-        free = {name: values[name].value for name in ("mesh", "accumulate", "checkpoint_every")}
+        free = {name: values[name].value for name in ("mesh", "accumulate", "kernel", "checkpoint_every")}
         same = {f"--{name}": value for name, value in {**fixed_flags(values), **free}.items()}
         join_hosts(hosts, values.start_timeout, {**same, **launcher.versions()})
     mesh = parse_mesh(values.mesh)

@@ -138,10 +138,12 @@ class _Program:
             if header:
                 body = self.computations.setdefault(header[2], [])
                 entry = header[2] if header[1] else entry
-            elif line.startswith("}"):
+            elif line.rstrip() == "}":
                 body = None
             elif body is not None and (match := _INSTRUCTION.match(line)):
                 body.append(_instruction(match))
+            elif body:  # a kernel's attributes may go on in further lines
+                body[-1] = body[-1]._replace(attributes=body[-1].attributes + line)
         self.shapes = {name: {one.name: one.shape for one in body} for name, body in self.computations.items()}
         self.times: dict[str, int] = {}
         self.fused: set[str] = set()

@@ -37,7 +37,7 @@ _CALLS = frozenset(
 )
 # Primitives with many operations per element of the output, for which there is no rule.
 _UNKNOWN = frozenset(
-    """custom_call eig eigh fft ffi_call hessenberg householder_product lu pallas_call qr ragged_dot ragged_dot_general
+    """custom_call eig eigh fft ffi_call hessenberg householder_product lu qr ragged_dot ragged_dot_general
     scaled_matmul schur svd tridiagonal tridiagonal_solve""".split()  # noqa: SIM905
 )
 
@@ -51,6 +51,8 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> Flops:
       and dilation included. A triangular solve of n rows counts n per element of its output, a Cholesky factor n / 3.
     - A reduction counts one operation per element of its input, and a scatter-add one per update. Primitives that only
       move, compare or convert numbers count nothing. All others count one per element of their floating-point outputs.
+    - A Pallas kernel counts what its own estimate of the cost says; without one, its body for each program of its grid,
+      also for those that have nothing to do, such as attention's tiles that causality excludes.
     - A scan counts its length times its body, a cond its costliest branch, and ``jax.checkpoint`` also the operations
       that the backward pass recomputes.
 
@@ -65,7 +67,7 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> Flops:
 
     Raises:
         NotImplementedError: for a while loop with floating-point operations, since the jaxpr does not hold the number
-            of iterations, and for primitives without a rule: FFT, most decompositions, Pallas kernels.
+            of iterations, and for primitives without a rule: FFT, most decompositions.
     """
     return _jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -94,6 +96,10 @@ def _equation(equation: core.JaxprEqn) -> Flops:
         return _jaxpr(*bodies).times(math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"]))
     if name == "while" and any(sum(_jaxpr(body)) for body in bodies):
         raise NotImplementedError("while: the number of iterations is unknown; expected a loop of fixed length")
+    if name == "pallas_call":
+        if params.get("cost_estimate") is not None:  # all of it in matrix products
+            return Flops(matrix=params["cost_estimate"].flops)
+        return _jaxpr(params["jaxpr"]).times(math.prod(params["grid_mapping"].grid))
     if name in _UNKNOWN or (bodies and name != "while"):
         raise NotImplementedError(f"{name}: no rule to count its floating point operations")
     if not outputs or name in _MOVES:

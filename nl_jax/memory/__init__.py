@@ -11,7 +11,16 @@ from nl_jax.memory.channel_recurrence import (
 )
 from nl_jax.memory.description import RULES, Memory, Rule, memory_of
 from nl_jax.memory.guards import limit_cotangent, limit_norm
-from nl_jax.memory.learning import Layers, Tokens, Weights, apply_layer, end_of_memory, learn_chunk, read_memory
+from nl_jax.memory.learning import (
+    Layers,
+    Tokens,
+    Weights,
+    apply_layer,
+    end_of_memory,
+    learn_chunk,
+    learn_linear_chunks,
+    read_memory,
+)
 from nl_jax.memory.least_squares import (
     LeastSquares,
     init_least_squares,
@@ -19,6 +28,7 @@ from nl_jax.memory.least_squares import (
     least_squares_weights,
     read_least_squares,
 )
+from nl_jax.memory.linear_chunks import linear_channel_chunks, linear_chunks
 from nl_jax.memory.objectives import OBJECTIVES, Objective, dot_product, huber, l2, lp
 from nl_jax.memory.recurrence import (
     Chunk,
@@ -63,10 +73,13 @@ __all__ = [
     "l2",
     "learn_chunk",
     "learn_least_squares",
+    "learn_linear_chunks",
     "least_squares_weights",
     "limit_cotangent",
     "limit_norm",
     "limit_strength",
+    "linear_channel_chunks",
+    "linear_chunks",
     "lp",
     "memory_of",
     "read_channel_chunk",

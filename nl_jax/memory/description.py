@@ -78,6 +78,14 @@ class Memory:
         """Whether no write grows with the state. With the paper's rule only a matrix that learns dot products is so."""
         return self.rule.form != "paper" or (self.last == 0 and self.objective.linear == 0.0)
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether what a chunk does to the state is linear in it (``linear_chunks.py``).
+
+        That is so for a matrix if neither the gradients that it learns from nor limits depend on the state.
+        """
+        return self.last == 0 and not self.takes_gradients and self.is_bounded
+
     def folds_at(self, layer: int) -> bool:
         """Whether this layer's gradient folds into its delta term."""
         return self.folds and layer == self.last

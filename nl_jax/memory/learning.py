@@ -9,9 +9,10 @@ from jaxtyping import Array, Float
 
 from nl_jax.memory.description import Memory
 from nl_jax.memory.guards import LARGEST_FORCING, LARGEST_RATE, LARGEST_STATE, limit_norm
+from nl_jax.memory.linear_chunks import linear_chunks
 from nl_jax.memory.recurrence import Chunk, Decay, end_of_chunk, read_chunk, solve_chunk
-from nl_jax.memory.rules import WRITES, LayerInputs, non_expansive
-from nl_jax.ops import matmul, squared_lengths
+from nl_jax.memory.rules import WRITES, LayerInputs, Write, non_expansive
+from nl_jax.ops import ChunkMaps, matmul, squared_lengths
 
 Layers = tuple[Array, ...]  # weights [..., in, out] of each layer
 
@@ -55,8 +56,6 @@ def learn_chunk(
       gates: in [0, 1], of each memory of an MLP stack: they multiply its forcing; None for 1.
       up_bias: of gated memories, as ``Architecture`` takes it.
     """
-    one_minus_mu = jnp.ones_like(tokens.eta) if tokens.one_minus_mu is None else tokens.one_minus_mu
-    eta = jnp.minimum(tokens.eta, LARGEST_RATE)
     found = _gradients(memory, weights.w_at_boundary, tokens, up_bias) if memory.takes_gradients else None
     chunks = []
     for layer in range(memory.architecture.depth):
@@ -68,23 +67,60 @@ def learn_chunk(
         answers = None
         if found is not None and knows_answers:
             answers = found.outputs[layer] if w0_answers is None else found.outputs[layer] - w0_answers
-        inputs = LayerInputs(
-            layer,
-            x,
-            _gradient(memory, layer, found, w0_answers, tokens),
-            eta=eta if layer == 0 else eta[..., None, :],
-            alpha=tokens.alpha if layer == 0 else tokens.alpha[..., None, :],
-            one_minus_mu=one_minus_mu if layer == 0 else one_minus_mu[..., None, :],
-            gates=None if gates is None else gates[..., None],
-            slope=None if found is None else found.slope,
-        )
-        beta, forcing = WRITES[memory.rule.form](memory, inputs)
-        beta = None if beta is None else non_expansive(memory, inputs, beta)
-        forcing = forcing if memory.is_bounded else limit_norm(forcing, LARGEST_FORCING, -1)
+        gradient = _gradient(memory, layer, found, w0_answers, tokens)
+        beta, forcing = _write(memory, layer, x, gradient, tokens, gates, None if found is None else found.slope)
         momentum = None if weights.momentum is None else weights.momentum[layer]
         decay = tokens.decay if layer == 0 else tokens.decay.over_stack()
         chunks.append(solve_chunk(weights.delta_w[layer], momentum, x, forcing, beta, decay, answers))
     return tuple(chunks)
+
+
+def _write(
+    memory: Memory,
+    layer: int,
+    x: Float[Array, "... C in"],
+    gradient: Float[Array, "... C out"],
+    tokens: Tokens,
+    gates: Float[Array, "... stack"] | None,
+    slope: Float[Array, "*stack C"] | None,
+) -> Write:
+    """β and the forcing of a layer, within the bounds that the rule needs."""
+    one_minus_mu = jnp.ones_like(tokens.eta) if tokens.one_minus_mu is None else tokens.one_minus_mu
+    eta = jnp.minimum(tokens.eta, LARGEST_RATE)
+    inputs = LayerInputs(
+        layer,
+        x,
+        gradient,
+        eta=eta if layer == 0 else eta[..., None, :],
+        alpha=tokens.alpha if layer == 0 else tokens.alpha[..., None, :],
+        one_minus_mu=one_minus_mu if layer == 0 else one_minus_mu[..., None, :],
+        gates=None if gates is None else gates[..., None],
+        slope=slope,
+    )
+    beta, forcing = WRITES[memory.rule.form](memory, inputs)
+    beta = None if beta is None else non_expansive(memory, inputs, beta)
+    return beta, forcing if memory.is_bounded else limit_norm(forcing, LARGEST_FORCING, -1)
+
+
+def learn_linear_chunks(
+    memory: Memory,
+    w0: Float[Array, "... in out"] | None,
+    tokens: Tokens,
+    queries: Float[Array, "... C in"],
+) -> ChunkMaps:
+    """What chunks do to the state of a memory that ``is_linear``, and what they read of it, without knowing it.
+
+    Args:
+      memory: its description.
+      w0: W₀, as for ``Weights``; its answers to the queries come on top of what is read.
+      tokens: of the chunks, without momentum and window.
+      queries: of the same tokens.
+    """
+    assert memory.is_linear
+    w0_answers = matmul(tokens.keys, w0) if w0 is not None and memory.folds_at(0) else None
+    gradient = _gradient(memory, 0, None, w0_answers, tokens)
+    beta, forcings = _write(memory, 0, tokens.keys, gradient, tokens, None, None)
+    return linear_chunks(tokens.keys, forcings, beta, tokens.decay, queries)
 
 
 class _Gradients(NamedTuple):

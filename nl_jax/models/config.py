@@ -10,6 +10,7 @@ from nl_jax.errors import InputError
 from nl_jax.models.precision import DTYPES
 from nl_jax.models.remat import POLICIES
 from nl_jax.modules import MIXERS
+from nl_jax.parallel.kernels import INTERPRETED, KERNELS
 
 REGIMES = ("outer", "online", "meta")
 
@@ -45,6 +46,12 @@ class LanguageModelConfig:
       tied_head: whether the logits are products with the embedding; else with a matrix of their own.
       scaled_embedding: whether embeddings are multiplied by ``width ** 0.5``.
       norm_epsilon: of the root mean square norms of blocks and of the output; those inside a mixer have their own.
+      kernel: which program carries the state of memories through a text and computes attention: "auto" for a kernel
+        (Pallas) on a TPU or GPU where there is one that fits, "xla", or "pallas" where it must be the kernel. It
+        changes results by rounding only, so it is no part of what ``to_json`` saves. A kernel has a gradient, but
+        neither forward mode nor a second derivative. So "auto" is "xla" where the CMS learns in context, and "xla" is
+        what code needs that differentiates a model twice on an accelerator. On a GPU attention is cuDNN's with all
+        three (``causal_attention``).
     """
 
     mixer: str
@@ -66,13 +73,14 @@ class LanguageModelConfig:
     tied_head: bool = True
     scaled_embedding: bool = True
     norm_epsilon: float = 1e-6
+    kernel: str = "auto"
 
     def __post_init__(self):
         """Checks the values that no module checks."""
         if isinstance(self.remat, bool):
             object.__setattr__(self, "remat", "block" if self.remat else "none")
-        for name, known in (("remat", POLICIES), ("dtype", DTYPES)):
-            if getattr(self, name) not in known:
+        for name, known in (("remat", POLICIES), ("dtype", DTYPES), ("kernel", KERNELS)):
+            if getattr(self, name) not in (*known, *(INTERPRETED if name == "kernel" else ())):
                 raise InputError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(known)}")
         if self.mixer not in MIXERS:
             raise InputError(f"unknown mixer {self.mixer!r}; expected one of {', '.join(MIXERS)}")
@@ -86,18 +94,24 @@ class LanguageModelConfig:
                 f"chunk_size={self.chunk_size} must divide the shortest period of CMS levels, {min(self.cms_periods)}"
             )
 
+        if self.cms_regime != "outer" and self.kernel == "pallas":
+            raise InputError(
+                f"kernel=pallas with cms_regime={self.cms_regime!r}: a kernel is differentiated once; "
+                "expected auto or xla"
+            )
+
     @property
     def optimizer_periods(self) -> tuple[int, ...]:
         """Number of optimizer steps between updates of each CMS block in pre-training; 1 if periods count tokens."""
         return self.cms_periods if self.cms_regime == "outer" else (1,) * len(self.cms_periods)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as values that JSON can hold; ``from_json`` turns them back into the same configuration.
+        """All fields but ``kernel`` as values that JSON can hold; ``from_json`` turns them back into the configuration.
 
         Raises:
           ValueError: for an option that JSON cannot hold, such as a function; the message names the field.
         """
-        return {name: _to_json(value, name) for name, value in asdict(self).items()}
+        return {name: _to_json(value, name) for name, value in asdict(self).items() if name != "kernel"}
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> "LanguageModelConfig":

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from nl_jax.models.config import LanguageModelConfig
 from nl_jax.models.precision import cast_matrices
 from nl_jax.models.remat import remat
-from nl_jax.modules import Attention, Block, ContinuumMemory, mixer
+from nl_jax.modules import Attention, Block, ContinuumMemory, choose_kernel, mixer
 from nl_jax.modules.layers import linear
 from nl_jax.modules.mixers.attention import RotatedState
 from nl_jax.modules.quantized import QuantizedEmbed
@@ -31,6 +31,7 @@ def _block(config: LanguageModelConfig, rngs: nnx.Rngs) -> Block:
         options["context_length"] = config.context_length
     sizes = {"width": config.width, "num_heads": config.num_heads, "chunk_size": config.chunk_size}
     sequence_mixer = mixer(config.mixer, **sizes, output_scale=scale, rngs=rngs, **options)
+    choose_kernel(sequence_mixer, config.kernel if config.cms_regime == "outer" else "xla")
     levels: dict[str, Any] = {"periods": config.cms_periods, "variant": config.cms_variant}
     cms = ContinuumMemory(
         config.width, config.mlp_hidden, **levels, output_scale=scale, norm_epsilon=epsilon, rngs=rngs

@@ -19,6 +19,7 @@ from nl_jax.modules.mixers import (
     SelfModifyingTitans,
     SelfReferentialMatrix,
     SlidingWindowMemory,
+    choose_kernel,
     mixer,
 )
 
@@ -42,5 +43,6 @@ __all__ = [
     "SelfModifyingTitans",
     "SelfReferentialMatrix",
     "SlidingWindowMemory",
+    "choose_kernel",
     "mixer",
 ]

@@ -22,6 +22,9 @@ LANGUAGE_MODEL = [
     (["--profile=0"], "--profile=0: expected 1 to "),
     (["--dtype=float16"], "flag --dtype=float16: value should be one of <float32|bfloat16>"),
     (["--remat=some"], "flag --remat=some: value should be one of <none|block|dots>"),
+    (["--kernel=fast"], "flag --kernel=fast: value should be one of <auto|xla|pallas>"),
+    (["--kernel=pallas", "--models=delta_net"], "--models=delta_net --kernel=pallas: cpu runs no kernels"),
+    (["--kernel=pallas", "--models=hope"], "kernel=pallas: SelfModifyingTitans with these options has none"),
     (["--seed=-1"], "--seed=-1: expected 0 to"),
     (["--seed=99999999999"], "--seed=99999999999: expected 0 to"),
     (["--learning_rate=0"], "--learning_rate=0.0: expected"),
@@ -196,6 +199,11 @@ BENCHMARK = [
     (["gpu", "--max_minutes=-1"], "--max_minutes=-1.0: expected at least 0"),
     (["gpu", "--models=gpt"], "--models=gpt: expected some of hope,"),
     (["gpu", "--lengths=8192"], "--lengths=8192: expected tokens:batch pairs"),
+    (
+        ["kernel", "--models=titans", "--preset=tiny"],
+        "--models=titans: kernel=pallas: MemoryMixer with these options has none",
+    ),
+    (["mixers", "--kernel=pallas"], "kernel=pallas: cpu runs no kernels"),
     (["gpu", "--dtype=float16"], "flag --dtype=float16: value should be one of <float32|bfloat16>"),
 ]
 

@@ -174,6 +174,11 @@ RUNS = {
             ("--chunk_size=8", "chunk_size 64 there, 8 here"),
         ),
         Run(
+            "benchmark kernel",
+            "--preset=tiny --repeats=1 --models=delta_net --lengths=16:1 --chunk_size=8 --competitors=",
+            ("--chunk_size=16", "chunk_size 8 there, 16 here"),
+        ),
+        Run(
             "benchmark pretrained",
             "--pretrained={inputs}/llama --lengths=8:1 --repeats=1",
             ("--repeats=2", "repeats 1 there, 2 here"),

@@ -93,6 +93,13 @@ def test_a_text_with_known_answers():
     assert found.estimated_cycles == 40
 
 
+def test_attributes_of_a_kernel_go_on_in_further_lines():
+    cycles = 'backend_config={"estimated_cycles":"10"}'
+    text = TEXT.replace(cycles, 'frontend_attributes={kernel_metadata={\n"block":"{\\"q\\": 512}"\n}}, ' + cycles)
+    assert len(text) > len(TEXT)
+    assert traffic(text, {"a": 2, "b": 4}) == traffic(TEXT, {"a": 2, "b": 4})
+
+
 @pytest.mark.parametrize(
     ("groups", "axes"),
     [

@@ -102,6 +102,8 @@ OF_EACH_KIND = ("hope", "titans", "delta_net", "transformer_conv")  # on all of 
 CASES = {
     "memories": ["delta_net", "data:2,sequence:4", {"time": 24, "unroll": False}],
     "attention": ["transformer_conv", "sequence:8", {"unroll": False}],
+    "kernel": ["delta_net", "fsdp:2,tensor:2,sequence:2", {"kernel": "interpret"}],
+    "kernel twice": ["comba", "data:2,fsdp:2,tensor:2", {"kernel": "interpret_gpu", "texts": 2}],
     "memories twice": ["delta_net", "data:2,sequence:4", {"texts": 2, "time": 24, "num_layers": 3}],
     "attention twice": ["transformer_conv", "sequence:8", {"texts": 2, "context_length": 100}],
 }

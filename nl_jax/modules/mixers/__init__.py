@@ -8,7 +8,7 @@ from nl_jax.modules.mixers.lstm import LSTM, LSTMState
 from nl_jax.modules.mixers.memory_mixer import MemoryMixer
 from nl_jax.modules.mixers.mesa import Mesa
 from nl_jax.modules.mixers.oja import Oja
-from nl_jax.modules.mixers.registry import MIXERS, mixer
+from nl_jax.modules.mixers.registry import MIXERS, choose_kernel, mixer
 from nl_jax.modules.mixers.self_modifying_titans import PAPER_FORM, SelfModifyingTitans
 from nl_jax.modules.mixers.srwm import SelfReferentialMatrix
 from nl_jax.modules.mixers.stepping import Memories, MemoryState
@@ -31,6 +31,7 @@ __all__ = [
     "SelfModifyingTitans",
     "SelfReferentialMatrix",
     "SlidingWindowMemory",
+    "choose_kernel",
     "memory_part",
     "mixer",
     "with_memory_part",

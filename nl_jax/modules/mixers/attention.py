@@ -1,5 +1,6 @@
 """Causal softmax attention with rotary positions (Eq. 62-63): the non-parametric memory, whose state is its context."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from nl_jax.modules.layers import CausalConv, linear, start_as_induction
 from nl_jax.modules.mixers.rotary import BASE, rotary, rotary_at, rotary_frequencies
-from nl_jax.ops import causal_attention
+from nl_jax.ops import causal_attention, fits_splash, splash_attention
+from nl_jax.parallel.kernels import choose_backend, over_heads
 from nl_jax.parallel.sequence import Shard
 
 
@@ -72,6 +74,8 @@ class Attention(nnx.Module):
     """
 
     attend = staticmethod(causal_attention)  # replaced to compare speeds (experiments)
+    kernel = "xla"  # which program answers a whole text (``choose_kernel``); others have one derivative only
+    has_kernel = True
 
     def __init__(
         self,
@@ -153,7 +157,7 @@ class Attention(nnx.Module):
         values = jnp.concatenate([state.values.astype(value.dtype), value], axis=1)
         if fresh:
             query, key = (rotary(u, 0, self.frequencies) for u in (query, key))
-            y = self.attend(query, key, value, window=self.context_length)
+            y = self._attend_whole(query, key, value)
         else:
             y = self._attend_after(query, keys, values, self._held(state))
         held = jnp.minimum(self._held(state) + time, self.context_length)
@@ -234,6 +238,19 @@ class Attention(nnx.Module):
         if self.query_norm is not None and self.key_norm is not None:
             query, key = (norm(u).astype(u.dtype) for norm, u in ((self.query_norm, query), (self.key_norm, key)))
         return query, key, value, conv
+
+    def _attend_whole(self, query: Array, key: Array, value: Array) -> Array:
+        """Answers to the queries of a whole text."""
+        if self.attend is causal_attention:
+            fits = fits_splash(query, key, value)
+            # a GPU's kernel is cuDNN's, which causal_attention chooses
+            backend = choose_backend(self.kernel, lambda backend: backend == "gpu" or fits)
+            if fits and backend in ("tpu", "interpret"):
+                options: dict[str, Any] = {"window": self.context_length, "interpret": backend == "interpret"}
+                heads_first = [jnp.swapaxes(u, 1, 2) for u in (query, key, value)]
+                y = over_heads(functools.partial(splash_attention, **options), *heads_first)
+                return jnp.swapaxes(y, 1, 2)
+        return self.attend(query, key, value, window=self.context_length)
 
     def _attend_after(self, query: Array, keys: Array, values: Array, position: Int[Array, ""]) -> Array:
         """Answers to queries whose keys come after ``context_length`` others, of which ``position`` hold a token."""

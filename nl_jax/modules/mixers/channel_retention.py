@@ -13,15 +13,17 @@ from nl_jax.memory import (
     end_of_channel_chunk,
     limit_cotangent,
     limit_norm,
+    linear_channel_chunks,
     read_channel_chunk,
     solve_channel_chunk,
 )
 from nl_jax.memory.guards import LARGEST_STATE
 from nl_jax.modules.layers import linear, unit_length
+from nl_jax.modules.mixers.all_chunks import LinearMemory
 from nl_jax.modules.mixers.parameters import Projected, over_batch
 from nl_jax.modules.mixers.stepping import Memories, MemoryState, read_text
 from nl_jax.modules.mixers.zero_matrix import ZeroMatrix
-from nl_jax.ops import matmul, narrow_like
+from nl_jax.ops import ChunkMaps, matmul, narrow_like
 
 LEAST_LOG_RETENTION = -(2.718281828459045**-0.5)  # RWKV-7's log w lies between this and 0
 GATE_POWER = 1 / 16  # gated linear attention's w = σ(x)^(1/16)
@@ -149,4 +151,15 @@ class ChannelRetention(ZeroMatrix):
             weights = limit_norm(weights, LARGEST_STATE, (-2, -1)) if vectors else weights
             return read_channel_chunk(chunk, tokens.query), memories._replace(delta_w=((weights,),))
 
-        return read_text(self, self.chunking, learn, x, state, at_boundary=at_boundary)
+        def maps(tokens: Projected) -> tuple[ChunkMaps, None]:
+            assert tokens.alpha is not None
+            decay = channel_decay(jnp.where(tokens.valid[..., None] > 0, tokens.alpha, 1.0))
+            return linear_channel_chunks(tokens.key, tokens.value, decay, tokens.query), None
+
+        linear = LinearMemory(self.kernel, maps) if self.has_kernel else None
+        return read_text(self, self.chunking, learn, x, state, at_boundary=at_boundary, linear=linear)
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether a kernel can carry the memory from chunk to chunk, as it can where nothing limits its norm."""
+        return not self.removal

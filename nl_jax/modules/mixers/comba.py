@@ -13,14 +13,16 @@ from nl_jax.memory import (
     chunk_decay,
     end_of_chunk,
     limit_strength,
+    linear_chunks,
     read_chunk,
     solve_chunk,
 )
+from nl_jax.modules.mixers.all_chunks import LinearMemory
 from nl_jax.modules.mixers.coefficients import RETENTION_BIAS
 from nl_jax.modules.mixers.parameters import Projected, over_batch
 from nl_jax.modules.mixers.stepping import Memories, MemoryState, read_text
 from nl_jax.modules.mixers.zero_matrix import ZeroMatrix
-from nl_jax.ops import narrow_like
+from nl_jax.ops import ChunkMaps, narrow_like
 
 INITIAL_FEEDBACK = 1.0  # sigmoid: 0.73, as in the authors' layer
 
@@ -48,6 +50,8 @@ class Comba(ZeroMatrix):
       ValueError: for a head count that does not divide width, a chunk size below 1, a correction that is no finite
         number, or coefficients out of range.
     """
+
+    has_kernel = True
 
     def __init__(
         self,
@@ -104,4 +108,15 @@ class Comba(ZeroMatrix):
             query = narrow_like(tokens.query - correction[..., None, None] * tokens.key, tokens.query)
             return read_chunk(chunk, query), memories._replace(delta_w=((delta_w,),))
 
-        return read_text(self, self.chunking, learn, x, state, at_boundary=at_boundary)
+        def maps(tokens: Projected) -> tuple[ChunkMaps, None]:
+            assert tokens.eta is not None
+            assert tokens.alpha is not None
+            alpha = jnp.where(tokens.valid > 0, tokens.alpha, 1.0)
+            eta = tokens.eta * tokens.valid
+            beta = limit_strength(feedback[..., None, None] * eta, alpha, tokens.key)
+            query = narrow_like(tokens.query - correction[..., None, None, None] * tokens.key, tokens.query)
+            decay = chunk_decay(alpha, None, tokens.valid)
+            return linear_chunks(tokens.key, eta[..., None] * tokens.value, beta, decay, query), None
+
+        linear = LinearMemory(self.kernel, maps)
+        return read_text(self, self.chunking, learn, x, state, at_boundary=at_boundary, linear=linear)

@@ -1,11 +1,15 @@
 """A sequence mixer whose state is an associative memory, with keys, values and coefficients from slow weights."""
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from nl_jax.memory import Architecture, memory_of
+from nl_jax.memory import Architecture, Tokens, chunk_decay, learn_linear_chunks, memory_of
+from nl_jax.modules.mixers.all_chunks import LinearMemory
 from nl_jax.modules.mixers.atlas_parts import initial_powers, polynomial_features
 from nl_jax.modules.mixers.coefficients import RETENTION_BIAS
 from nl_jax.modules.mixers.parameters import MixerParameters, Projected, head_size, over_batch
@@ -18,6 +22,7 @@ from nl_jax.modules.mixers.subchunk import (
     learn_subchunk,
     weights_at_boundary,
 )
+from nl_jax.ops import ChunkMaps, matmul
 
 READS = ("token", "boundary")
 RETENTIONS = ("initial", "zero")
@@ -139,7 +144,38 @@ class MemoryMixer(MixerParameters):
                 return answer_at_boundary(memory, read_only, weights, query), memories
             return answer_by_token(memory, read_only, chunks, query), memories
 
-        return read_text(self, self.chunking, learn, x, state, at_boundary=at_boundary)
+        linear = LinearMemory(self.kernel, self._maps(len(x))) if self.has_kernel else None
+        return read_text(self, self.chunking, learn, x, state, at_boundary=at_boundary, linear=linear)
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether the memory is linear in its state, so that a kernel can carry it from chunk to chunk."""
+        chunking = self.chunking
+        return (
+            self.groups[0].is_linear
+            and not chunking.keeps_boundary
+            and chunking.window == 1
+            and self.mu is None
+            and self.powers is None
+        )
+
+    def _maps(self, batch_size: int) -> Callable[[Projected], tuple[ChunkMaps, Array | None]]:
+        """What all chunks of a text do to such a memory, and what W₀ answers."""
+        w0 = self.w0()
+        if w0 is not None:
+            w0 = jax.tree.map(lambda w: jnp.expand_dims(w, 2), over_batch(w0, batch_size))  # the axis of chunks
+
+        def maps(tokens: Projected) -> tuple[ChunkMaps, Array | None]:
+            assert tokens.eta is not None
+            assert tokens.alpha is not None
+            alpha = jnp.where(tokens.valid > 0, tokens.alpha, 1.0)
+            decay = chunk_decay(alpha, None, tokens.valid)
+            taught = Tokens(tokens.key, tokens.value, tokens.eta * tokens.valid, alpha, None, decay)
+            own = None if w0 is None else w0[0][0]
+            answers = None if own is None else matmul(tokens.query, own)
+            return learn_linear_chunks(self.groups[0], own, taught, tokens.query), answers
+
+        return maps
 
 
 def check_names(**options: tuple[str, tuple[str, ...]]) -> None:

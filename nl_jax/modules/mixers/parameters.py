@@ -46,6 +46,9 @@ class MixerParameters(nnx.Module):
       ValueError: for a head count that does not divide width, or what ``coefficient`` refuses.
     """
 
+    kernel = "xla"  # which program carries a state through chunks (``choose_kernel``); others have one derivative only
+    has_kernel: Any = False  # whether there is one but XLA's
+
     def __init__(
         self,
         width: int,

@@ -8,6 +8,7 @@ from typing import Any
 
 from flax import nnx
 
+from nl_jax.errors import InputError
 from nl_jax.memory import Architecture
 from nl_jax.modules.mixers.attention import Attention
 from nl_jax.modules.mixers.channel_retention import ChannelRetention
@@ -214,6 +215,24 @@ MIXERS: dict[str, Callable[..., Any]] = {
     "sliding_window_attention": sliding_window_attention,
     "sliding_window_memory": sliding_window_memory,
 }
+
+
+def choose_kernel(sequence_mixer: Any, kernel: str) -> None:
+    """Sets the program that carries a mixer's state through a text, as ``nl_jax.parallel.kernels`` takes it.
+
+    Mixers without a kernel take any name but "pallas".
+
+    Raises:
+      InputError: for "pallas" and a mixer without a kernel.
+    """
+    parts = [sequence_mixer]
+    if isinstance(sequence_mixer, SlidingWindowMemory):
+        parts = [sequence_mixer.attention, sequence_mixer.memory]
+    for part in parts:
+        if getattr(part, "has_kernel", False):
+            part.kernel = kernel
+        elif kernel == "pallas":
+            raise InputError(f"kernel=pallas: {type(part).__name__} with these options has none; expected auto or xla")
 
 
 def mixer(name: str, *, width: int, num_heads: int, chunk_size: int = 64, rngs: nnx.Rngs, **options: Any) -> Any:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from nl_jax.memory import limit_cotangent
 from nl_jax.modules.layers import remat_except_dots
+from nl_jax.modules.mixers.all_chunks import LinearMemory
 from nl_jax.modules.mixers.atlas_parts import orthogonal_update
 from nl_jax.modules.mixers.parameters import Groups, MixerParameters, Projected
 from nl_jax.ops import narrow_like
@@ -165,6 +166,7 @@ def read_text(
     state: MemoryState | None,
     *,
     at_boundary: bool,
+    linear: LinearMemory | None = None,
 ) -> tuple[Float[Array, "batch time width"], MemoryState]:
     """Output of a mixer, and its state after the last token: projects, learns subchunk by subchunk, projects back.
 
@@ -178,19 +180,26 @@ def read_text(
       x: the tokens.
       state: before them; None starts a text.
       at_boundary: the caller's promise that the state is at a boundary of all chunk sizes.
+      linear: the same as ``learn``, where the mixer has one matrix that is linear in its state; else None.
     """
     at_boundary = at_boundary or state is None
     state = start_of_text(parameters, chunking, len(x)) if state is None else state
     if x.shape[1] == 0:
         return parameters.output(x), state
     projected, conv = remat_except_dots(parameters.project)(x, state.conv)
-    y, new = step_through(chunking, learn, projected, state, at_boundary=at_boundary)
+    y, new = step_through(chunking, learn, projected, state, at_boundary=at_boundary, linear=linear)
     new = jax.tree.map(lambda u, before: u.astype(before.dtype), new._replace(conv=conv), state)
     return parameters.project_back(y, x.dtype), new
 
 
 def step_through(
-    chunking: Chunking, learn: Learn, projected: Projected, state: MemoryState, *, at_boundary: bool
+    chunking: Chunking,
+    learn: Learn,
+    projected: Projected,
+    state: MemoryState,
+    *,
+    at_boundary: bool,
+    linear: LinearMemory | None = None,
 ) -> tuple[Float[Array, "batch heads time head_dim"], MemoryState]:
     """Answers to the tokens, and the state after them but for its convolution. Arguments as for ``read_text``."""
     batch, heads, time, head_dim = projected.key.shape
@@ -205,6 +214,11 @@ def step_through(
         size, offset = chunking.subchunk, origin % chunking.subchunk
         count = -(-(time + size - 1) // size)
         padded = jax.tree.map(lambda u: _place(u, past + count * size, offset), projected)
+    backend = linear.backend(state.delta_w[0][0], size) if linear is not None and count > 1 else None
+    if linear is not None and backend is not None:
+        y, after = linear.read(padded, count, state.delta_w[0][0].astype(wide), backend)
+        y = jax.lax.dynamic_slice_in_dim(y, offset, time, axis=2)
+        return y, state._replace(delta_w=((after,),), position=chunking.wrap(origin + time))
     starts = origin - offset + size * jnp.arange(count)
     starts_at_boundary = at_boundary and chunking.is_uniform
 

@@ -1,0 +1,89 @@
+"""The subject kernel: training steps of models by a kernel and by XLA's scan, one beside the other."""
+
+import dataclasses
+import time
+from typing import NamedTuple
+
+from experiments.benchmarking.gpu import Row, key_of, measure_wave, model_row
+from experiments.benchmarking.run import Figures, Run
+from experiments.common import launcher
+from nl_jax import InputError
+from nl_jax.models import count_parameters
+from nl_jax.parallel.kernels import INTERPRETED, platform
+
+
+class Pair(NamedTuple):
+    """The two programs of a model."""
+
+    plain: Row
+    kernel: Row
+
+
+def kernel(run: Run) -> None:
+    """Measures what is missing until the minutes are over, and prints the table of each length."""
+    deadline = time.monotonic() + 60 * run.values.max_minutes
+    # a CPU has no kernels, and interprets them: right, and slow
+    own = "pallas" if platform() in ("tpu", "gpu") else INTERPRETED[0]
+    pairs = [pair_of(run, name, length, size, own) for length, size in run.lengths for name in run.values.models]
+    for pair in pairs:  # both in one wave, so that their minutes are the same
+        measure_wave(run, list(pair), deadline)
+    for length, size in run.lengths:
+        print(f"{length:,} tokens, batch {size}; the kernel is {own}")
+        found = {
+            name: [run.record.get(key_of(f"{name} {choice}", length, size)) for choice in ("xla", own)]
+            for name in run.values.models
+        }
+        launcher.print_table(table(found))
+        for name, figures in found.items():
+            for choice, row in zip(("xla", own), figures, strict=True):
+                if row is None or "problem" in row:
+                    print(f"{name} {choice}: {row['problem'] if row else 'not measured: the minutes were over'}")
+        print()
+
+
+def pair_of(run: Run, name: str, length: int, batch_size: int, own: str) -> Pair:
+    """Both programs of a model at one length and batch size."""
+    row = model_row(run, name, length, batch_size)
+    return Pair(*(with_kernel(row, choice) for choice in ("xla", own)))
+
+
+def with_kernel(row: Row, choice: str) -> Row:
+    """The program with another kernel, which is part of its title.
+
+    Raises:
+        InputError: the model has no kernel.
+    """
+    config = dataclasses.replace(row.config, kernel=choice)
+    if choice != "xla":
+        try:
+            count_parameters(dataclasses.replace(config, kernel="pallas"))
+        except InputError as error:
+            raise InputError(f"--models={row.title}: {error}") from error
+    return row._replace(title=f"{row.title} {choice}", config=config)
+
+
+def table(found: dict[str, list[Figures | None]]) -> list[tuple[str, ...]]:
+    """The header, and a row for each model of which both programs were measured."""
+    rows: list[tuple[str, ...]] = [
+        ("model", "parameters", "xla", "kernel", "x xla", "xla", "kernel", "xla", "kernel"),
+        ("", "", "tokens/s", "tokens/s", "", "GiB", "GiB", "compile s", "compile s"),
+    ]
+    for name, figures in found.items():
+        measured = [row for row in figures if row and "step_seconds" in row]
+        if len(measured) < len(figures):
+            continue
+        plain, own = measured
+        speeds, memory, seconds = (
+            [row[key] for row in measured] for key in ("tokens_per_second", "peak_memory_bytes", "compile_seconds")
+        )
+        rows.append(
+            (
+                name,
+                f"{plain['parameters']:,}",
+                *(f"{speed:,.0f}" for speed in speeds),
+                f"{own['tokens_per_second'] / plain['tokens_per_second']:.2f}",
+                *(f"{size / 2**30:,.2f}" if size else "-" for size in memory),
+                *(f"{second:.0f}" for second in seconds),
+            )
+        )
+    return rows
