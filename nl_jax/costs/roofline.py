@@ -28,6 +28,7 @@ CHIPS = {
     "v6e": Chip(918e12, 31.25 * 2**30, 1.64e12, 4 * 9e10, 1.75e9),
     "h100": Chip(989e12, 79.6 * 2**30, 3.35e12, 4.5e11),
 }
+"""What one chip can do, by its name: peaks that the makers publish, in operations, bytes and bytes per second."""
 
 
 class Roofline(NamedTuple):

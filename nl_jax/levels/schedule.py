@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Flow = Callable[[Callable[..., PyTree], PyTree], Any]
+"""``flow(read, data)`` returns the context of each level by name, or ``(contexts, aux)``; see `Schedule`."""
 Levels = dict[str, Any]  # a value for each level, by name
 
 

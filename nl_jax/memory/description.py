@@ -6,6 +6,7 @@ from nl_jax.memory.architectures import Architecture
 from nl_jax.memory.objectives import OBJECTIVES, Objective
 
 RULES = ("implicit", "normalized", "paper")
+"""Names of the learning rules: the exact implicit step, a step of bounded length, and the paper's explicit step."""
 
 
 @dataclass(frozen=True)

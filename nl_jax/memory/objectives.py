@@ -27,8 +27,10 @@ class Objective(NamedTuple):
     curvature: float
 
 
-dot_product = Objective(lambda answer, value: -value, linear=0.0, curvature=1.0)  # L = -⟨answer, value⟩, Eq. 64
-l2 = Objective(lambda answer, value: 2.0 * (answer - value), linear=2.0, curvature=2.0)  # L = ‖answer - value‖², Eq. 65
+dot_product = Objective(lambda answer, value: -value, linear=0.0, curvature=1.0)
+"""L = -⟨answer, value⟩ (Eq. 64)."""
+l2 = Objective(lambda answer, value: 2.0 * (answer - value), linear=2.0, curvature=2.0)
+"""L = ‖answer - value‖² (Eq. 65)."""
 
 
 def lp(p: float) -> Objective:
@@ -69,3 +71,4 @@ def huber(threshold: float) -> Objective:
 
 
 OBJECTIVES = {"dot_product": dot_product, "l2": l2, "lp": lp(1.5), "huber": huber(0.5)}
+"""The objectives by name."""

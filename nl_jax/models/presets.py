@@ -45,6 +45,7 @@ PRESETS: dict[str, Preset] = {
     "paper_760m": Preset(760_000_000, 32_000, 1536, 24, 12, 16),
     "paper_1_3b": Preset(1_300_000_000, 32_000, 2048, 24, 16, 16),
 }
+"""Sizes of models by name, from one million parameters to the paper's 760 million and 1.3 billion."""
 
 # Hope, its variants and controls; then every mixer under its own name, followed by one feed-forward block.
 MODELS: dict[str, dict[str, Any]] = {
@@ -61,6 +62,7 @@ MODELS: dict[str, dict[str, Any]] = {
     **{name: {"mixer": name} for name in MIXERS},
 }
 MODEL_NAMES = tuple(MODELS)
+"""Names of the models: Hope, its variants and controls, the Transformer, and every mixer under its own name."""
 PLAIN_ATTENTION = ("transformer", "hope_attention", "attention", "sliding_window_attention")
 
 

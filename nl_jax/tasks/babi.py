@@ -15,6 +15,7 @@ LABELS = {
     **dict.fromkeys(("qa1", "qa2", "qa3", "qa4"), ROOMS),
     "qa5": (*_GIVERS, *THINGS),
 }
+"""The words that can be the answer of a task, by the name of the task."""
 QUESTIONS = 5  # of a story, in all tasks but qa4
 LONGEST_QA3 = 32  # facts
 _MOVE = ("went to", "journeyed to", "travelled to", "moved to", "went back to")

@@ -259,7 +259,6 @@ def _parity() -> Language:
     )
 
 
-# In the order of the paper's Table 5, and a harder variant of Shuffle-2 that closes brackets in any order.
 LANGUAGES: dict[str, Language] = {
     "parity": _parity(),
     "aa": _repeated(1, (0, 0)),
@@ -269,3 +268,4 @@ LANGUAGES: dict[str, Language] = {
     "shuffle_2": _shuffle(_nested, lambda n: 2**n * _catalan(n)),
     "shuffle_2_interleaved": _shuffle(_interleaved, lambda n: _catalan(n) * _catalan(n + 1)),
 }
+"""The languages of the paper's Table 5, in its order, and a variant of Shuffle-2 that closes brackets in any order."""

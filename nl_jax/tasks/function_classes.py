@@ -129,6 +129,7 @@ FUNCTION_CLASSES: dict[str, Callable[[np.random.Generator, Array], tuple[Array, 
     "decision_tree": _decision_tree,
     "fourier": _fourier,
 }
+"""How functions and their values are drawn, by the name of the class: ``(rng, x) -> (y, y without noise)``."""
 
 
 def channels(dimensions: int) -> int:

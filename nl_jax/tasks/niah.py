@@ -32,6 +32,7 @@ VARIANTS = {
     "mq": Variant("essay", "words", "numbers", keys=4, queries=4),
     "mv": Variant("essay", "words", "numbers", values=4),
 }
+"""What each task of the family hides, and in what, by the name of the task (RULER)."""
 GENERATED = 128  # tokens that RULER leaves for the answer
 DEPTHS = np.linspace(0, 100, 40).round().astype(int)  # in per cent of an essay's sentences
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."

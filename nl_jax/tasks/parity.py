@@ -7,7 +7,8 @@ from nl_jax.errors import InputError
 from nl_jax.tasks.recall import Batch
 
 PADDING = 2  # the token after the end of a string
-PARITY_VOCABULARY = 3  # tokens: 0, 1 and padding
+PARITY_VOCABULARY = 3
+"""Number of tokens: 0, 1 and padding."""
 
 
 def parity_batch(

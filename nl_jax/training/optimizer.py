@@ -24,6 +24,7 @@ from nl_jax.optim import (
 
 PyTree = Any
 SCHEDULES = ("cosine", "constant", "wsd")
+"""Names of the schedules of learning rates: cosine decay, constant, and warm-up, constant, linear decay (WSD)."""
 WARMUP_STEPS = 100  # the default for schedules whose rates must not depend on the number of steps
 ADAM = {"b1": 0.9, "b2": 0.95}
 
@@ -84,6 +85,7 @@ OPTIMIZERS = {
     "deep_momentum": Optimizer(lambda rate, decay: _by_rule(scale_by_deep_momentum(), rate, decay), 3e-3, 3.2),
     "momentum": Optimizer(lambda rate, decay: _by_rule(optax.trace(0.9), rate, decay), 3e-3, 0.2),
 }
+"""The optimizers of hidden matrices by name, with their default learning rates; AdamW moves everything else."""
 
 
 class LevelOptimizers(NamedTuple):

@@ -215,6 +215,7 @@ MIXERS: dict[str, Callable[..., Any]] = {
     "sliding_window_attention": sliding_window_attention,
     "sliding_window_memory": sliding_window_memory,
 }
+"""The constructor of each sequence mixer, by name; `mixer` calls them."""
 
 
 def choose_kernel(sequence_mixer: Any, kernel: str) -> None:
