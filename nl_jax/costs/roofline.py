@@ -57,5 +57,11 @@ def roofline(chip: Chip, flops: float, memory_bytes: float, network_bytes: float
         flops: operations of matrix products.
         memory_bytes: read from and written to the main memory.
         network_bytes: received from other chips.
+
+    Examples:
+        >>> from nl_jax.costs import CHIPS, roofline
+        >>> bound = roofline(CHIPS["v5e"], flops=197e12, memory_bytes=1e9, network_bytes=0)
+        >>> bound.seconds, bound.limit
+        (1.0, 'compute')
     """
     return Roofline(flops / chip.flops, memory_bytes / chip.memory_bandwidth, network_bytes / chip.network_bandwidth)

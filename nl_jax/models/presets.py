@@ -67,7 +67,13 @@ PLAIN_ATTENTION = ("transformer", "hope_attention", "attention", "sliding_window
 
 
 def count_parameters(config: LanguageModelConfig, build: Callable[..., Any] = LanguageModel) -> int:
-    """Number of parameters of ``build(config, rngs=rngs)``, computed from shapes alone."""
+    """Number of parameters of ``build(config, rngs=rngs)``, computed from shapes alone.
+
+    Examples:
+      >>> from nl_jax.models import count_parameters, named_config
+      >>> count_parameters(named_config("transformer", "tiny"))
+      1000192
+    """
     model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
@@ -86,6 +92,12 @@ def named_config(model: str, preset: str, vocab_size: int | None = None, **overr
 
     Raises:
       InputError: for an unknown name, or if the sizes leave no parameters for the feed-forward blocks.
+
+    Examples:
+      >>> from nl_jax.models import count_parameters, named_config
+      >>> config = named_config("hope", "tiny", chunk_size=32)
+      >>> config.mixer, config.width, config.cms_periods, count_parameters(config)
+      ('self_modifying_titans', 128, (1, 4), 1004304)
     """
     if model not in MODELS:
         raise InputError(f"unknown model {model!r}; expected one of {', '.join(MODELS)}")

@@ -61,6 +61,12 @@ def babi_story(seed: int, index: int, task: str) -> Story:
     Raises:
         InputError: for an unknown task.
 
+    Examples:
+        >>> from nl_jax.tasks import babi_story
+        >>> story = babi_story(0, 0, "qa1")
+        >>> print(*story.facts[-2:], story.question, story.answer)
+        Sandra moved to the hallway. Sandra moved to the kitchen. Where is Sandra? kitchen
+
     References:
         Weston et al., `Towards AI-Complete Question Answering <https://arxiv.org/abs/1502.05698>`_, 2015, and its code.
     """

@@ -76,6 +76,16 @@ def formal_language_batch(
 
     Raises:
         InputError: for an unknown language, sizes out of range, or fewer than ``batch_size`` distinct strings.
+
+    Examples:
+        >>> from nl_jax.tasks import formal_language_batch
+        >>> batch = formal_language_batch("anbn", 0, 0, batch_size=2, window=(1, 3))
+        >>> print(batch["inputs"])  # 0 is a, 1 is b, 2 follows the end
+        [[0 0 0 1 1 1]
+         [0 0 1 1 2 2]]
+        >>> print(batch["targets"])
+        [[0 0 0 1 1 2]
+         [0 0 1 2 0 0]]
     """
     if language not in LANGUAGES:
         raise InputError(f"unknown language {language!r}; expected one of {', '.join(LANGUAGES)}")

@@ -89,6 +89,12 @@ def niah_sample(
     Raises:
         InputError: if the variant is unknown, needs an essay, or does not fit the length.
 
+    Examples:
+        >>> from nl_jax.tasks import niah_sample
+        >>> sample = niah_sample(0, 0, "s_1", length=300, count=lambda text: len(text.split()))
+        >>> sample.answers[0] in sample.prompt, len(sample.prompt.split()) <= 300
+        (True, True)
+
     References:
         Hsieh et al., `RULER <https://arxiv.org/abs/2404.06654>`_, 2024, and its code.
     """

@@ -40,6 +40,16 @@ def parity_batch(
     Raises:
         InputError: for sizes out of range, or if fewer than ``batch_size`` distinct strings exist.
 
+    Examples:
+        >>> from nl_jax.tasks import parity_batch
+        >>> batch = parity_batch(0, 0, batch_size=2, min_length=3, max_length=6)
+        >>> print(batch["inputs"])
+        [[1 1 1 1 2 2]
+         [1 0 0 1 2 2]]
+        >>> print(batch["targets"])  # 1 where the number of 1s so far is even
+        [[0 1 0 1 0 0]
+         [0 0 0 1 0 0]]
+
     References:
         The generator in the code of Bhattamishra et al., `On the Ability and Limitations of Transformers to Recognize
         Formal Languages <https://arxiv.org/abs/2009.11264>`_, 2020, with one softmax over labels at each symbol as in

@@ -190,6 +190,12 @@ def learning_rate_schedule(
 
     Raises:
         ValueError: for an unknown kind.
+
+    Examples:
+        >>> from nl_jax.training import learning_rate_schedule
+        >>> rate = learning_rate_schedule(1.0, steps=1000, kind="wsd")
+        >>> [round(float(rate(step)), 2) for step in (0, 100, 800, 1000)]
+        [0.01, 1.0, 1.0, 0.1]
     """
     if kind not in SCHEDULES:
         raise ValueError(f"schedule {kind!r}: expected one of {', '.join(SCHEDULES)}")
