@@ -89,6 +89,32 @@ def _take(descriptor: int, file: Path) -> bool:
     return True
 
 
+def owner(file: Path) -> int | None:
+    """The process that holds the lock of a file (see `locked`), or None if none does, or there is no such file.
+
+    A process that is being started is not disturbed: the lock is only looked at where its last holder still lives.
+    """
+    try:
+        pid, host = file.read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return None
+    if host == socket.gethostname() and not _is_alive(int(pid)):
+        return None
+    if fcntl is not None:
+        with file.open("rb") as stream, contextlib.suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)  # fails while another one holds it
+            return None
+    return int(pid)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)  # of another user
+    return True
+
+
 def reason(error: BaseException) -> str:
     """The reason why a library could not write, in a few words: if known, the message of the operating system."""
     if isinstance(error, OSError) and error.strerror:
