@@ -52,6 +52,7 @@ def write(values: flags.FlagValues) -> None:
     if values.live:
         if values.workdirs:
             raise InputError("--workdirs: not with --live, which shows the run in --workdir")
+        live.config_of(output)  # an error before the line that says what to open
         print(f"Open {output / live.PAGE} in a browser.", flush=True)
         print(f"The run has ended; its page is {live.watch(output, values.every)}")
         return

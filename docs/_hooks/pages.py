@@ -167,7 +167,18 @@ def home() -> str:
     """README as the home page, whose links are relative to docs/."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"\]\(docs/", "](", text)
-    return re.sub(r"\]\((LICENSE|CITATION\.cff)\)", r"](https://www.apache.org/licenses/LICENSE-2.0)", text)
+    first = next(iter(sorted((ROOT / "notebooks").glob("*.ipynb"))), None)
+    if first is not None:
+        text = text.replace("](notebooks/)", f"]({first.relative_to(ROOT).as_posix()})")
+    text = re.sub(
+        r"\[([^]]*)\]\((notebooks/[^)]*)\)", lambda link: link[0] if (ROOT / link[2]).is_file() else link[1], text
+    )
+    return re.sub(r"\[([^]]*)\]\((LICENSE|CITATION\.cff)\)", r"\1", text)  # files that are no pages
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Links of pages in docs/ to files beside it, as they are on the site."""
+    return re.sub(r"\]\(\.\./((?:experiments/figures/|BUILD_NOTES|CHANGELOG)[^)]*)\)", r"](\1)", markdown)
 
 
 def on_files(files: Any, config: Any) -> Any:

@@ -25,6 +25,14 @@ class Memory(NamedTuple):
     mebibytes: list[float]
 
 
+def config_of(workdir: Path) -> dict[str, Any]:
+    """The configuration of the run in a workdir; raises `InputError` if there is none."""
+    config = read_json(workdir / CONFIG)
+    if config is None:
+        raise InputError(f"{workdir}: no {CONFIG} there; expected the workdir of a run that has begun")
+    return config
+
+
 def watch(workdir: Path, every: int, sleep: Callable[[float], None] = time.sleep) -> Path:
     """Writes the page of a run every few seconds until no process writes into its workdir; returns the page's path.
 
@@ -36,9 +44,7 @@ def watch(workdir: Path, every: int, sleep: Callable[[float], None] = time.sleep
     Raises:
         InputError: if the workdir holds no run of a launcher.
     """
-    config = read_json(workdir / CONFIG)
-    if config is None:
-        raise InputError(f"{workdir}: no {CONFIG} there; expected the workdir of a run that has begun")
+    config = config_of(workdir)
     begun, memory = time.monotonic(), Memory([], [])
     process: int | None = 0
     try:
