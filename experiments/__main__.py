@@ -1,4 +1,7 @@
-"""Runs a launcher by its name: ``nl-jax NAME --flags``, or ``python -m experiments NAME --flags``."""
+"""Runs a launcher by its name: ``nl-jax NAME --flags``, or ``python -m experiments NAME --flags``.
+
+``nl-jax --completion=bash`` (or zsh) prints a script with which the shell completes names, flags and their values.
+"""
 
 import ast
 import importlib
@@ -48,15 +51,29 @@ def main(argv: list[str] | None = None) -> int:
     program = "python -m experiments" if Path(program).name == "__main__.py" else Path(program).name
     name = arguments[0] if arguments else "--help"
     if name in ("--help", "-h"):
-        print(f"{program} NAME --flags runs a launcher; {program} NAME --help explains its flags.\n")
+        print(f"{program} NAME --flags runs a launcher; {program} NAME --help explains its flags.")
+        print(f"{program} --completion=bash (or zsh) prints a script that completes names and flags.\n")
         for command in COMMANDS:
             print(f"  {command:27}  {summary(command)}")
         return 0
+    if name.startswith("--completion"):
+        return _print_completion(name.partition("=")[2])
     if name not in COMMANDS:
         print(f"error: launcher {name!r}: expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     sys.argv = [f"{program} {name}", *arguments[1:]]
     return importlib.import_module(f"experiments.{name}").main()
+
+
+def _print_completion(shell: str) -> int:
+    """Prints the script for a shell; returns the exit code."""
+    from experiments.common import completion  # which imports every launcher, and with them JAX
+
+    if shell not in completion.SHELLS:
+        print(f"error: --completion={shell}: expected one of {', '.join(completion.SHELLS)}", file=sys.stderr)
+        return 2
+    print(completion.SHELLS[shell]({command: summary(command) for command in COMMANDS}))
+    return 0
 
 
 def summary(command: str) -> str:
