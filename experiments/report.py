@@ -37,7 +37,7 @@ def define_flags() -> flags.FlagValues:
     runs = "Each the directory of a run whose results to show. Required without --live."
     define_paths("workdirs", [], runs, flag_values=values)
     flags.DEFINE_bool("live", False, "Shows the run in --workdir while it trains.", flag_values=values)
-    flags.DEFINE_integer("every", 10, "With --live, seconds between two versions of the page.", flag_values=values)
+    flags.DEFINE_integer("refresh", 10, "With --live, seconds between two versions of the page.", flag_values=values)
     return values
 
 
@@ -48,13 +48,13 @@ def main(argv: list[str] | None = None) -> int:
 def write(values: flags.FlagValues) -> None:
     """Writes the page, and prints the verdicts."""
     output = launcher.workdir_of(values)
-    launcher.check_range(values, "every", 1, 3600)
+    launcher.check_range(values, "refresh", 1, 3600)
     if values.live:
         if values.workdirs:
             raise InputError("--workdirs: not with --live, which shows the run in --workdir")
         live.config_of(output)  # an error before the line that says what to open
         print(f"Open {output / live.PAGE} in a browser.", flush=True)
-        print(f"The run has ended; its page is {live.watch(output, values.every)}")
+        print(f"The run has ended; its page is {live.watch(output, values.refresh)}")
         return
     if not values.workdirs:
         raise InputError("--workdirs: none given; expected workdirs of launchers, as runs/mad,runs/niah")

@@ -13,8 +13,17 @@ from typing import NamedTuple
 from absl import flags
 
 from experiments.common.path_flags import INPUT_FLAGS
+from nl_jax.models import MODEL_NAMES, PRESETS
+from nl_jax.models.config import REGIMES
+from nl_jax.modules.continuum_memory import VARIANTS
 
 BOOLEAN = ("true", "false")
+KNOWN: Mapping[str, Sequence[str]] = {
+    "cms_regime": REGIMES,
+    "cms_variant": VARIANTS,
+    "model": MODEL_NAMES,
+    "preset": tuple(PRESETS),
+}
 PATHS = ("workdir", "workdirs", *INPUT_FLAGS)
 
 
@@ -39,7 +48,7 @@ def options_of(command: str) -> list[Option]:
 
 
 def _option(flag: flags.Flag) -> Option:
-    choices = getattr(flag.parser, "enum_values", None) or (BOOLEAN if flag.boolean else ())
+    choices = getattr(flag.parser, "enum_values", None) or (BOOLEAN if flag.boolean else KNOWN.get(flag.name, ()))
     summary = " ".join((flag.help or "").split()).split(". ")[0].rstrip(".")
     return Option(flag.name, summary, tuple(choices))
 
@@ -119,11 +128,13 @@ def _specification(option: Option) -> str:
 
 def _plain(text: str) -> str:
     """A text without what means something to ``_arguments`` and ``_describe``."""
-    return text.translate(str.maketrans({"[": "(", "]": ")", ":": ",", "\\": "", "'": "", '"': "", "`": ""}))
+    for mark, other in (("[", "("), ("]", ")"), (":", ",")):
+        text = text.replace(mark, other)
+    return "".join(character for character in text if character not in "\\'\"`")
 
 
 def _quoted(text: str) -> str:
     return f"'{text}'" if "'" not in text else shlex.quote(text)
 
 
-SHELLS: dict[str, Callable[[Mapping[str, str]], str]] = {"bash": bash, "zsh": zsh}
+SHELLS: Mapping[str, Callable[[Mapping[str, str]], str]] = {"bash": bash, "zsh": zsh}

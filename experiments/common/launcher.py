@@ -36,6 +36,7 @@ CONFIG = "config.json"
 RESULTS = "results.json"
 LOCK = ".nl_jax.lock"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+REPEATED = ";\n    repeat this option to specify a list of values"  # what absl adds, also behind a full stop
 COMPARED = ("flags", "data", "models")  # parts of the configuration that must be unchanged when a run resumes
 # Locks held by the running launchers, the innermost last; the first entry is for functions called without a launcher.
 _LOCKS = [contextlib.ExitStack()]
@@ -357,7 +358,8 @@ def _help(description: str, values: flags.FlagValues) -> str:
     lines = [description.strip(), "", "Flags:"]
     for name in values:
         default = values[name].default_as_str
-        lines.append(f"  --{name}: {values[name].help}" + (f" Default: {default}." if default else ""))
+        text = (values[name].help or "").removesuffix(REPEATED)
+        lines.append(f"  --{name}: {text}" + (f" Default: {default}." if default else ""))
     return "\n".join(lines)
 
 

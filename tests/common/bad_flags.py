@@ -372,7 +372,7 @@ BAD_FLAGS = {
         (["--workdirs={inputs}/nowhere"], "no config.json there"),
         (["--live", "--workdirs={inputs}"], "--workdirs: not with --live, which shows the run in --workdir"),
         (["--live"], "no config.json there; expected the workdir of a run that has begun"),
-        (["--live", "--every=0"], "--every=0: expected 1 to 3600"),
+        (["--live", "--refresh=0"], "--refresh=0: expected 1 to 3600"),
     ],
     "continual.class_incremental": CLASS_INCREMENTAL,
     "continual.incorporate": INCORPORATE,

@@ -63,7 +63,7 @@ def test_help_explains_the_launcher_and_every_flag(name, capsys):
     assert captured.out.startswith(module_of(name).__doc__.strip())
     values = flags_of(name)
     for flag in values:
-        assert f"--{flag}: {values[flag].help}" in captured.out
+        assert f"--{flag}: {values[flag].help.removesuffix(launcher.REPEATED)}" in captured.out
 
 
 def small_arguments(name, inputs, workdir):
