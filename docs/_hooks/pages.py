@@ -6,6 +6,7 @@
 
 import ast
 import functools
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,10 +196,23 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+on_files.mkdocs_priority = 100  # type: ignore[attr-defined]  # before mkdocs-jupyter asks which files are notebooks
+
+
+def _title(notebook: Path) -> str:
+    """The first heading of a notebook."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    found = re.search(r"^# (.+)$", text, re.MULTILINE)
+    return notebook.stem if found is None else found[1].strip()
+
+
 def on_config(config: Any) -> Any:
     """Fills the sections of the navigation that name a folder with the pages in it."""
     folders = {
-        "notebooks/": [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("notebooks/*.ipynb"))],
+        "notebooks/": [
+            {_title(path): path.relative_to(ROOT).as_posix()} for path in sorted(ROOT.glob("notebooks/*.ipynb"))
+        ],
         "reference/": [{Path(path).stem: path} for path in reference_pages()],
     }
     filled = []
