@@ -164,3 +164,20 @@ def test_the_site_loads_nothing_from_elsewhere_and_its_links_lead_somewhere(site
             if part and file.suffix == ".html":
                 assert unquote(part) in found[folder / file.relative_to(folder.resolve())].ids, f"{path}: {link}"
     assert (folder / "search" / "search_index.json").exists()
+
+
+def test_the_page_of_results_names_every_launcher_that_writes_them():
+    from experiments.__main__ import COMMANDS
+
+    text = (ROOT / "docs" / "results_json.md").read_text(encoding="utf-8")
+    cells = " ".join(line.split("|")[1] for line in text.splitlines() if line.startswith("|"))
+    named = set(re.findall(r"[\w.*]+", cells))
+    readers = {"generate", "stream", "ask", "report"}  # which write none
+    groups = {"continual": ("class_incremental", "incorporate", "new_languages")}
+    for command in set(COMMANDS) - readers:
+        first, _, last = command.partition(".")
+        assert command in named or (first == "evals" and "evals.*" in named) or last in groups.get(first, ()), command
+    source = (ROOT / "experiments" / "common" / "launcher.py").read_text(encoding="utf-8")
+    for key in ("configuration", "versions", "device"):
+        assert f"`{key}`" in text
+        assert f'"{key}":' in source
