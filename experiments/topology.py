@@ -68,7 +68,7 @@ def define_flags() -> flags.FlagValues:
     define_cms_flags(values)
     define_compute_flags(values)
     define_optimizer_flags(values)
-    define(define_path, "workdir", None, "Directory of the run; created if it does not exist. Required.")
+    define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
     return values
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from absl import flags
 
 from experiments.common.path_flags import INPUT_FLAGS
-from nl_jax.models import MODEL_NAMES, PRESETS
+from nl_jax.models import PRESETS
 from nl_jax.models.config import REGIMES
 from nl_jax.modules.continuum_memory import VARIANTS
 
@@ -21,7 +21,6 @@ BOOLEAN = ("true", "false")
 KNOWN: Mapping[str, Sequence[str]] = {
     "cms_regime": REGIMES,
     "cms_variant": VARIANTS,
-    "model": MODEL_NAMES,
     "preset": tuple(PRESETS),
 }
 PATHS = ("workdir", "workdirs", *INPUT_FLAGS)

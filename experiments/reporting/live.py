@@ -9,7 +9,7 @@ from experiments.common.launcher import CONFIG, LOCK, read_json
 from experiments.reporting.charts import Line, line_chart
 from experiments.reporting.page import Heading, Part, Picture, Table, self_contained_html
 from nl_jax import InputError
-from nl_jax.files import owner, write_atomically
+from nl_jax.files import Owner, owner, write_atomically
 from nl_jax.training import read_metrics
 
 PAGE = "live.html"
@@ -46,32 +46,31 @@ def watch(workdir: Path, every: int, sleep: Callable[[float], None] = time.sleep
     """
     config = config_of(workdir)
     begun, memory = time.monotonic(), Memory([], [])
-    process: int | None = 0
+    running: Owner | None = None
     try:
-        while process is not None:
-            process = owner(workdir / LOCK)
-            if process is not None and (used := resident_mebibytes(process)) is not None:
+        while (running := owner(workdir / LOCK)) is not None:
+            if running.is_here and (used := resident_mebibytes(running.process)) is not None:
                 memory.seconds.append(time.monotonic() - begun)
                 memory.mebibytes.append(used)
-            _write(workdir, config, memory, process, every)
-            if process is not None:
-                sleep(every)
+            _write(workdir, config, memory, running, every)
+            sleep(every)
     finally:
-        if process is not None:  # the page would be read anew for ever
-            _write(workdir, config, memory, None, every)
+        _write(workdir, config, memory, None, every)  # or the page would be read anew for ever
     return workdir / PAGE
 
 
-def _write(workdir: Path, config: Mapping[str, Any], memory: Memory, process: int | None, every: int) -> None:
+def _write(workdir: Path, config: Mapping[str, Any], memory: Memory, running: Owner | None, every: int) -> None:
     title = f"{config.get('launcher')} ({workdir.name})"
-    parts = parts_of(title, config, read_metrics(workdir), memory, process)
-    write_atomically(workdir / PAGE, self_contained_html(parts, title, every if process is not None else None))
+    parts = parts_of(title, config, read_metrics(workdir), memory, running)
+    write_atomically(workdir / PAGE, self_contained_html(parts, title, None if running is None else every))
 
 
-def parts_of(title: str, config: Mapping[str, Any], rows: Rows, memory: Memory, process: int | None) -> list[Part]:
+def parts_of(title: str, config: Mapping[str, Any], rows: Rows, memory: Memory, running: Owner | None) -> list[Part]:
     """The parts of the page."""
     now = time.strftime("%H:%M:%S")
-    state = f"Process {process} is at it" if process is not None else "No process writes there any more"
+    state = "No process writes there any more"
+    if running is not None:
+        state = f"Process {running.process} is at it" + ("" if running.is_here else f" on {running.host}")
     parts: list[Part] = [Heading(title, 1), f"{state}; written at {now}."]
     if not rows:
         return [*parts, "No step has been recorded yet."]

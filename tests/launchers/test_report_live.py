@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import socket
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -15,7 +16,7 @@ import pytest
 from experiments import report
 from experiments.reporting import live
 from experiments.reporting.charts import Line, line_chart, ticks
-from nl_jax.files import locked, owner
+from nl_jax.files import Owner, locked, owner
 
 HOLDER = """
 import sys
@@ -43,12 +44,12 @@ def test_a_lock_has_an_owner_as_long_as_its_process_lives(tmp_path):
     command = [sys.executable, "-c", HOLDER, str(lock)]
     with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment) as process:
         assert process.stdout.readline() == "held\n"
-        assert owner(lock) == process.pid
+        assert owner(lock) == Owner(process.pid, socket.gethostname())
         process.kill()
         process.wait()
         assert owner(lock) is None
     with locked(lock):  # nobody's lock was taken by asking
-        assert owner(lock) == os.getpid()
+        assert owner(lock).process == os.getpid()
     assert owner(lock) is None
 
 
