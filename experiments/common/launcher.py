@@ -357,9 +357,8 @@ def check_same(workdir: Path, what: str, stored: Mapping[str, Any], given: Mappi
 def _help(description: str, values: flags.FlagValues) -> str:
     lines = [description.strip(), "", "Flags:"]
     for name in values:
-        default = values[name].default_as_str
-        text = (values[name].help or "").removesuffix(REPEATED)
-        lines.append(f"  --{name}: {text}" + (f" Default: {default}." if default else ""))
+        ending = f" Default: {default}." if (default := values[name].default_as_str) else ""
+        lines.append(f"  --{name}: {str(values[name].help).removesuffix(REPEATED)}{ending}")
     return "\n".join(lines)
 
 
