@@ -36,7 +36,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_list("question", [], "Words of the question; also those of the command line.", flag_values=values)
     text = "Print the label of the text instead of an answer."
     flags.DEFINE_boolean("classify", False, text, flag_values=values)
-    text = "Labels to choose from, with --classify; by default all that were learned."
+    text = "Labels to choose from, with --classify. Default: all that were learned."
     flags.DEFINE_list("labels", [], text, flag_values=values)
     text = "Ask by the model's chat template, as a user."
     flags.DEFINE_boolean("chat", False, text, flag_values=values)

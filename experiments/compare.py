@@ -50,7 +50,7 @@ PLOT = "compare.png"
 TUNING_SEED = 2**31 - 1  # never the seed of a final run
 
 
-def compare_flags() -> flags.FlagValues:
+def define_flags() -> flags.FlagValues:
     """The flags of the language model's launcher, with --seeds in place of --seed, and the size of the grid."""
     values = flags_with_seeds("Final runs of each model", {"models": "hope,transformer,transformer_conv"})
     flags.DEFINE_integer("points", 3, "Factors that each model tries before its grid is extended.", flag_values=values)
@@ -58,7 +58,7 @@ def compare_flags() -> flags.FlagValues:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return launcher.run(compare, compare_flags(), __doc__, argv)
+    return launcher.run(compare, define_flags(), __doc__, argv)
 
 
 def compare(values: flags.FlagValues) -> None:

@@ -67,7 +67,7 @@ DEFAULTS = {
 }
 
 
-def context_flags() -> flags.FlagValues:
+def define_flags() -> flags.FlagValues:
     """The flags of the language model's launcher with other defaults, and --seeds in place of --seed."""
     values = flags_with_seeds("Runs of each model", DEFAULTS)
     define_path("start_from", None, "Workdir of a finished run whose parameters to start from.", flag_values=values)
@@ -75,7 +75,7 @@ def context_flags() -> flags.FlagValues:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return launcher.run(train, context_flags(), __doc__, argv)
+    return launcher.run(train, define_flags(), __doc__, argv)
 
 
 def train(values: flags.FlagValues) -> None:

@@ -40,7 +40,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_string("prompt", "", "Text to continue; if empty, a new document begins.", flag_values=values)
     text = "Give the prompt as a user's message, by the model's chat template, and print the answer alone."
     flags.DEFINE_boolean("chat", False, text, flag_values=values)
-    flags.DEFINE_string("model", None, "One of the run's models; by default the first.", flag_values=values)
+    flags.DEFINE_string("model", None, "One of the run's models. Default: the first.", flag_values=values)
     define_tokenizer_flag(values)
     flags.DEFINE_integer("num_tokens", 400, "Tokens to add, unless the document ends earlier.", flag_values=values)
     define_sampling_flags(values)

@@ -71,7 +71,7 @@ def train(values: flags.FlagValues) -> None:
 
     results |= {
         "baselines": from_writer(lambda: baselines_of(data)),
-        "configuration": {"flags": given, "models": config["models"]},
+        "configuration": {name: config[name] for name in launcher.COMPARED},
         "data": data.fingerprint,
         "inputs": config["inputs"],
         "seed": values.seed,

@@ -69,7 +69,7 @@ def define_flags() -> flags.FlagValues:
     def define(kind: Any, name: str, default: Any, text: str) -> None:
         kind(name, default, text, flag_values=values)
 
-    define(define_path, "workdir", None, "Directory of this run.")
+    define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
     define_pretrained(values, OWN_MODEL)
     define(define_paths, "files", [], "Files to learn; also the words of the command line. Default: standard input.")
     define(flags.DEFINE_string, "text_column", "text", "Name of the column with texts.")

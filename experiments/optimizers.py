@@ -67,7 +67,12 @@ def define_flags() -> flags.FlagValues:
         return ", ".join(f"{value} for {task}" for task, value in defaults.items())
 
     define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
-    define(flags.DEFINE_list, "optimizers", None, f"To compare; without it all, in training {', '.join(OPTIMIZERS)}.")
+    define(
+        flags.DEFINE_list,
+        "optimizers",
+        None,
+        f"Optimizers to compare. Default: all, in training {', '.join(OPTIMIZERS)}.",
+    )
     define(flags.DEFINE_integer, "num_tasks", 16, "Tasks, one after the other.")
     define(flags.DEFINE_integer, "task_steps", 100, "Steps on each task.")
     define(flags.DEFINE_string, "task", "vit", "What to train: vit, a vision transformer, or lm, a language model.")
@@ -76,8 +81,8 @@ def define_flags() -> flags.FlagValues:
     define(define_path, "data", None, "Text file, directory or .jsonl. Default: Python's standard library.")
     define(flags.DEFINE_string, "model", "transformer", f"Language model, of {', '.join(MODEL_NAMES)}.")
     define(flags.DEFINE_integer, "seq_len", 64, "Bytes in a sequence.")
-    define(flags.DEFINE_integer, "steps", None, f"Steps of a run; without it {each(STEPS)}.")
-    define(flags.DEFINE_integer, "batch_size", None, f"Images or sequences; without it {each(BATCH_SIZES)}.")
+    define(flags.DEFINE_integer, "steps", None, f"Optimizer steps of a run. Default: {each(STEPS)}.")
+    define(flags.DEFINE_integer, "batch_size", None, f"Images or sequences in a batch. Default: {each(BATCH_SIZES)}.")
     define(flags.DEFINE_integer, "eval_every", 20, "Steps between evaluations; must divide --steps.")
     define(flags.DEFINE_float, "weight_decay", 0.1, "Decoupled weight decay; multiplied by the learning rate.")
     define(flags.DEFINE_integer, "points", 5, "Learning rates that each optimizer tries before its grid is extended.")

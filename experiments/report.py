@@ -1,10 +1,15 @@
 """One page of all results: a verdict on each claim of the paper, then every run with its tables and figures.
 
     python -m experiments.report --workdirs=runs/language,runs/mad,runs/few_shot --workdir=runs/report
+    python -m experiments.report --live --workdir=runs/first
 
 The page is written as report.md and as report.html, which holds its pictures. A claim holds where Hope is better than
 each model it is compared with by more than the standard deviations of both over seeds; it does not at this size where
 Hope is worse by more than that in one comparison; else, and without a run that decides, it cannot be told.
+
+With --live it is the page of one run while it trains, live.html in the run's workdir: loss, validation, norms of
+levels, memory, and where the time went. Open the file in a browser, which reads it anew by itself; nothing is served
+to a network. The command ends when the run does.
 """
 
 import sys
@@ -13,6 +18,7 @@ from absl import flags
 
 from experiments.common import launcher
 from experiments.common.path_flags import define_path, define_paths
+from experiments.reporting import live
 from experiments.reporting.claims import CLAIMS, verdict_of
 from experiments.reporting.page import Code, Heading, Part, Table, markdown, self_contained_html
 from experiments.reporting.runs import Rows, Run, command_of, read_run, tables
@@ -26,8 +32,12 @@ MARKDOWN, HTML = "report.md", "report.html"
 def define_flags() -> flags.FlagValues:
     """Defines the flags, without parsing them."""
     values = flags.FlagValues()
-    define_path("workdir", None, "Directory of the page, created if it does not exist. Required.", flag_values=values)
-    define_paths("workdirs", [], "Each the directory of a run whose results to show. Required.", flag_values=values)
+    workdir = "Directory of the page, created if it does not exist; with --live that of the run. Required."
+    define_path("workdir", None, workdir, flag_values=values)
+    runs = "Each the directory of a run whose results to show. Required without --live."
+    define_paths("workdirs", [], runs, flag_values=values)
+    flags.DEFINE_bool("live", False, "Shows the run in --workdir while it trains.", flag_values=values)
+    flags.DEFINE_integer("refresh", 10, "With --live, seconds between two versions of the page.", flag_values=values)
     return values
 
 
@@ -38,6 +48,14 @@ def main(argv: list[str] | None = None) -> int:
 def write(values: flags.FlagValues) -> None:
     """Writes the page, and prints the verdicts."""
     output = launcher.workdir_of(values)
+    launcher.check_range(values, "refresh", 1, 3600)
+    if values.live:
+        if values.workdirs:
+            raise InputError("--workdirs: not with --live, which shows the run in --workdir")
+        live.config_of(output)  # an error before the line that says what to open
+        print(f"Open {output / live.PAGE} in a browser.", flush=True)
+        print(f"The run has ended; its page is {live.watch(output, values.refresh)}")
+        return
     if not values.workdirs:
         raise InputError("--workdirs: none given; expected workdirs of launchers, as runs/mad,runs/niah")
     runs = [read_run(local_path(workdir)) for workdir in values.workdirs]

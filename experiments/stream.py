@@ -40,9 +40,9 @@ def define_flags() -> flags.FlagValues:
         kind(name, default, text, flag_values=values)  # type: ignore[operator]
 
     define(define_path, "workdir", None, "Directory of a run of experiments.language_model. Required.")
-    define(flags.DEFINE_string, "model", None, "One of the run's models; by default the first.")
+    define(flags.DEFINE_string, "model", None, "One of the run's models. Default: the first.")
     define_tokenizer_flag(values)
-    define(flags.DEFINE_integer, "every", None, "Number of tokens per line of output; by default one chunk.")
+    define(flags.DEFINE_integer, "every", None, "Tokens for each line of output. Default: one chunk.")
     define(flags.DEFINE_list, "freeze", [], "Levels that do not learn, such as mixers,cms_0.")
     define(flags.DEFINE_boolean, "fresh", False, "Start anew, whatever was saved before.")
     return values

@@ -80,7 +80,7 @@ DEFAULTS = {
 }
 
 
-def subjects_flags() -> flags.FlagValues:
+def define_flags() -> flags.FlagValues:
     """The flags of the language model's launcher with other defaults, and the flags of the streams."""
     values = flags_with_seeds("Runs of each model", DEFAULTS)
     remove_host_flags(values)
@@ -100,7 +100,7 @@ def subjects_flags() -> flags.FlagValues:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return launcher.run(train, subjects_flags(), __doc__, argv)
+    return launcher.run(train, define_flags(), __doc__, argv)
 
 
 def train(values: flags.FlagValues) -> None:

@@ -61,14 +61,14 @@ def define_flags() -> flags.FlagValues:
     )
     define(flags.DEFINE_list, "models", "hope,transformer", f"Models to compile, of {', '.join(MODEL_NAMES)}.")
     define(flags.DEFINE_string, "preset", "paper_760m", f"Size of the models: {', '.join(PRESETS)}.")
-    define(flags.DEFINE_string, "mesh", None, "Devices, as data:16,fsdp:16; without it all are on fsdp.")
+    define(flags.DEFINE_string, "mesh", None, "Devices, as data:16,fsdp:16. Default: all are on fsdp.")
     define(flags.DEFINE_integer, "seq_len", 4096, "Tokens in a sequence.")
-    define(flags.DEFINE_integer, "batch_size", None, "Sequences in a batch; without it one for each part of the mesh.")
+    define(flags.DEFINE_integer, "batch_size", None, "Sequences in a batch. Default: one for each part of the mesh.")
     define_mixer_option(values)
     define_cms_flags(values)
     define_compute_flags(values)
     define_optimizer_flags(values)
-    define(define_path, "workdir", None, "Directory of the run; made if need be. Required.")
+    define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
     return values
 
 

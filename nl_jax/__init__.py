@@ -4,7 +4,7 @@ from nl_jax._xla import disable_faulty_fusions
 from nl_jax.errors import Diverged, InputError, StorageError
 from nl_jax.levels import Level, Schedule
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 disable_faulty_fusions()  # none of the imports above asks for devices
 

@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import logging
 
@@ -86,6 +87,45 @@ def _take(descriptor: int, file: Path) -> bool:
     except OSError as error:
         logging.warning("%s: cannot be locked (%s); nothing keeps two runs from writing there", file, error.strerror)
         return False
+    return True
+
+
+class Owner(NamedTuple):
+    """A process that holds a lock."""
+
+    process: int
+    host: str
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs on this machine."""
+        return self.host == socket.gethostname()
+
+
+def owner(file: Path) -> Owner | None:
+    """The process that holds the lock of a file (see `locked`), or None if none does, or there is no such file.
+
+    A process that is being started is not disturbed: the lock is only looked at where its last holder still lives.
+    """
+    try:
+        pid, host = file.read_text(encoding="utf-8").split()
+        found = Owner(int(pid), host)
+    except (OSError, ValueError):
+        return None
+    if found.is_here and not _is_alive(found.process):
+        return None
+    if fcntl is not None:
+        with file.open("rb") as stream, contextlib.suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)  # fails while another one holds it
+            return None
+    return found
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)  # of another user
     return True
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -15,8 +16,8 @@ import nl_jax
 from experiments.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-BUILT_FROM = ("nl_jax", "experiments", "tests", "pyproject.toml", "MANIFEST.in")
-DOCUMENTS = ("README.md", "LICENSE", "CITATION.cff", "BUILD_NOTES.md")
+BUILT_FROM = ("nl_jax", "experiments", "tests", "docs", "pyproject.toml", "MANIFEST.in")
+DOCUMENTS = ("README.md", "LICENSE", "CITATION.cff", "BUILD_NOTES.md", "CHANGELOG.md", "mkdocs.yml")
 
 
 def sources(*folders: str) -> set[str]:
@@ -28,6 +29,17 @@ def test_the_citation_is_of_this_version():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert re.findall(r"^version: (.*)$", citation, re.MULTILINE) == [nl_jax.__version__]
     assert "2512.24695" in citation
+
+
+def test_the_changelog_begins_with_this_version_and_python_versions_are_declared_once():
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (.*)$", changes, re.MULTILINE)[0] == nl_jax.__version__
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    assert declared[0] == project["requires-python"].removeprefix(">=")
+    assert all(version in (ROOT / ".ci" / "wheel").read_text(encoding="utf-8") for version in declared)
+    hosts = {url.split("/")[2] for url in project["urls"].values()}
+    assert hosts == {"arxiv.org"}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +99,8 @@ def test_the_sdist_holds_the_tests_and_documents(built):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert sources("nl_jax", "experiments", "tests") | {*DOCUMENTS} <= names
+    assert sources("nl_jax", "experiments", "tests", "docs") | {*DOCUMENTS} <= names
+    assert {"docs/how_to/add_a_mixer.md", "experiments/figures/compare.png"} <= names
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ CONFIG = "config.json"
 RESULTS = "results.json"
 LOCK = ".nl_jax.lock"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+REPEATED = ";\n    repeat this option to specify a list of values"  # what absl adds, also behind a full stop
 COMPARED = ("flags", "data", "models")  # parts of the configuration that must be unchanged when a run resumes
 # Locks held by the running launchers, the innermost last; the first entry is for functions called without a launcher.
 _LOCKS = [contextlib.ExitStack()]
@@ -356,8 +357,8 @@ def check_same(workdir: Path, what: str, stored: Mapping[str, Any], given: Mappi
 def _help(description: str, values: flags.FlagValues) -> str:
     lines = [description.strip(), "", "Flags:"]
     for name in values:
-        default = values[name].default_as_str
-        lines.append(f"  --{name}: {values[name].help}" + (f" Default: {default}." if default else ""))
+        ending = f" Default: {default}." if (default := values[name].default_as_str) else ""
+        lines.append(f"  --{name}: {str(values[name].help).removesuffix(REPEATED)}{ending}")
     return "\n".join(lines)
 
 

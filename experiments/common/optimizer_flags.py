@@ -23,8 +23,8 @@ def define_optimizer_flags(values: flags.FlagValues, default: str = "adamw") -> 
         f"{', '.join(map(rates, OPTIMIZERS))}."
     )
     flags.DEFINE_enum("optimizer", default, OPTIMIZERS, optimizer, flag_values=values)
-    others = "Peak learning rate of all parameters but hidden matrices. Without it the optimizer's default."
-    hidden = "Peak learning rate of hidden matrices. Without it the optimizer's default; with adamw --learning_rate."
+    others = "Peak learning rate of all parameters but hidden matrices. Default: the optimizer's."
+    hidden = "Peak learning rate of hidden matrices. Default: the optimizer's; with adamw --learning_rate."
     flags.DEFINE_float("learning_rate", None, others, flag_values=values)
     flags.DEFINE_float("matrix_learning_rate", None, hidden, flag_values=values)
 
@@ -43,7 +43,7 @@ def define_schedule_flags(values: flags.FlagValues) -> None:
         f"Learning rates after the warm-up, one of {', '.join(SCHEDULES)}. Only a run whose rate is constant so far "
         "(constant, or wsd before the decay in its last fifth) can be given more --steps."
     )
-    warmup = "Steps until the peak learning rate. Without it a tenth of --steps with cosine, else 100."
+    warmup = "Steps until the peak learning rate. Default: a tenth of --steps with cosine, else 100."
     flags.DEFINE_enum("schedule", "cosine", SCHEDULES, schedule, flag_values=values)
     flags.DEFINE_integer("warmup_steps", None, warmup, lower_bound=0, flag_values=values)
 

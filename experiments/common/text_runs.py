@@ -51,7 +51,7 @@ def define_flags() -> flags.FlagValues:
     def define(kind: Any, name: str, default: Any, text: str) -> None:
         kind(name, default, text, flag_values=values)
 
-    define(define_path, "workdir", None, "Directory of the run; made if need be. Required.")
+    define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
     define(flags.DEFINE_list, "models", "hope,transformer", f"Models to train, of {', '.join(MODEL_NAMES)}.")
     define(flags.DEFINE_string, "preset", "tiny", f"Size of the models: {', '.join(PRESETS)}.")
     define_mixer_option(values)
@@ -77,7 +77,7 @@ def define_flags() -> flags.FlagValues:
         "mesh",
         None,
         "Devices, as data:2,fsdp:2,tensor:1,sequence:2: data and fsdp split the batch, fsdp also the parameters, "
-        "tensor heads, sequence tokens; without it all split the batch, on CPU as many cores as divide it.",
+        "tensor heads, sequence tokens. Default: all split the batch, on CPU as many cores as divide it.",
     )
     define_host_flags(values)
     return values
@@ -105,10 +105,10 @@ def define_data_flags(values: flags.FlagValues) -> None:
         kind(name, default, text, flag_values=values)
 
     kinds = "plain text, .jsonl, .ndjson or .json, each also as .gz or .zst"
-    define(define_path, "data", None, f"Text file or directory ({kinds}); without it Python's standard library.")
+    define(define_path, "data", None, f"Text file or directory ({kinds}). Default: Python's standard library.")
     define(flags.DEFINE_string, "text_key", "text", "Key of the text in JSON objects.")
     define(flags.DEFINE_boolean, "skip_bad", False, "Leave out, and count, what cannot be read as text.")
-    define(define_path, "tokenizer", None, "Hugging Face tokenizer.json; without it bytes are the tokens.")
+    define(define_path, "tokenizer", None, "Hugging Face tokenizer.json. Default: bytes are the tokens.")
     flags.DEFINE_enum(
         "document_boundaries",
         "carry",

@@ -92,7 +92,7 @@ def define_flags() -> flags.FlagValues:
     def define(kind: Any, name: str, default: Any, text: str) -> None:
         kind(name, default, text, flag_values=values)
 
-    define(define_path, "workdir", None, "Directory of this run.")
+    define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
     define(define_path, "data_dir", None, "Directory with the folders clinc150, banking77 and dbpedia.")
     define_pretrained(values)
     define(define_path, "cache_dir", None, "Directory of extracted features, which runs may share. Default: workdir.")

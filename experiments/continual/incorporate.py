@@ -83,7 +83,7 @@ def define_flags() -> flags.FlagValues:
     def define(kind: Any, name: str, default: Any, text: str) -> None:
         kind(name, default, text, flag_values=values)
 
-    define(define_path, "workdir", None, "Directory of this run.")
+    define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
     define_pretrained(values)
     define(define_path, "text", None, "File of plain text to read instead of a generated document.")
     define(define_path, "questions", None, "JSONL file with question and answer in each row, about --text.")

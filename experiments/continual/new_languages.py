@@ -84,7 +84,7 @@ def define_flags() -> flags.FlagValues:
     def define(kind: Any, name: str, default: Any, text: str) -> None:
         kind(name, default, text, flag_values=values)
 
-    define(define_path, "workdir", None, "Directory of this run.")
+    define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
     define_pretrained(values)
     for name in ("pairs_a", "pairs_b"):
         text = (

@@ -89,9 +89,9 @@ def source_of(haystack: str | None, tokenizer: str | None, words: frozenset[str]
 
 def define_text_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the text and of its tokens."""
-    text = "File with the text around what is hidden, such as a book; default: Python's own documentation."
+    text = "File with the text around what is hidden, such as a book. Default: Python's own documentation."
     define_path("haystack", None, text, flag_values=values)
-    text = "A tokenizer.json file, or the word bytes; default: a closed vocabulary of words."
+    text = "A tokenizer.json file, or the word bytes. Default: a closed vocabulary of words."
     define_path("tokenizer", None, text, flag_values=values)
 
 

@@ -30,7 +30,7 @@ def text_of(path: str | None) -> TextData:
 
 def define_data_flag(values: flags.FlagValues) -> None:
     """Adds --data."""
-    text = "Text file or directory; without it Python's standard library."
+    text = "Text file or directory. Default: Python's standard library."
     define_path("data", None, text, flag_values=values)
 
 

@@ -31,11 +31,11 @@ def define_flags() -> flags.FlagValues:
     define_tokenizer_flag(values)
     flags.DEFINE_list("tasks", [], "Tasks or groups of tasks by name. Required.", flag_values=values)
     define_path("tasks_dir", None, "Directory with YAML files of further tasks.", flag_values=values)
-    text = "Examples of each task at most; by default all."
+    text = "Examples of each task at most. Default: all."
     flags.DEFINE_integer("limit", None, text, flag_values=values)
-    text = "Solved examples before each question; by default what the task says."
+    text = "Solved examples before each question. Default: what the task says."
     flags.DEFINE_integer("num_fewshot", None, text, flag_values=values)
-    text = "Tokens of a text at most; by default what the model was trained with."
+    text = "Tokens of a text at most. Default: what the model was trained with."
     flags.DEFINE_integer("max_length", None, text, flag_values=values)
     flags.DEFINE_integer("batch_size", 8, "Texts that are read together; no result depends on it.", flag_values=values)
     flags.DEFINE_boolean("chat", False, "Ask by the model's chat template, as a user.", flag_values=values)

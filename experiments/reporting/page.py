@@ -14,7 +14,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto
 table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 0.85rem; margin: 1rem 0 }
 th, td { padding: 0.25rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums }
 th:first-child, td:first-child { text-align: left } th { border-bottom: 2px solid #888 }
-img { max-width: 100% }
+img, svg { max-width: 100%; height: auto }
 code { background: #f4f4f4; padding: 0.1rem 0.3rem; font-size: 0.85rem; overflow-wrap: anywhere }
 """
 
@@ -38,7 +38,13 @@ class Table(NamedTuple):
     rows: Rows
 
 
-Part = Heading | Code | Table | Path | str  # a path is a PNG picture, a string a paragraph
+class Picture(NamedTuple):
+    """A picture as SVG, for HTML only."""
+
+    svg: str
+
+
+Part = Heading | Code | Table | Picture | Path | str  # a path is a PNG picture, a string a paragraph
 
 
 def markdown(parts: Sequence[Part], directory: Path) -> str:
@@ -58,15 +64,18 @@ def _markdown(part: Part, directory: Path) -> str:
             return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], line, *cells[1:]))
         case Path():
             return f"![{part.stem}]({Path(os.path.relpath(part, directory)).as_posix()})"
+        case Picture():
+            return ""
     return part
 
 
-def self_contained_html(parts: Sequence[Part], title: str) -> str:
-    """The page as one HTML file, with its pictures inside."""
+def self_contained_html(parts: Sequence[Part], title: str, refresh: int | None = None) -> str:
+    """The page as one HTML file, with its pictures inside; a browser reads it anew every ``refresh`` seconds."""
     body = "\n".join(map(_html, parts))
+    again = "" if refresh is None else f'<meta http-equiv="refresh" content="{refresh}">\n'
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
-        f'<meta name="viewport" content="width=device-width">\n<style>{STYLE}</style>\n{body}\n</html>\n'
+        f'<meta name="viewport" content="width=device-width">\n{again}<style>{STYLE}</style>\n{body}\n</html>\n'
     )
 
 
@@ -78,6 +87,8 @@ def _html(part: Part) -> str:
             return f"<p><code>{html.escape(text)}</code></p>"
         case Table(rows):
             return "<table>" + "".join(_row(row, "td" if i else "th") for i, row in enumerate(rows)) + "</table>"
+        case Picture(svg):
+            return f"<p>{svg}</p>"
         case Path():
             content = base64.b64encode(part.read_bytes()).decode()
             return f'<p><img alt="{html.escape(part.stem)}" src="data:image/png;base64,{content}"></p>'

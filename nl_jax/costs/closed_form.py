@@ -53,6 +53,13 @@ def forward_flops(config: LanguageModelConfig, batch_size: int, length: int) -> 
         to keys), ``decay``, ``gram``, ``solve`` (right side, inverse, and their product; of Mesa all iterations),
         ``writes`` and ``reads``. An LSTM has ``recurrence``, of its state to its gates,
         and Atlas ``orthogonalisation``, of each chunk's updates.
+
+    Examples:
+        >>> from nl_jax.costs import forward_flops
+        >>> from nl_jax.models import named_config
+        >>> parts = forward_flops(named_config("delta_net", "tiny"), batch_size=1, length=128)
+        >>> parts["unembedding"] == 2 * 128 * 128 * 257  # tokens, width, vocabulary
+        True
     """
     mixer: Any = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0))).blocks.mixer
     tokens, width = batch_size * length, config.width

@@ -68,6 +68,12 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> Flops:
     Raises:
         NotImplementedError: for a while loop with floating-point operations, since the jaxpr does not hold the number
             of iterations, and for primitives without a rule: FFT, most decompositions.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from nl_jax.costs import count_flops
+        >>> count_flops(lambda a, b: a @ b + 1.0, jnp.ones((2, 3)), jnp.ones((3, 4)))
+        Flops(matrix=48, elementwise=8)
     """
     return _jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
 

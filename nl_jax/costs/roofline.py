@@ -28,6 +28,7 @@ CHIPS = {
     "v6e": Chip(918e12, 31.25 * 2**30, 1.64e12, 4 * 9e10, 1.75e9),
     "h100": Chip(989e12, 79.6 * 2**30, 3.35e12, 4.5e11),
 }
+"""What one chip can do, by its name: peaks that the makers publish, in operations, bytes and bytes per second."""
 
 
 class Roofline(NamedTuple):
@@ -56,5 +57,11 @@ def roofline(chip: Chip, flops: float, memory_bytes: float, network_bytes: float
         flops: operations of matrix products.
         memory_bytes: read from and written to the main memory.
         network_bytes: received from other chips.
+
+    Examples:
+        >>> from nl_jax.costs import CHIPS, roofline
+        >>> bound = roofline(CHIPS["v5e"], flops=197e12, memory_bytes=1e9, network_bytes=0)
+        >>> bound.seconds, bound.limit
+        (1.0, 'compute')
     """
     return Roofline(flops / chip.flops, memory_bytes / chip.memory_bandwidth, network_bytes / chip.network_bandwidth)

@@ -125,6 +125,7 @@ LABELLED_DATA: dict[str, Callable[[Path], LabelledData]] = {
     "banking77": _from_csv("banking77", "category"),
     "dbpedia": _from_csv("dbpedia", "label"),
 }
+"""How each data set of labelled texts is read from the folder that holds its files."""
 
 
 def _labelled(name: str, file: Path, test_file: Path, train: Sequence[Row], test: Sequence[Row]) -> LabelledData:

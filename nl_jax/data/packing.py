@@ -17,6 +17,7 @@ from nl_jax.data.tokenizer import Tokenizer
 from nl_jax.errors import InputError
 
 BOUNDARIES = ("carry", "reset")
+"""What happens to the state at the end of a document: it is carried into the next one, or reset."""
 Batch = dict[str, np.ndarray]
 
 

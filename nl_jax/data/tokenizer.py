@@ -46,7 +46,14 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """Every byte is a token: ids 0 to 255 are bytes, and 256 is the separator."""
+    """Every byte is a token: ids 0 to 255 are bytes, and 256 is the separator.
+
+    Examples:
+        >>> from nl_jax.data import ByteTokenizer
+        >>> ids, lengths = ByteTokenizer().encode("né".encode())
+        >>> ids.tolist(), ByteTokenizer().decode(ids)
+        ([110, 195, 169], 'né')
+    """
 
     vocab_size = 257
     separator_id = 256
@@ -188,7 +195,13 @@ class HuggingFaceTokenizer:
 
 
 def load_tokenizer(path: str | None = None) -> Tokenizer:
-    """Loads the ``tokenizer.json`` at ``path``, with the errors of `HuggingFaceTokenizer`; ``None`` gives bytes."""
+    """Loads the ``tokenizer.json`` at ``path``, with the errors of `HuggingFaceTokenizer`; ``None`` gives bytes.
+
+    Examples:
+        >>> from nl_jax.data import load_tokenizer
+        >>> load_tokenizer().vocab_size  # bytes and a separator
+        257
+    """
     return ByteTokenizer() if path is None else HuggingFaceTokenizer(path)
 
 

@@ -14,6 +14,11 @@ def gzip_bits_per_byte(text: bytes) -> float:
 
     Raises:
         InputError: if ``text`` is empty.
+
+    Examples:
+        >>> from nl_jax.evaluation import gzip_bits_per_byte
+        >>> gzip_bits_per_byte(b"a" * 10_000) < 0.1
+        True
     """
     _check_not_empty(text)
     return 8 * len(gzip.compress(text, compresslevel=9, mtime=0)) / len(text)
@@ -32,6 +37,11 @@ def bigram_bits_per_byte(train: bytes, test: bytes) -> float:
 
     Raises:
         InputError: if ``test`` is empty.
+
+    Examples:
+        >>> from nl_jax.evaluation import bigram_bits_per_byte
+        >>> bigram_bits_per_byte(b"ab" * 5_000, b"ab" * 100) < 0.1
+        True
     """
     _check_not_empty(test)
     unigram = np.bincount(np.frombuffer(train, np.uint8), minlength=256) + 1.0

@@ -21,6 +21,14 @@ def accuracy_matrix(
         correct: for each i, which of all test texts are answered correctly after task i; those of later tasks do not
             count.
         task_of_text: the task of each test text; every task has some.
+
+    Examples:
+        >>> import numpy as np
+        >>> from nl_jax.evaluation import accuracy_matrix
+        >>> correct = [np.array([True, True, False]), np.array([True, False, True])]  # after task 0, after task 1
+        >>> print(accuracy_matrix(correct, np.array([0, 0, 1])))
+        [[1.  nan]
+         [0.5 1. ]]
     """
     tasks = len(correct)
     matrix = np.full((tasks, tasks), np.nan)
@@ -51,6 +59,12 @@ def forgetting(matrix: Matrix) -> float:
     .. math:: F = \frac{1}{T-1} \sum_{j<T} \left( \max_{j \le i \le T} R_{ij} - R_{Tj} \right)
 
     Some of it is no forgetting at all: more classes compete. `forgetting_beyond` leaves that part out.
+
+    Examples:
+        >>> import numpy as np
+        >>> from nl_jax.evaluation import forgetting
+        >>> forgetting(np.array([[1.0, np.nan], [0.5, 1.0]]))  # of the first task half is lost
+        0.5
     """
     if len(matrix) < 2:
         return 0.0
@@ -61,6 +75,13 @@ def forgetting_beyond(matrix: Matrix, reference: Matrix) -> float:
     """Forgetting minus that of a reference on the same stream, such as exact least squares, which forgets no example.
 
     What exact least squares loses on old tasks it loses because more classes compete for the answer.
+
+    Examples:
+        >>> import numpy as np
+        >>> from nl_jax.evaluation import forgetting_beyond
+        >>> ours, exact = (np.array([[1.0, np.nan], [last, 1.0]]) for last in (0.5, 0.75))
+        >>> forgetting_beyond(ours, exact)
+        0.25
     """
     return forgetting(matrix) - forgetting(reference)
 
@@ -78,7 +99,15 @@ def newest_accuracy(matrix: Matrix) -> float:
 
 
 def continual_metrics(matrix: Matrix, sizes: Sequence[int] | Int[np.ndarray, "T"]) -> dict[str, float]:
-    """All metrics of a stream by name; ``sizes`` are the numbers of test texts of the tasks."""
+    """All metrics of a stream by name; ``sizes`` are the numbers of test texts of the tasks.
+
+    Examples:
+        >>> import numpy as np
+        >>> from nl_jax.evaluation import continual_metrics
+        >>> metrics = continual_metrics(np.array([[1.0, np.nan], [0.5, 1.0]]), sizes=[10, 30])
+        >>> metrics["last_accuracy"], metrics["forgetting"]
+        (0.875, 0.5)
+    """
     return {
         "last_accuracy": total_last_accuracy(matrix, sizes),
         "mean_last_accuracy": mean_last_accuracy(matrix),

@@ -45,7 +45,14 @@ def bits_by_position(model: PyTree, data: EvaluationSet, mesh: Mesh) -> Float[np
 
 
 def octaves(by_position: Float[np.ndarray, " T"], first: int = 64) -> list[tuple[int, float]]:
-    """Means over the first ``first`` positions, the next as many, the next twice as many, ..., each with its end."""
+    """Means over the first ``first`` positions, the next as many, the next twice as many, ..., each with its end.
+
+    Examples:
+        >>> import numpy as np
+        >>> from nl_jax.evaluation import octaves
+        >>> octaves(np.array([4.0, 4.0, 3.0, 3.0, 2.0, 2.0, 2.0, 2.0]), first=2)
+        [(2, 4.0), (4, 3.0), (8, 2.0)]
+    """
     ends = [first]
     while ends[-1] < len(by_position):
         ends.append(2 * ends[-1])

@@ -10,27 +10,6 @@ One step of a schedule takes the data of one step and does two things:
 
 ``run`` makes many steps. It uses nested scans without conditions, one for each period, as far as the periods divide
 each other, and ``lax.cond`` for the other levels. The result is the same as that of single steps.
-
-In this example a memory learns with keys that a slower level projects, and that level learns from the memory's errors:
-
-    >>> import jax, jax.numpy as jnp, optax
-    >>> from nl_jax import Schedule
-    >>> from nl_jax.levels import Pair, from_memory, from_optax
-    >>> from nl_jax.memory import Architecture
-    >>> memory = from_memory("memory", Architecture(4, 4), period=4)  # learns keys and values, every 4 tokens
-    >>> slow = from_optax("keys", optax.adam(1e-2), jnp.eye(4), period=8)  # the projection that makes the keys
-    >>> def flow(read, x):
-    ...     def surprise(projection):
-    ...         return jnp.sum((read("memory", (x @ projection)[None])[0] - x) ** 2)
-    ...     return {"memory": Pair(x @ read("keys"), x), "keys": jax.grad(surprise)(read("keys"))}
-    >>> schedule = Schedule([memory, slow], flow)
-    >>> xs = jax.random.normal(jax.random.key(0), (16, 4))
-    >>> state = schedule.run(schedule.init(jax.random.key(1), xs[0]), xs)
-    >>> schedule.order
-    (('memory',), ('keys',))
-    >>> print(schedule.table(16))
-    memory  ···█···█···█···█
-    keys    ·······█·······█
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Flow = Callable[[Callable[..., PyTree], PyTree], Any]
+"""``flow(read, data)`` returns the context of each level by name, or ``(contexts, aux)``; see `Schedule`."""
 Levels = dict[str, Any]  # a value for each level, by name
 
 
@@ -75,6 +55,27 @@ class Schedule:
 
     Raises:
       ValueError: if there is no level, two levels share a name or parameters, or no order satisfies what levels need.
+
+    Examples:
+      A memory learns with keys that a slower level projects, and that level learns from the memory's errors:
+
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from nl_jax.levels import Pair, Schedule, from_memory, from_optax
+      >>> from nl_jax.memory import Architecture
+      >>> memory = from_memory("memory", Architecture(4, 4), period=4)  # learns keys and values, every 4 tokens
+      >>> slow = from_optax("keys", optax.adam(1e-2), jnp.eye(4), period=8)  # the projection that makes the keys
+      >>> def flow(read, x):
+      ...     def surprise(projection):
+      ...         return jnp.sum((read("memory", (x @ projection)[None])[0] - x) ** 2)
+      ...     return {"memory": Pair(x @ read("keys"), x), "keys": jax.grad(surprise)(read("keys"))}
+      >>> schedule = Schedule([memory, slow], flow)
+      >>> xs = jax.random.normal(jax.random.key(0), (16, 4))
+      >>> state = schedule.run(schedule.init(jax.random.key(1), xs[0]), xs)
+      >>> schedule.order
+      (('memory',), ('keys',))
+      >>> print(schedule.table(16))
+      memory  ···█···█···█···█
+      keys    ·······█·······█
     """
 
     levels: Sequence[Level]
@@ -110,7 +111,6 @@ class Schedule:
         Level A precedes B if A's frequency is higher, or if both are equal and B needs A's state at the same step.
         Levels of which neither precedes the other share a group.
         """
-
         return composition.order(self.levels, self)
 
     @cached_property

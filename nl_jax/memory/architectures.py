@@ -36,6 +36,13 @@ class Architecture:
 
     Raises:
       ValueError: for sizes below 1, or options that the depth or the sizes exclude.
+
+    Examples:
+      >>> from nl_jax.memory import Architecture
+      >>> Architecture(8, 8).shapes()  # a matrix
+      ((8, 8),)
+      >>> Architecture(8, 8, hidden=32, depth=2, residual=True).shapes()  # an MLP
+      ((8, 32), (1, 32, 8))
     """
 
     size_in: int

@@ -6,6 +6,7 @@ from nl_jax.memory.architectures import Architecture
 from nl_jax.memory.objectives import OBJECTIVES, Objective
 
 RULES = ("implicit", "normalized", "paper")
+"""Names of the learning rules: the exact implicit step, a step of bounded length, and the paper's explicit step."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,12 @@ def memory_of(
 
     Raises:
       ValueError: for an unknown name.
+
+    Examples:
+      >>> from nl_jax.memory import Architecture, memory_of
+      >>> memory = memory_of(Architecture(4, 4), chunk_size=16, objective="huber", rule="normalized")
+      >>> memory.rule.form, memory.objective.linear, memory.chunk_size
+      ('normalized', None, 16)
     """
     if isinstance(objective, str):
         if objective not in OBJECTIVES:

@@ -14,7 +14,8 @@ from nl_jax.memory.recurrence import Chunk, Decay, end_of_chunk, read_chunk, sol
 from nl_jax.memory.rules import WRITES, LayerInputs, Write, non_expansive
 from nl_jax.ops import ChunkMaps, matmul, squared_lengths
 
-Layers = tuple[Array, ...]  # weights [..., in, out] of each layer
+Layers = tuple[Array, ...]
+"""Weights [..., in, out] of each layer."""
 
 
 class Weights(NamedTuple):

@@ -27,8 +27,10 @@ class Objective(NamedTuple):
     curvature: float
 
 
-dot_product = Objective(lambda answer, value: -value, linear=0.0, curvature=1.0)  # L = -⟨answer, value⟩, Eq. 64
-l2 = Objective(lambda answer, value: 2.0 * (answer - value), linear=2.0, curvature=2.0)  # L = ‖answer - value‖², Eq. 65
+dot_product = Objective(lambda answer, value: -value, linear=0.0, curvature=1.0)
+"""L = -⟨answer, value⟩ (Eq. 64)."""
+l2 = Objective(lambda answer, value: 2.0 * (answer - value), linear=2.0, curvature=2.0)
+"""L = ‖answer - value‖² (Eq. 65)."""
 
 
 def lp(p: float) -> Objective:
@@ -36,6 +38,13 @@ def lp(p: float) -> Objective:
 
     Raises:
       ValueError: for another p.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import lp
+      >>> gradient = lp(1.5).gradient(jnp.array([4.0, 1.0]), jnp.zeros(2))
+      >>> print(gradient.round(2))  # of an error that is four times as large twice as much
+      [3.  1.5]
     """
     if not 1.0 < p <= 2.0:
         raise ValueError(f"p={p} must be in (1, 2]")
@@ -56,6 +65,12 @@ def huber(threshold: float) -> Objective:
 
     Raises:
       ValueError: for a threshold that is not positive.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import huber
+      >>> print(huber(0.5).gradient(jnp.array([0.1, 0.0]), jnp.zeros(2)))  # within the threshold, as L2
+      [0.2 0. ]
     """
     if not threshold > 0.0:
         raise ValueError(f"threshold={threshold} must be positive")
@@ -69,3 +84,4 @@ def huber(threshold: float) -> Objective:
 
 
 OBJECTIVES = {"dot_product": dot_product, "l2": l2, "lp": lp(1.5), "huber": huber(0.5)}
+"""The objectives by name."""

@@ -237,6 +237,17 @@ def chunk_update(
 
     Raises:
       ValueError: if the shapes do not fit.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import chunk_update, sequential_update
+      >>> W, S, x, g = jnp.eye(2), jnp.zeros((2, 2)), jnp.eye(2)[None, 0].repeat(3, 0), jnp.ones((3, 2))
+      >>> rates = {"eta": 0.5, "alpha": 0.9, "mu": 0.1, "beta": 0.5}
+      >>> rates = {name: jnp.full(3, value) for name, value in rates.items()}
+      >>> closed, _ = chunk_update(W, S, x, g, **rates)
+      >>> token_by_token, _ = sequential_update(W, S, x, g, **rates)
+      >>> bool(jnp.allclose(closed, token_by_token, atol=1e-6))
+      True
     """
     check_shapes(W, S, x, g, {"eta": eta, "alpha": alpha, "mu": mu, "beta": beta}, w0)
     delta_w = jnp.swapaxes(W if w0 is None else W - w0, -1, -2)

@@ -52,6 +52,13 @@ class LanguageModelConfig:
         neither forward mode nor a second derivative. So "auto" is "xla" where the CMS learns in context, and "xla" is
         what code needs that differentiates a model twice on an accelerator. On a GPU attention is cuDNN's with all
         three (``causal_attention``).
+
+    Examples:
+      >>> from nl_jax.models import LanguageModelConfig
+      >>> sizes = {"width": 8, "num_layers": 2, "num_heads": 1, "mlp_hidden": 16}
+      >>> config = LanguageModelConfig(mixer="titans", vocab_size=10, **sizes)
+      >>> LanguageModelConfig.from_json(config.to_json()) == config
+      True
     """
 
     mixer: str

@@ -44,6 +44,19 @@ class LanguageModel(nnx.Module):
 
     The parameters of the blocks are stacked on a leading axis. A deep stack runs as one ``jax.lax.scan``, so compile
     time does not grow with depth. The module is a pytree of parameters, and a call never changes it.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from nl_jax.models import LanguageModel, LanguageModelConfig
+      >>> sizes = {"width": 8, "num_layers": 1, "num_heads": 1, "mlp_hidden": 16, "chunk_size": 4}
+      >>> config = LanguageModelConfig(mixer="delta_net", vocab_size=10, **sizes)
+      >>> model = LanguageModel(config, rngs=nnx.Rngs(0))
+      >>> tokens = jnp.arange(8)[None]
+      >>> logits, state = model(tokens[:, :4])
+      >>> more, state = model(tokens[:, 4:], state)  # the same text goes on
+      >>> logits.shape, more.shape
+      ((1, 4, 10), (1, 4, 10))
     """
 
     def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):

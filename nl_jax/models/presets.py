@@ -45,6 +45,7 @@ PRESETS: dict[str, Preset] = {
     "paper_760m": Preset(760_000_000, 32_000, 1536, 24, 12, 16),
     "paper_1_3b": Preset(1_300_000_000, 32_000, 2048, 24, 16, 16),
 }
+"""Sizes of models by name, from one million parameters to the paper's 760 million and 1.3 billion."""
 
 # Hope, its variants and controls; then every mixer under its own name, followed by one feed-forward block.
 MODELS: dict[str, dict[str, Any]] = {
@@ -61,11 +62,18 @@ MODELS: dict[str, dict[str, Any]] = {
     **{name: {"mixer": name} for name in MIXERS},
 }
 MODEL_NAMES = tuple(MODELS)
+"""Names of the models: Hope, its variants and controls, the Transformer, and every mixer under its own name."""
 PLAIN_ATTENTION = ("transformer", "hope_attention", "attention", "sliding_window_attention")
 
 
 def count_parameters(config: LanguageModelConfig, build: Callable[..., Any] = LanguageModel) -> int:
-    """Number of parameters of ``build(config, rngs=rngs)``, computed from shapes alone."""
+    """Number of parameters of ``build(config, rngs=rngs)``, computed from shapes alone.
+
+    Examples:
+      >>> from nl_jax.models import count_parameters, named_config
+      >>> count_parameters(named_config("transformer", "tiny"))
+      1000192
+    """
     model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
@@ -84,6 +92,12 @@ def named_config(model: str, preset: str, vocab_size: int | None = None, **overr
 
     Raises:
       InputError: for an unknown name, or if the sizes leave no parameters for the feed-forward blocks.
+
+    Examples:
+      >>> from nl_jax.models import count_parameters, named_config
+      >>> config = named_config("hope", "tiny", chunk_size=32)
+      >>> config.mixer, config.width, config.cms_periods, count_parameters(config)
+      ('self_modifying_titans', 128, (1, 4), 1004304)
     """
     if model not in MODELS:
         raise InputError(f"unknown model {model!r}; expected one of {', '.join(MODELS)}")

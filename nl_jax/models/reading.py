@@ -31,6 +31,20 @@ def read(
 
     Raises:
       ValueError: if the length does not fit the periods.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from nl_jax.models import LanguageModel, LanguageModelConfig, read
+      >>> sizes = {"width": 8, "num_layers": 1, "num_heads": 1, "mlp_hidden": 16, "chunk_size": 4}
+      >>> levels = {"cms_periods": (4, 8), "cms_regime": "online"}  # feed-forward blocks that learn from what they read
+      >>> config = LanguageModelConfig(mixer="delta_net", vocab_size=10, **sizes, **levels)
+      >>> model = LanguageModel(config, rngs=nnx.Rngs(0))
+      >>> text = jnp.arange(8)[None]
+      >>> logits, state = read(model, text)
+      >>> again, state = read(model, text, state)  # a model that has learned from it before
+      >>> logits.shape, bool(jnp.allclose(logits, again))
+      ((1, 8, 10), False)
     """
     if not learns_in_context(model):
         return model(tokens, state)

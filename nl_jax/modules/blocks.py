@@ -29,6 +29,17 @@ class Block(nnx.Module):
       mixer: the sequence mixer.
       cms: the feed-forward part.
       norm_epsilon: of the mixer's norm.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from nl_jax.modules import Block, ContinuumMemory, mixer
+      >>> rngs = nnx.Rngs(0)
+      >>> memory = mixer("linear_attention", width=8, num_heads=1, chunk_size=4, rngs=rngs)
+      >>> block = Block(8, memory, ContinuumMemory(8, 32, rngs=rngs), rngs=rngs)
+      >>> y, state = block(jnp.ones((2, 5, 8)), block.init_state(2))
+      >>> y.shape
+      (2, 5, 8)
     """
 
     def __init__(self, width: int, mixer: Mixer, cms: ContinuumMemory, *, norm_epsilon: float = 1e-6, rngs: nnx.Rngs):

@@ -63,6 +63,14 @@ class ContinuumMemory(nnx.Module):
         "nested_first_order" is "nested" whose slow levels take first-order gradients of where faster ones start;
         "independent" (Eq. 74) blocks see the same input, and a learned weighted sum combines them.
       norm_epsilon: of the blocks' norms.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from nl_jax.modules import ContinuumMemory
+      >>> cms = ContinuumMemory(8, 32, periods=(1, 4), rngs=nnx.Rngs(0))
+      >>> cms(jnp.ones((2, 5, 8))).shape, len(cms.levels)
+      ((2, 5, 8), 2)
     """
 
     def __init__(

@@ -46,6 +46,15 @@ def blockwise_attention(
     Raises:
       ValueError: for fewer keys than queries, a number of heads that keys' heads do not divide, or a window or block
         size below 1.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from nl_jax.ops import blockwise_attention
+      >>> x = jax.random.normal(jax.random.key(0), (1, 6, 2, 4))  # [batch, time, heads, head_dim]
+      >>> one = blockwise_attention(x, x, x)
+      >>> other = jax.nn.dot_product_attention(x, x, x, is_causal=True)
+      >>> bool(jnp.allclose(one, other, atol=1e-5))
+      True
     """
     time, keys = query.shape[1], key.shape[1]
     if query.shape[2] % key.shape[2]:

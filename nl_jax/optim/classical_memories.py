@@ -76,7 +76,17 @@ def momentum_memories(decay: float = 0.9) -> Arguments:
 
 
 def adam_memories(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Arguments:
-    """``optax.adam``: M and V are averages, λ = eps P (Eq. 101-108)."""
+    """``optax.adam``: M and V are averages, λ = eps P (Eq. 101-108).
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from nl_jax.optim import adam_memories, generalized_momentum
+      >>> ours, theirs = generalized_momentum(0.1, *adam_memories()), optax.adam(0.1)
+      >>> params, gradient = jnp.zeros(2), jnp.array([1.0, -3.0])
+      >>> (a, _), (b, _) = (tx.update(gradient, tx.init(params), params) for tx in (ours, theirs))
+      >>> bool(jnp.allclose(a, b, rtol=1e-4))
+      True
+    """
     m = regression(
         value=lambda c: jnp.sqrt(c.memories[1]) * c.memories[0],
         penalty=lambda c: c.memories[1] + eps * jnp.sqrt(c.memories[1]),

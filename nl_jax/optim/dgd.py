@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int
 from nl_jax.memory.objectives import Objective
 from nl_jax.optim.bounded import bounded, check_choice
 
-half_l2 = Objective(lambda answer, value: answer - value, linear=1.0, curvature=1.0)  # ½‖answer - value‖², Eq. 56
+half_l2 = Objective(lambda answer, value: answer - value, linear=1.0, curvature=1.0)
+"""L = ½‖answer - value‖² (Eq. 56)."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -24,6 +24,13 @@ def newton_schulz(
 
     Raises:
       ValueError: if x is a vector or a scalar.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from nl_jax.optim import newton_schulz
+      >>> values = jnp.linalg.svd(newton_schulz(jnp.diag(jnp.array([0.3, 1.0, 2.0]))), compute_uv=False)
+      >>> bool((values > 0.6).all() and (values < 1.3).all())
+      True
     """
     if x.ndim < 2:
         raise ValueError(f"x has shape {x.shape}; Newton-Schulz needs two axes or more")

@@ -58,6 +58,13 @@ def parse_mesh(text: str | None = None, devices: Sequence[jax.Device] | None = N
     Raises:
         InputError: for an unknown or repeated axis, a size that is not a positive integer, or sizes whose product is
             not the number of devices.
+
+    Examples:
+        >>> import jax
+        >>> from nl_jax.parallel import parse_mesh
+        >>> mesh = parse_mesh("data:1", jax.devices()[:1])  # the other axes have size 1
+        >>> dict(mesh.shape)
+        {'data': 1, 'fsdp': 1, 'tensor': 1, 'sequence': 1}
     """
     devices = jax.devices() if devices is None else devices
     sizes = _parse_sizes(text) if text else {"data": len(devices)}

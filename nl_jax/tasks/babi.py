@@ -15,6 +15,7 @@ LABELS = {
     **dict.fromkeys(("qa1", "qa2", "qa3", "qa4"), ROOMS),
     "qa5": (*_GIVERS, *THINGS),
 }
+"""The words that can be the answer of a task, by the name of the task."""
 QUESTIONS = 5  # of a story, in all tasks but qa4
 LONGEST_QA3 = 32  # facts
 _MOVE = ("went to", "journeyed to", "travelled to", "moved to", "went back to")
@@ -59,6 +60,12 @@ def babi_story(seed: int, index: int, task: str) -> Story:
 
     Raises:
         InputError: for an unknown task.
+
+    Examples:
+        >>> from nl_jax.tasks import babi_story
+        >>> story = babi_story(0, 0, "qa1")
+        >>> print(*story.facts[-2:], story.question, story.answer)
+        Sandra moved to the hallway. Sandra moved to the kitchen. Where is Sandra? kitchen
 
     References:
         Weston et al., `Towards AI-Complete Question Answering <https://arxiv.org/abs/1502.05698>`_, 2015, and its code.

@@ -55,6 +55,16 @@ def babilong_sample(
     Raises:
         InputError: if the task is unknown, no story fits the length, or no sentence is long enough.
 
+    Examples:
+        >>> from nl_jax.tasks import WordTokenizer, babilong_sample
+        >>> words = "it rained and rained so that nobody left the house that day ."
+        >>> tokenizer = WordTokenizer(["mary", *words[:-2].split()])
+        >>> def encode(text):
+        ...     return tokenizer.encode(text.encode())[0]
+        >>> hidden = babilong_sample(0, 0, "qa1", length=100, encode=encode, background=[encode(words)])
+        >>> sum(len(sentence) for sentence in hidden.sentences()), hidden.story.question
+        (100, 'Where is Mary?')
+
     References:
         Kuratov et al., `BABILong <https://arxiv.org/abs/2406.10149>`_, 2024, and its code.
     """
@@ -104,6 +114,13 @@ def in_parts(texts: Iterable[Iterable[Tokens]], size: int) -> Iterator[Int32[np.
 
     Raises:
         ValueError: if the texts differ in length.
+
+    Examples:
+        >>> import numpy as np
+        >>> from nl_jax.tasks import in_parts
+        >>> texts = [[np.arange(3), np.arange(3, 5)], [np.zeros(5, int)]]
+        >>> [part.tolist() for part in in_parts(texts, 2)]
+        [[[0, 1], [0, 0]], [[2, 3], [0, 0]], [[4], [0]]]
     """
     rows = [_parts(text, size) for text in texts]
     for parts in itertools.zip_longest(*rows, fillvalue=np.zeros(0, np.int32)):

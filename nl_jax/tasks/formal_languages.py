@@ -76,6 +76,16 @@ def formal_language_batch(
 
     Raises:
         InputError: for an unknown language, sizes out of range, or fewer than ``batch_size`` distinct strings.
+
+    Examples:
+        >>> from nl_jax.tasks import formal_language_batch
+        >>> batch = formal_language_batch("anbn", 0, 0, batch_size=2, window=(1, 3))
+        >>> print(batch["inputs"])  # 0 is a, 1 is b, 2 follows the end
+        [[0 0 0 1 1 1]
+         [0 0 1 1 2 2]]
+        >>> print(batch["targets"])
+        [[0 0 0 1 1 2]
+         [0 0 1 2 0 0]]
     """
     if language not in LANGUAGES:
         raise InputError(f"unknown language {language!r}; expected one of {', '.join(LANGUAGES)}")
@@ -259,7 +269,6 @@ def _parity() -> Language:
     )
 
 
-# In the order of the paper's Table 5, and a harder variant of Shuffle-2 that closes brackets in any order.
 LANGUAGES: dict[str, Language] = {
     "parity": _parity(),
     "aa": _repeated(1, (0, 0)),
@@ -269,3 +278,4 @@ LANGUAGES: dict[str, Language] = {
     "shuffle_2": _shuffle(_nested, lambda n: 2**n * _catalan(n)),
     "shuffle_2_interleaved": _shuffle(_interleaved, lambda n: _catalan(n) * _catalan(n + 1)),
 }
+"""The languages of the paper's Table 5, in its order, and a variant of Shuffle-2 that closes brackets in any order."""

@@ -58,6 +58,12 @@ def draw_examples(
     Raises:
         InputError: for an unknown class or sizes out of range.
 
+    Examples:
+        >>> from nl_jax.tasks import draw_examples
+        >>> drawn = draw_examples("linear", 0, 0, batch_size=2, examples=5, dimensions=3, noise=0.1)
+        >>> drawn.x.shape, drawn.y.shape
+        ((2, 5, 3), (2, 5))
+
     References:
         Garg et al., `What Can Transformers Learn In-Context? <https://arxiv.org/abs/2208.01066>`_, 2022; for Fourier
         series Ahuja et al., `In-Context Learning through the Bayesian Prism <https://arxiv.org/abs/2306.04891>`_, 2023.
@@ -129,6 +135,7 @@ FUNCTION_CLASSES: dict[str, Callable[[np.random.Generator, Array], tuple[Array, 
     "decision_tree": _decision_tree,
     "fourier": _fourier,
 }
+"""How functions and their values are drawn, by the name of the class: ``(rng, x) -> (y, y without noise)``."""
 
 
 def channels(dimensions: int) -> int:

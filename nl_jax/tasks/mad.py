@@ -44,6 +44,14 @@ def in_context_recall_batch(
 
     Raises:
         InputError: for sizes out of range.
+
+    Examples:
+        >>> from nl_jax.tasks import in_context_recall_batch
+        >>> batch = in_context_recall_batch(1, 0, batch_size=1, seq_len=12, vocab_size=6, test=True)
+        >>> print(batch["inputs"][0])
+        [2 5 0 4 0 4 2 5 2 5 0]
+        >>> print(batch["targets"][0] * batch["mask"][0].astype(int))  # 0 where nothing is asked
+        [0 0 0 0 4 0 5 0 5 0 4]
     """
     _at_least(vocab_size=(vocab_size, 4))
     return _recall(np.random.default_rng((seed, step)), batch_size, seq_len, vocab_size, test)
@@ -73,6 +81,12 @@ def noisy_recall_batch(
 
     Raises:
         InputError: for sizes out of range.
+
+    Examples:
+        >>> from nl_jax.tasks import noisy_recall_batch
+        >>> batch = noisy_recall_batch(1, 0, batch_size=1, seq_len=12, vocab_size=10, noise_vocab=4, noise=0.5)
+        >>> print(batch["inputs"][0])  # 6 to 9 are noise
+        [2 5 9 6 0 4 7 9 2 5 0]
     """
     _at_least(noise_vocab=(noise_vocab, 1), vocab_size=(vocab_size, noise_vocab + 4))
     if not 0 <= noise <= 1:
@@ -163,6 +177,12 @@ def fuzzy_recall_batch(
 
     Raises:
         InputError: for sizes out of range.
+
+    Examples:
+        >>> from nl_jax.tasks import fuzzy_recall_batch
+        >>> batch = fuzzy_recall_batch(0, 0, batch_size=1, seq_len=18, vocab_size=9)
+        >>> batch["inputs"].shape, batch["targets"].dtype.name
+        ((1, 18), 'int32')
     """
     _at_least(
         batch_size=(batch_size, 1),
@@ -252,6 +272,14 @@ def selective_copying_batch(
 
     Raises:
         InputError: for sizes out of range.
+
+    Examples:
+        >>> from nl_jax.tasks import selective_copying_batch
+        >>> batch = selective_copying_batch(0, 0, batch_size=1, seq_len=16, vocab_size=6, copied=3)
+        >>> print(batch["inputs"][0])
+        [4 4 4 4 4 4 3 4 2 4 4 2 5 4 4 4]
+        >>> print(batch["targets"][0])
+        [0 0 0 0 0 0 0 0 0 0 0 0 0 3 2 2]
     """
     _at_least(
         batch_size=(batch_size, 1),
@@ -285,6 +313,12 @@ def compression_batch(seed: int, step: int, *, batch_size: int, seq_len: int = 3
 
     Raises:
         InputError: for sizes out of range.
+
+    Examples:
+        >>> from nl_jax.tasks import compression_batch
+        >>> batch = compression_batch(0, 0, batch_size=2, seq_len=8)
+        >>> batch["inputs"].shape, batch["targets"].dtype.name
+        ((2, 8), 'int32')
     """
     _at_least(batch_size=(batch_size, 1), seq_len=(seq_len, 2), vocab_size=(vocab_size, 2))
     inputs = np.random.default_rng((seed, step)).integers(vocab_size - 1, size=(batch_size, seq_len))
@@ -306,6 +340,12 @@ def memorization_batch(seed: int, step: int, *, batch_size: int, seq_len: int = 
 
     Raises:
         InputError: for sizes out of range.
+
+    Examples:
+        >>> from nl_jax.tasks import memorization_batch
+        >>> batch = memorization_batch(0, 0, batch_size=2, seq_len=8)
+        >>> batch["inputs"].shape, batch["targets"].dtype.name
+        ((2, 8), 'int32')
     """
     _at_least(batch_size=(batch_size, 1), seq_len=(seq_len, 2), vocab_size=(vocab_size, 3))
     if seq_len % 2:

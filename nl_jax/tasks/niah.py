@@ -32,6 +32,7 @@ VARIANTS = {
     "mq": Variant("essay", "words", "numbers", keys=4, queries=4),
     "mv": Variant("essay", "words", "numbers", values=4),
 }
+"""What each task of the family hides, and in what, by the name of the task (RULER)."""
 GENERATED = 128  # tokens that RULER leaves for the answer
 DEPTHS = np.linspace(0, 100, 40).round().astype(int)  # in per cent of an essay's sentences
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -87,6 +88,12 @@ def niah_sample(
 
     Raises:
         InputError: if the variant is unknown, needs an essay, or does not fit the length.
+
+    Examples:
+        >>> from nl_jax.tasks import niah_sample
+        >>> sample = niah_sample(0, 0, "s_1", length=300, count=lambda text: len(text.split()))
+        >>> sample.answers[0] in sample.prompt, len(sample.prompt.split()) <= 300
+        (True, True)
 
     References:
         Hsieh et al., `RULER <https://arxiv.org/abs/2404.06654>`_, 2024, and its code.

@@ -7,7 +7,8 @@ from nl_jax.errors import InputError
 from nl_jax.tasks.recall import Batch
 
 PADDING = 2  # the token after the end of a string
-PARITY_VOCABULARY = 3  # tokens: 0, 1 and padding
+PARITY_VOCABULARY = 3
+"""Number of tokens: 0, 1 and padding."""
 
 
 def parity_batch(
@@ -38,6 +39,16 @@ def parity_batch(
 
     Raises:
         InputError: for sizes out of range, or if fewer than ``batch_size`` distinct strings exist.
+
+    Examples:
+        >>> from nl_jax.tasks import parity_batch
+        >>> batch = parity_batch(0, 0, batch_size=2, min_length=3, max_length=6)
+        >>> print(batch["inputs"])
+        [[1 1 1 1 2 2]
+         [1 0 0 1 2 2]]
+        >>> print(batch["targets"])  # 1 where the number of 1s so far is even
+        [[0 1 0 1 0 0]
+         [0 0 0 1 0 0]]
 
     References:
         The generator in the code of Bhattamishra et al., `On the Ability and Limitations of Transformers to Recognize

@@ -33,6 +33,14 @@ def recall_batch(seed: int, step: int, *, batch_size: int, seq_len: int, vocab_s
     Raises:
         InputError: for sizes out of range.
 
+    Examples:
+        >>> from nl_jax.tasks import recall_batch
+        >>> batch = recall_batch(0, 0, batch_size=1, seq_len=12, vocab_size=8, pairs=2)
+        >>> print(batch["inputs"][0])
+        [3 7 1 6 3 0 0 0 1 0 0 0]
+        >>> print(batch["targets"][0])
+        [0 0 0 0 7 0 0 0 6 0 0 0]
+
     References:
         Arora et al., `Zoology <https://arxiv.org/abs/2312.04927>`_, 2023, and the generator in its code.
     """

@@ -26,6 +26,13 @@ class WordTokenizer:
 
     Args:
         words: words of the vocabulary, of letters only; their case does not count.
+
+    Examples:
+        >>> from nl_jax.tasks import WordTokenizer
+        >>> tokenizer = WordTokenizer(["hello", "world"])
+        >>> ids, lengths = tokenizer.encode(b"Hello, world 1234")
+        >>> tokenizer.decode(ids), lengths.tolist()
+        ('hello, world 1234', [5, 1, 6, 3, 2])
     """
 
     digest = "words"

@@ -24,6 +24,7 @@ from nl_jax.optim import (
 
 PyTree = Any
 SCHEDULES = ("cosine", "constant", "wsd")
+"""Names of the schedules of learning rates: cosine decay, constant, and warm-up, constant, linear decay (WSD)."""
 WARMUP_STEPS = 100  # the default for schedules whose rates must not depend on the number of steps
 ADAM = {"b1": 0.9, "b2": 0.95}
 
@@ -84,6 +85,7 @@ OPTIMIZERS = {
     "deep_momentum": Optimizer(lambda rate, decay: _by_rule(scale_by_deep_momentum(), rate, decay), 3e-3, 3.2),
     "momentum": Optimizer(lambda rate, decay: _by_rule(optax.trace(0.9), rate, decay), 3e-3, 0.2),
 }
+"""The optimizers of hidden matrices by name, with their default learning rates; AdamW moves everything else."""
 
 
 class LevelOptimizers(NamedTuple):
@@ -188,6 +190,12 @@ def learning_rate_schedule(
 
     Raises:
         ValueError: for an unknown kind.
+
+    Examples:
+        >>> from nl_jax.training import learning_rate_schedule
+        >>> rate = learning_rate_schedule(1.0, steps=1000, kind="wsd")
+        >>> [round(float(rate(step)), 2) for step in (0, 100, 800, 1000)]
+        [0.01, 1.0, 1.0, 0.1]
     """
     if kind not in SCHEDULES:
         raise ValueError(f"schedule {kind!r}: expected one of {', '.join(SCHEDULES)}")

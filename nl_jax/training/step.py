@@ -65,6 +65,25 @@ def train_step(
         the CMS learns in context the dictionary also has ``diverged_levels``, the sum of 2^i over its levels i that are
         not finite. ``grad_norm/LEVEL`` and ``update_norm/LEVEL`` are the norms of each level's gradient, before
         clipping, and of the change of its parameters, 0 where it is not due; ``state_norm/mixers`` is of `state_norms`.
+
+    Examples:
+        >>> import functools, jax, jax.numpy as jnp, optax
+        >>> from flax import nnx
+        >>> from nl_jax.models import LanguageModel, LanguageModelConfig
+        >>> from nl_jax.training import init_state, train_step
+        >>> sizes = {"width": 8, "num_layers": 1, "num_heads": 1, "mlp_hidden": 16, "chunk_size": 4}
+        >>> config = LanguageModelConfig(mixer="linear_attention", vocab_size=4, **sizes)
+        >>> optimizer = optax.adam(3e-2)
+        >>> state = init_state(lambda: LanguageModel(config, rngs=nnx.Rngs(0)), optimizer)
+        >>> step = jax.jit(functools.partial(train_step, optimizer))
+        >>> tokens = jnp.arange(9)[None] % 4
+        >>> batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
+        >>> losses = []
+        >>> for _ in range(30):
+        ...     state, outputs = step(state, batch)
+        ...     losses.append(float(outputs["loss"]))
+        >>> losses[-1] < 0.1 * losses[0]
+        True
     """
     schedule = training_schedule(state.model, optimizer, accumulate)
     old = _taken_apart(schedule, state)

@@ -20,36 +20,36 @@ from experiments.common import launcher
 
 ROOT = Path(launcher.__file__).parents[2]
 
-# Of each launcher: the function that gives its flags, and a task that it wants before them.
+# Of each launcher: the task that it wants before its flags.
 LAUNCHERS = {
-    "language_model": ("define_flags", []),
-    "compare": ("compare_flags", []),
-    "context": ("context_flags", []),
-    "generate": ("define_flags", []),
-    "stream": ("define_flags", []),
-    "learn": ("define_flags", []),
-    "ask": ("define_flags", []),
-    "subjects": ("subjects_flags", []),
-    "recall": ("define_flags", []),
-    "parity": ("define_flags", []),
-    "optimizers": ("define_flags", ["toy"]),
-    "benchmark": ("define_flags", ["mixers"]),
-    "topology": ("define_flags", []),
-    "faults": ("define_flags", []),
-    "report": ("define_flags", []),
-    "continual.class_incremental": ("define_flags", []),
-    "continual.incorporate": ("define_flags", []),
-    "continual.new_languages": ("define_flags", []),
-    "evals.babilong": ("define_flags", []),
-    "evals.niah": ("define_flags", []),
-    "evals.recall": ("define_flags", []),
-    "evals.ablation": ("define_flags", []),
-    "evals.levels": ("define_flags", []),
-    "evals.language": ("define_flags", []),
-    "evals.few_shot": ("define_flags", []),
-    "evals.lm_eval": ("define_flags", []),
-    "evals.mad": ("define_flags", []),
-    "evals.formal_languages": ("define_flags", []),
+    "language_model": [],
+    "compare": [],
+    "context": [],
+    "generate": [],
+    "stream": [],
+    "learn": [],
+    "ask": [],
+    "subjects": [],
+    "recall": [],
+    "parity": [],
+    "optimizers": ["toy"],
+    "benchmark": ["mixers"],
+    "topology": [],
+    "faults": [],
+    "report": [],
+    "continual.class_incremental": [],
+    "continual.incorporate": [],
+    "continual.new_languages": [],
+    "evals.babilong": [],
+    "evals.niah": [],
+    "evals.recall": [],
+    "evals.ablation": [],
+    "evals.levels": [],
+    "evals.language": [],
+    "evals.few_shot": [],
+    "evals.lm_eval": [],
+    "evals.mad": [],
+    "evals.formal_languages": [],
 }
 READERS = ("generate", "stream", "ask", "evals.lm_eval")  # of a run of language_model, or of learn
 OTHERS = ("topology", "report")  # which train nothing: for machines that are not here, and of runs that are there
@@ -277,7 +277,7 @@ def module_of(name):
 
 def flags_of(name):
     """A launcher's flags, not yet parsed."""
-    return getattr(module_of(name), LAUNCHERS[name][0])()
+    return module_of(name).define_flags()
 
 
 def run_of(name):
@@ -287,7 +287,7 @@ def run_of(name):
 
 def call(name, *arguments):
     """Exit code of a launcher run in this process with its usual task."""
-    return module_of(name).main([name, *LAUNCHERS[name][1], *map(str, arguments)])
+    return module_of(name).main([name, *LAUNCHERS[name], *map(str, arguments)])
 
 
 def write_inputs(directory):

@@ -26,6 +26,14 @@ def test_help_lists_the_launchers_without_starting_jax():
     assert "Trains language models on text" in done.stdout
 
 
+def test_a_reader_that_is_gone_is_no_traceback():
+    command = f"{sys.executable} -m experiments --help; echo $? >&2"
+    done = subprocess.run(
+        ["bash", "-c", f"({command}) | head -0"], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stderr in ("141\n", "0\n")  # 0 if all fitted into the pipe before head ended
+
+
 def test_an_unknown_name_is_one_line(capsys):
     assert main(["nl-jax", "langauge_model"]) == 2
     captured = capsys.readouterr()

@@ -158,7 +158,7 @@ def test_subjects_are_compared_by_their_texts(files, capsys):
 
 def test_no_launcher_compares_a_path():
     """Every flag that takes a path is an input, named by digest, or the workdir."""
-    for values in (language_model.define_flags(), context.context_flags(), subjects.subjects_flags()):
+    for values in (language_model.define_flags(), context.define_flags(), subjects.define_flags()):
         values(["launcher"])
         words = ("file", "director", "workdir", ".json")
         paths = {name for name in values if any(word in values[name].help.lower() for word in words)}
@@ -238,7 +238,7 @@ def test_a_text_fed_to_a_stream_may_be_cut_within_a_character(files, monkeypatch
 
 
 def test_texts_of_ones_own_take_the_place_of_pythons(files):
-    values = subjects.subjects_flags()
+    values = subjects.define_flags()
     given = ",".join(str(files / name) for name in ("a/text.txt", "other.txt"))
     values(["launcher", f"--texts={given}"])
     assert list(subjects.texts_of(values, files / "run")[1]) == given.split(",")

@@ -215,6 +215,7 @@ MIXERS: dict[str, Callable[..., Any]] = {
     "sliding_window_attention": sliding_window_attention,
     "sliding_window_memory": sliding_window_memory,
 }
+"""The constructor of each sequence mixer, by name; `mixer` calls them."""
 
 
 def choose_kernel(sequence_mixer: Any, kernel: str) -> None:
@@ -250,6 +251,16 @@ def mixer(name: str, *, width: int, num_heads: int, chunk_size: int = 64, rngs: 
 
     Raises:
       ValueError: for an unknown name, an option that the mixer does not have, or sizes that do not fit.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from nl_jax.modules import mixer
+      >>> m = mixer("gated_delta_net", width=8, num_heads=2, chunk_size=4, rngs=nnx.Rngs(0))
+      >>> y, state = m(jnp.ones((1, 5, 8)), m.init_state(1))
+      >>> y2, state = m(jnp.ones((1, 3, 8)), state)  # the text goes on
+      >>> y.shape, y2.shape, state.delta_w[0][0].shape  # of the memory: [batch, heads, in, out]
+      ((1, 5, 8), (1, 3, 8), (1, 2, 4, 4))
     """
     if name not in MIXERS:
         raise ValueError(f"unknown mixer {name!r}; expected one of {', '.join(MIXERS)}")

@@ -60,6 +60,7 @@ PAPER_FORM: dict[str, Any] = {
     "retention": "zero",
     "read": "boundary",
 }
+"""Options of `SelfModifyingTitans` that give the paper's form; the defaults differ (BUILD_NOTES.md, D21)."""
 
 
 class SelfModifyingTitans(MixerParameters):
