@@ -110,7 +110,8 @@ def memory_heat_map(
         axes.spines[:].set_visible(False)
         long = max(map(len, shown)) > 1
         axes.set_xticks(range(len(shown[part])), shown[part], family="monospace", rotation=90 if long else 0)
-        axes.tick_params(length=0, labelsize=9 if len(tokens) <= per_line <= 64 or lines > 1 else 8)
+        axes.tick_params(length=0)
+        axes.tick_params(axis="x", labelsize=min(10.0, 0.8 * 72 * WIDTH / (0.65 * picture.shape[1])))
         axes.set_yticks(range(len(values)) if rows is not None else [], rows)
     bar = figure.colorbar(image, ax=list(panels[:, 0]), location="right", pad=0.01, aspect=30, fraction=0.05)
     bar.set_label(label)

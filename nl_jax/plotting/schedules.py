@@ -175,5 +175,7 @@ def _short(text: str, length: int = 34) -> str:
 def _draw_route(axes: Axes, points: Sequence[tuple[float, float]], color: str, style: str) -> None:
     """Draws a line through points, with an arrow head at its end."""
     axes.plot(*zip(*points, strict=True), color=color, linestyle=style, linewidth=1.4, solid_joinstyle="round")
+    x, y = points[-1]
+    before = (x + 0.1 * np.sign(points[-2][0] - x), y)  # only the head: the line may be dotted
     head = {"arrowstyle": "-|>", "color": color, "linewidth": 1.4, "mutation_scale": 12, "shrinkA": 0, "shrinkB": 0}
-    axes.annotate("", xy=points[-1], xytext=points[-2], arrowprops=head)
+    axes.annotate("", xy=(x, y), xytext=before, arrowprops=head)

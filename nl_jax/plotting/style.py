@@ -18,6 +18,7 @@ WIDTH = 8.0  # inches; at `save_figure`'s resolution 1,200 pixels, of which a RE
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
 GRAY = "#808080"
 STYLE: Any = {
+    "figure.dpi": 80,  # where a notebook shows it; `save_figure` has its own
     "font.size": 11,
     "axes.labelsize": 11,
     "axes.titlesize": 11,

@@ -36,5 +36,5 @@ def test_plot_shows_the_timeline(tmp_path):
     figure = schedule.plot(6, tmp_path / "timeline.png")
     assert (tmp_path / "timeline.png").read_bytes().startswith(b"\x89PNG")
     (axes,) = figure.axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["fast (period 1)", "slow (period 3)"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["fast\nevery step", "slow\nevery 3 steps"]
     assert [list(c.get_positions()) for c in axes.collections] == [[1, 2, 3, 4, 5, 6], [3, 6]]
