@@ -111,7 +111,7 @@ def draw(setting: Sequence[float], paths: Mapping[str, Mapping[str, Any]]) -> Fi
             axes.plot(*np.array(path["points"]).T, color=COLORS[0], marker=".", markersize=3, linewidth=1)
         axes.plot(0, 0, "*", color=COLORS[1], markersize=9)
         axes.set(title=f"{name.replace('_', ' ')}\n{steps}", xlim=(-4.5, 4.5), ylim=(-4.5, 4.5))
-        axes.title.set_fontsize(10)
+        axes.title.set_fontsize(9)
     figure.supxlabel("r")
     figure.supylabel("θ")
     return figure

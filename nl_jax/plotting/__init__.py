@@ -3,6 +3,7 @@
 from nl_jax.plotting.curves import bits_per_byte_against_context, forgetting_curves, plot_band, plot_bits
 from nl_jax.plotting.matrices import accuracy_matrix, memory_heat_map
 from nl_jax.plotting.schedules import level_timeline, nested_system
+from nl_jax.plotting.shardings import array_shardings
 from nl_jax.plotting.style import COLORS, GRAY, STYLE, WIDTH, label_curves, new_figure, save_figure
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "STYLE",
     "WIDTH",
     "accuracy_matrix",
+    "array_shardings",
     "bits_per_byte_against_context",
     "forgetting_curves",
     "label_curves",

@@ -18,6 +18,7 @@ from nl_jax.memory import Architecture
 from nl_jax.plotting import (
     COLORS,
     accuracy_matrix,
+    array_shardings,
     bits_per_byte_against_context,
     forgetting_curves,
     label_curves,
@@ -55,8 +56,6 @@ def three_levels():
 def matrices(tasks):
     """Accuracy matrices of a learner that keeps 0.9 of what it knew at each task, and of one that forgets nothing."""
     task_of_text = np.repeat(np.arange(tasks), 10)
-    answers = [[task_of_text * 10 + i for i in range(10)] for _ in range(tasks)]
-    assert answers
     right = [np.arange(10 * tasks) % 10 < 10 - (i - task_of_text) for i in range(tasks)]
     return {"forgets": [matrix_of(right, task_of_text)], "keeps": [matrix_of([right[0] | True] * tasks, task_of_text)]}
 
@@ -224,3 +223,16 @@ def test_no_global_option_of_matplotlib_changes(tmp_path):
     save_figure(FIGURES["forgetting_curves"](), tmp_path / "figure.png")
     assert dict(matplotlib.rcParams) == before
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_shardings_are_cut_where_devices_change():
+    mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    places = {
+        "split": jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")),
+        "copied": jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),
+    }
+    count = len(jax.devices())
+    figure = array_shardings({name: jax.device_put(jnp.ones((2 * count, 3)), place) for name, place in places.items()})
+    split, copied = ([text.get_text() for text in axes.texts] for axes in figure.axes)
+    assert split == [str(device.id) for device in jax.devices()]
+    assert copied == [", ".join(split)]
