@@ -126,6 +126,7 @@ def plot(workdir: Path, results: dict[str, Any]) -> None:
     gzip = results["baselines"]["gzip -9"]
     axes.axhline(gzip, linestyle="--", color=GRAY, label="gzip -9 (test)")
     axes.set(xlabel="training tokens", ylabel="validation bits per byte")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     label_curves(axes)
     save_figure(figure, workdir / PLOT)
 

@@ -1,5 +1,7 @@
 """Looks into the memories of a language model while it reads a text."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Int
@@ -30,5 +32,5 @@ def observe_memories(model: LanguageModel, tokens: Int[jax.Array, " T"]) -> Obse
         block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], model.blocks)
         layers.append(observe(block.mixer, block.mixer_norm(x).astype(x.dtype)))
         x = jax.jit(lambda block, x: block(x)[0])(block, x)
-    stacked = jax.tree.map(lambda *parts: jnp.concatenate(parts), *(seen._replace(ends=None) for seen in layers))
-    return stacked._replace(ends=layers[0].ends)
+    stacked: Any = [jnp.concatenate(parts) for parts in zip(*(seen[:-1] for seen in layers), strict=True)]
+    return Observation(*stacked, ends=layers[0].ends)

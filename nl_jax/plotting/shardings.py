@@ -1,5 +1,7 @@
 """Which device holds which part of an array."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from matplotlib.figure import Figure
@@ -26,7 +28,8 @@ def array_shardings(arrays: dict[str, jax.Array]) -> Figure:
     for axes, (title, array) in zip(panels[0], arrays.items(), strict=True):
         rows, columns = (1, 1, *array.shape)[-2:]
         holders: dict[tuple[int, ...], list[int]] = {}
-        for device, index in array.sharding.devices_indices_map(array.shape).items():
+        parts: Any = array.sharding.devices_indices_map(array.shape)
+        for device, index in parts.items():
             low_high = [part.indices(size)[:2] for part, size in zip(index, array.shape, strict=True)]
             place = tuple(edge for pair in [(0, 1), (0, 1), *low_high][-2:] for edge in pair)
             holders.setdefault(place, []).append(device.id)

@@ -63,8 +63,8 @@ def save_figure(figure: Figure, path: Path) -> Path:
 def label_curves(axes: Axes, *, size: float = 10) -> None:
     """Writes the name of each labelled line beside its right end, in its colour; call it when all else is drawn.
 
-    Names that would overlap move apart, and a thin line then leads to the curve. There is a legend instead where the
-    curves end at different places along x, or where their names do not fit the height of the panel. Nothing happens
+    Names that would overlap move apart, and a thin line then leads to the curve. There is a legend instead where a
+    curve ends before the last tenth of the panel, or where the names do not fit its height. Nothing happens
     where no line has a label.
 
     Args:
@@ -82,7 +82,7 @@ def label_curves(axes: Axes, *, size: float = 10) -> None:
     assert figure is not None
     gap = 1.25 * size / (72 * figure.get_size_inches()[1] * axes.get_position().height)
     others = len(lines) < len(axes.get_legend_handles_labels()[1])  # something else than lines has a label, too
-    if others or np.ptp(ends[:, 0]) > 0.02 or len(lines) * gap > 1.1 or not np.isfinite(ends).all():
+    if others or not np.min(ends[:, 0]) > 0.9 or len(lines) * gap > 1.1 or not np.isfinite(ends).all():
         axes.legend(fontsize=size)
         return
     places = spread(ends[:, 1], gap)

@@ -58,8 +58,9 @@ def train_in_memory(
     mesh = parse_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
     rule = make_optimizer(steps=steps, cms_periods=config.optimizer_periods, **{"optimizer": "m3", **optimizer})
     batches = train_iterator(data.train, batch_size=batch_size, seq_len=seq_len, seed=seed)
-    sizes = {"batch_size": batch_size, "seq_len": seq_len}
-    validation = evaluation_batches(data.validation, **sizes, max_tokens=validation_tokens)
+    validation = evaluation_batches(
+        data.validation, batch_size=batch_size, seq_len=seq_len, max_tokens=validation_tokens
+    )
 
     def make():
         return init_state(lambda: LanguageModel(config, rngs=nnx.Rngs(seed)), rule)

@@ -30,6 +30,7 @@ def plot_validation(workdir: Path, baselines: Mapping[str, float]) -> Path:
     for style, (name, value) in zip(("--", ":", "-."), baselines.items(), strict=False):
         axes.axhline(value, linestyle=style, color=GRAY, label=f"{name} (test)")
     axes.set(xlabel="training tokens", ylabel="validation bits per byte")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     label_curves(axes)
     return save_figure(figure, workdir / PLOT)
 
