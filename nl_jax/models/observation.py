@@ -33,4 +33,4 @@ def observe_memories(model: LanguageModel, tokens: Int[jax.Array, " T"]) -> Obse
         layers.append(observe(block.mixer, block.mixer_norm(x).astype(x.dtype)))
         x = jax.jit(lambda block, x: block(x)[0])(block, x)
     stacked: Any = [jnp.concatenate(parts) for parts in zip(*(seen[:-1] for seen in layers), strict=True)]
-    return Observation(*stacked, ends=layers[0].ends)
+    return Observation._make([*stacked, layers[0].ends])
