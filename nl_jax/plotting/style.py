@@ -64,8 +64,8 @@ def label_curves(axes: Axes, *, size: float = 10) -> None:
     """Writes the name of each labelled line beside its right end, in its colour; call it when all else is drawn.
 
     Names that would overlap move apart, and a thin line then leads to the curve. There is a legend instead where a
-    curve ends before the last tenth of the panel, or where the names do not fit its height. Nothing happens
-    where no line has a label.
+    curve ends before the last tenth of the panel, or where the names do not fit its height. Nothing happens where no
+    line has a label.
 
     Args:
         axes: a panel with lines; its scales and limits are final.
@@ -78,8 +78,7 @@ def label_curves(axes: Axes, *, size: float = 10) -> None:
     axes.get_ylim()  # settles the limits, on which the transformation depends
     to_axes = axes.transData + axes.transAxes.inverted()
     ends = np.array([to_axes.transform(_end(line, axes, right)) for line in lines])
-    figure = axes.get_figure(root=True)
-    assert figure is not None
+    figure: Any = axes.figure
     gap = 1.25 * size / (72 * figure.get_size_inches()[1] * axes.get_position().height)
     others = len(lines) < len(axes.get_legend_handles_labels()[1])  # something else than lines has a label, too
     if others or not np.min(ends[:, 0]) > 0.9 or len(lines) * gap > 1.1 or not np.isfinite(ends).all():
