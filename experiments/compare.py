@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from matplotlib.figure import Figure
 
 from experiments.common import launcher
 from experiments.common.grid import Grid, best_rate, rate_name
@@ -40,7 +39,7 @@ from experiments.common.text_runs import (
 )
 from nl_jax.evaluation import evaluate
 from nl_jax.parallel.hosts import from_writer, is_writer
-from nl_jax.plotting import save_figure
+from nl_jax.plotting import GRAY, label_curves, new_figure, save_figure
 from nl_jax.training import TrainingDiverged
 from nl_jax.training.metrics import METRICS, VALIDATION
 from nl_jax.training.plots import plot_seeds
@@ -122,14 +121,13 @@ def _validation(fit: Any, factor: float) -> float | None:
 
 def plot(workdir: Path, results: dict[str, Any]) -> None:
     """Draws validation bits per byte against tokens."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure()
     plot_seeds(axes, workdir, VALIDATION, against="tokens")
     gzip = results["baselines"]["gzip -9"]
-    axes.axhline(gzip, linestyle="--", color="gray", label="gzip -9 (test)")
+    axes.axhline(gzip, linestyle="--", color=GRAY, label="gzip -9 (test)")
     axes.set(xlabel="training tokens", ylabel="validation bits per byte")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    label_curves(axes)
     save_figure(figure, workdir / PLOT)
 
 

@@ -28,7 +28,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from matplotlib.figure import Figure
 
 from experiments.common import launcher
 from experiments.common.launcher import RESULTS
@@ -49,7 +48,7 @@ from nl_jax.evaluation import bits_by_position, octaves
 from nl_jax.files import local_path
 from nl_jax.models import LanguageModelConfig
 from nl_jax.parallel.hosts import is_writer
-from nl_jax.plotting import plot_band, save_figure
+from nl_jax.plotting import bits_per_byte_against_context, save_figure
 from nl_jax.training.loop import CHECKPOINTS
 from nl_jax.training.metrics import METRICS
 from nl_jax.trees import named_leaves
@@ -166,19 +165,14 @@ def digest_of(starts: Callable[[str, int], Any], values: flags.FlagValues) -> st
 
 def plot(workdir: Path, results: dict[str, Any]) -> None:
     """Draws bits per token against position."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for name, figures in results["models"].items():
-        curves = [list(seed["bits_by_position"].values()) for seed in figures.get("seeds", [])]
-        if curves:
-            ends = [int(end) for end in figures["seeds"][0]["bits_by_position"]]
-            plot_band(axes, ends, np.array(curves), label=name)
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(ends, [f"{end:,}" for end in ends])
-    axes.set(xlabel="position in the context, up to", ylabel="validation bits per token")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    save_figure(figure, workdir / PLOT)
+    complete = {name: figures["seeds"] for name, figures in results["models"].items() if figures.get("seeds")}
+    curves = {
+        name: np.array([[*seed["bits_by_position"].values()] for seed in seeds]) for name, seeds in complete.items()
+    }
+    if curves:
+        ends = [int(end) for end in next(iter(complete.values()))[0]["bits_by_position"]]
+        figure = bits_per_byte_against_context(curves, ends, unit="validation bits per token")
+        save_figure(figure, workdir / PLOT)
 
 
 def report(workdir: Path, results: dict[str, Any]) -> None:

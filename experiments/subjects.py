@@ -37,7 +37,6 @@ import numpy as np
 import optax
 from absl import flags
 from jaxtyping import Array, Float, UInt8
-from matplotlib.figure import Figure
 
 from experiments.common import launcher
 from experiments.common.cms_options import cms_fields
@@ -57,7 +56,7 @@ from nl_jax.data import (
 from nl_jax.models import LanguageModel, LanguageModelConfig
 from nl_jax.models.chunk import diverged_levels
 from nl_jax.models.in_context import initial_state, read_and_learn, with_learned
-from nl_jax.plotting import plot_band, save_figure
+from nl_jax.plotting import COLORS, GRAY, label_curves, new_figure, plot_band, save_figure
 from nl_jax.training import TrainingDiverged, progress_bar
 from nl_jax.training.metrics import METRICS
 
@@ -286,15 +285,14 @@ def _pairs(results: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def plot(workdir: Path, results: Mapping[str, Any]) -> None:
     """Plots bits per byte against position, and the bits that learning saves against each control."""
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    above, below = figure.subplots(2, sharex=True, height_ratios=(3, 2))
+    figure, (above, below) = new_figure(2, height=6.5, sharex=True, height_ratios=(3, 2))
     curves = {
         reader: _running(np.array([seed[CURVE] for seed in seeds]))
         for reader, seeds in results["readers"].items()
         if seeds
     }
 
-    colors = {reader: f"C{i}" for i, reader in enumerate(results["readers"])}
+    colors = {reader: COLORS[i % len(COLORS)] for i, reader in enumerate(results["readers"])}
 
     def draw(axes: Any, values: np.ndarray, label: str, reader: str) -> None:
         position = BIN * np.arange(values.shape[1]) + RUNNING
@@ -308,14 +306,12 @@ def plot(workdir: Path, results: Mapping[str, Any]) -> None:
     for i, name in enumerate(results["parts"]):
         above.text((i + 0.5) * results["part_bytes"], 1.01, Path(name).name, ha="center", transform=_top(above))
         for axes in (above, below) if i else ():
-            axes.axvline(i * results["part_bytes"], color="gray", linestyle="--", linewidth=1)
+            axes.axvline(i * results["part_bytes"], color=GRAY, linestyle="--", linewidth=1)
     below.axhline(0, color="black", linewidth=0.8)
     above.set(ylabel="bits per byte")
     below.set(xlabel="bytes read", ylabel="bits per byte saved")
     for axes in (above, below):
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
+        label_curves(axes)
     save_figure(figure, workdir / PLOT)
 
 

@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
-from matplotlib.figure import Figure
 
 from experiments.benchmarking.gpu import gpu
 from experiments.benchmarking.kernel import kernel
@@ -16,7 +15,7 @@ from experiments.common import launcher
 from nl_jax import InputError
 from nl_jax.data import load_text_data
 from nl_jax.models.remat import POLICIES
-from nl_jax.plotting import save_figure
+from nl_jax.plotting import COLORS, label_curves, new_figure, save_figure
 
 REFERENCES = ("transformer", "jax_attention")  # models to which ratios are given, if they were measured
 # The quantities of the subject scaling: key of the figures, title and unit.
@@ -36,16 +35,17 @@ def mixers(run: Run) -> None:
         )
         for length, size in run.lengths
     }
-    figure = Figure(figsize=(6 * len(measured), 2 + 0.3 * len(run.values.models)), layout="constrained")
-    panels = figure.subplots(ncols=len(measured), squeeze=False)[0]
-    for axes, ((length, size), figures) in zip(panels, measured.items(), strict=True):
+    height = 1.2 + 0.3 * len(run.values.models)
+    figure, panels = new_figure(rows=len(measured), height=height * len(measured), squeeze=False)
+    for axes, ((length, size), figures) in zip(panels[:, 0], measured.items(), strict=True):
         title, models = f"{length:,} tokens, batch {size}", figures["models"]
         print(f"{title}; peak of matrix products {figures['peak_gflops']:,.1f} GFLOP/s")
         launcher.print_table(list(_mixer_rows(models, figures["peak_gflops"])))
         _print_problems(models)
         print()
         speeds = {name: row["tokens_per_second"] for name, row in models.items() if "parameters" in row}
-        bars = axes.barh(list(speeds), list(speeds.values()))
+        bars = axes.barh(list(speeds), list(speeds.values()), color=COLORS[0])
+        axes.grid(False, axis="y")
         axes.bar_label(bars, fmt="{:,.0f}", padding=3)
         axes.margins(x=0.15)
         axes.invert_yaxis()
@@ -98,8 +98,8 @@ def scaling(run: Run) -> None:
         for length, _ in run.lengths
     }
     exponents: dict[str, Figures] = {}
-    figure = Figure(figsize=(5 * len(QUANTITIES), 5), layout="constrained")
-    for axes, (key, (title, unit)) in zip(figure.subplots(ncols=len(QUANTITIES)), QUANTITIES.items(), strict=True):
+    figure, panels = new_figure(rows=len(QUANTITIES), height=3.8 * len(QUANTITIES))
+    for axes, (key, (title, unit)) in zip(panels, QUANTITIES.items(), strict=True):
         exponents[key] = {}
         rows = [(title, *(f"{length:,}" for length in measured), "exponent")]
         for name in run.values.models:
@@ -111,8 +111,7 @@ def scaling(run: Run) -> None:
         axes.set_xticks(list(measured), [f"{length:,}" for length in measured])
         axes.minorticks_off()
         axes.set(xlabel=f"tokens, batch {size}", ylabel=title)
-        axes.grid(alpha=0.3)
-        axes.legend(title="exponent")
+        label_curves(axes)
         launcher.print_table(rows)
         print()
     for length, figures in measured.items():
@@ -169,8 +168,7 @@ def gradients(run: Run) -> None:
         length: run.figures(f"{length}:{size}", functools.partial(gradient_norms, run, length, size, text))
         for length, size in run.lengths
     }
-    figure = Figure(figsize=(6, 5), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure()
     rows = [("gradient's norm", *(f"{length:,}" for length in measured))]
     for name in run.values.models:
         curve = {length: norms[name] for length, norms in measured.items() if name in norms}
@@ -179,8 +177,7 @@ def gradients(run: Run) -> None:
     axes.set_xticks(list(measured), [f"{length:,}" for length in measured])
     axes.minorticks_off()
     axes.set(xlabel="tokens", ylabel="norm of the gradient at the memories' initial weights")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    label_curves(axes)
     launcher.print_table(rows)
     save_figure(figure, run.workdir / "gradients.png")
 

@@ -36,7 +36,6 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from matplotlib.figure import Figure
 
 from experiments.common import launcher
 from experiments.common.launcher import RESULTS
@@ -63,7 +62,7 @@ from nl_jax import InputError
 from nl_jax.data.corpus import fingerprint
 from nl_jax.data.reading import Document as File
 from nl_jax.models import LanguageModel
-from nl_jax.plotting import save_figure
+from nl_jax.plotting import GRAY, new_figure, save_figure
 from nl_jax.pretrained import Pretrained
 from nl_jax.training.metrics import MetricsWriter
 
@@ -261,16 +260,14 @@ def _percent(figures: Sequence[float]) -> str:
 
 def _draw(outcomes: dict[str, list[dict[str, Any]]], workdir: Path) -> None:
     """Draws what was learned against what it cost."""
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_figure(height=5)
     for name, found in outcomes.items():
         x, y = ([100 * outcome[key] for outcome in found] for key in ("perplexity_rise", "answered"))
-        axes.plot(x, y, "o", label=name)
-    axes.axvline(100 * ALLOWED, color="gray", linestyle=":")
+        axes.plot(x, y, marker="o", linestyle="", label=name)
+    axes.axvline(100 * ALLOWED, color=GRAY, linestyle=":")
     axes.set(xlabel="rise of the perplexity of other text (%)", ylabel="questions answered (%)", ylim=(-3, 103))
     axes.set_xscale("symlog", linthresh=2.0)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend()
     save_figure(figure, workdir / FIGURE)
 
 

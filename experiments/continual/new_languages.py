@@ -36,7 +36,6 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from matplotlib.figure import Figure
 
 from experiments.common import launcher
 from experiments.common.launcher import RESULTS
@@ -66,7 +65,7 @@ from experiments.continual_methods.translation import (
 from nl_jax import InputError
 from nl_jax.data.corpus import fingerprint
 from nl_jax.data.reading import Document as File
-from nl_jax.plotting import save_figure
+from nl_jax.plotting import COLORS, GRAY, new_figure, save_figure
 from nl_jax.pretrained import Pretrained
 from nl_jax.training.metrics import MetricsWriter
 
@@ -246,20 +245,18 @@ def _print(outcomes: dict[str, list[dict[str, Any]]]) -> None:
 
 def _draw(outcomes: dict[str, list[dict[str, Any]]], workdir: Path) -> None:
     """Draws chrF on one language against chrF on the other, alone and in sequence."""
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_figure(height=7)
     for place, (name, found) in enumerate(outcomes.items()):
-        color = f"C{place}"
+        color = COLORS[place % len(COLORS)]
         alone, both = (np.mean([outcome[key] for outcome in found], axis=0) for key in ("alone", "sequence"))
-        axes.plot(*np.stack([alone, both], axis=1), color=color, alpha=0.5)
+        axes.plot(*np.stack([alone, both], axis=1), "-", color=color, alpha=0.5)
         axes.plot(*alone, "o", color=color, fillstyle="none")
         axes.plot(*both, "o", color=color, label=name)
         for outcome in found:
             axes.plot(*outcome["sequence"], ".", color=color, alpha=0.4)
-    axes.plot([], [], "o", color="gray", fillstyle="none", label="each alone")
+    axes.plot([], [], "o", color=GRAY, fillstyle="none", label="each alone")
     axes.set(xlabel="chrF on language A", ylabel="chrF on language B", xlim=(-3, 103), ylim=(-3, 103))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", title="A, then B")
+    axes.legend(title="A, then B")
     save_figure(figure, workdir / FIGURE)
 
 

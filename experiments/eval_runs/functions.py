@@ -12,7 +12,7 @@ from experiments.eval_runs.batches import TEST_SEED, VALIDATION_SEED
 from experiments.eval_runs.evaluation import Batch, Figures, Subtask
 from nl_jax.evaluation.function_baselines import errors_by_examples, function_baselines
 from nl_jax.parallel import place_batch
-from nl_jax.plotting import plot_band
+from nl_jax.plotting import label_curves, new_figure, plot_band
 from nl_jax.tasks.function_classes import Examples, as_tokens, at_inputs, channels, draw_examples
 
 NOISE = 0.25  # of examples: what Garg et al. have in 16 dimensions, where values have mean square 1
@@ -102,8 +102,8 @@ def references(classes: Mapping[str, Functions]) -> dict[str, dict[str, Figures]
 def curves(results: Mapping[str, Any]) -> Figure:
     """The errors of results.json against the number of examples: a plot for each class."""
     subtasks = results["subtasks"]
-    figure = Figure(figsize=(1 + 4.2 * len(subtasks), 4.2), layout="constrained")
-    for axes, (name, cells) in zip(figure.subplots(1, len(subtasks), squeeze=False)[0], subtasks.items(), strict=True):
+    figure, panels = new_figure(len(subtasks), height=3.5 * len(subtasks), squeeze=False)
+    for axes, (name, cells) in zip(panels[:, 0], subtasks.items(), strict=True):
         for model, cell in cells.items():
             if cell["seeds"]:
                 seeds = np.asarray([_errors(seed["test"]) for seed in cell["seeds"]])
@@ -112,8 +112,7 @@ def curves(results: Mapping[str, Any]) -> Figure:
             if name in found:
                 axes.plot(_errors(found[name]), color="0.4", linestyle=style, linewidth=1, label=estimator)
         axes.set(title=name, xlabel="examples", ylabel="squared error", yscale="log", ylim=(5e-3, 3.0))
-        axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize="x-small")
+        label_curves(axes)
     return figure
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.common.launcher import mean_and_spread
+from nl_jax.plotting import new_figure
 
 Results = Mapping[str, Any]
 
@@ -44,8 +45,7 @@ def bars(results: Results) -> Figure:
     heading, key = next(iter(results["shown"].items()))
     subtasks = list(results["subtasks"])
     models = list(dict.fromkeys(model for cells in results["subtasks"].values() for model in cells))
-    figure = Figure(figsize=(max(7.0, 1.2 * len(subtasks)), 3.8), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure(height=4.2)
     width = 0.8 / max(len(models), 1)
     for i, model in enumerate(models):
         means, spreads = [], []
@@ -55,8 +55,9 @@ def bars(results: Results) -> Figure:
             spreads.append(np.std(found, ddof=1) if len(found) > 1 else 0.0)
         at = np.arange(len(subtasks)) + (i - (len(models) - 1) / 2) * width
         axes.bar(at, means, width, yerr=spreads, label=model, error_kw={"linewidth": 0.8})
-    axes.set_xticks(range(len(subtasks)), subtasks)
+    axes.set_xticks(range(len(subtasks)), subtasks, rotation=30 if len(subtasks) > 6 else 0)
     axes.set(ylabel=heading)
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize="small", ncols=min(len(models), 5) or 1, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    axes.grid(False, axis="x")
+    if models:
+        figure.legend(fontsize=10, ncols=min(len(models), 5), loc="outside lower center")
     return figure

@@ -15,6 +15,7 @@ from experiments.eval_runs.evaluation import Batch, Figures, Subtask
 from nl_jax import InputError
 from nl_jax.data import TextData, evaluation_batches, load_text_data
 from nl_jax.evaluation import bits_by_position, evaluate, octaves
+from nl_jax.plotting import new_figure, plot_bits
 
 BITS, PERPLEXITY, UP_TO = "bits_per_byte", "perplexity", "bits_up_to_"
 VALIDATION_TOKENS = 32_768
@@ -77,17 +78,15 @@ def text_subtask(data: TextData, values: flags.FlagValues, length: int, test_tok
 def draw_positions(results: Mapping[str, Any]) -> Figure:
     """Bits per token of the test text against the position in the window, one panel a length (Figure 10)."""
     subtasks = results["subtasks"]
-    figure = Figure(figsize=(4.2 * len(subtasks), 3.8), layout="constrained")
-    for axes, (name, cells) in zip(figure.subplots(1, len(subtasks), squeeze=False)[0], subtasks.items(), strict=True):
-        for model, cell in cells.items():
-            found = [seed["test"] for seed in cell["seeds"]]
-            ends = [int(key.removeprefix(UP_TO)) for key in (found[0] if found else {}) if key.startswith(UP_TO)]
-            if ends:
-                axes.plot(ends, [np.mean([f[f"{UP_TO}{end}"] for f in found]) for end in ends], "o-", label=model)
-                axes.set_xticks(ends, [f"{end:,}" for end in ends], rotation=45)
-        axes.set_xscale("log", base=2)
-        axes.minorticks_off()
-        axes.set(title=f"context of {name} tokens", xlabel="position, up to", ylabel="bits per token")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="x-small")
+    figure, panels = new_figure(len(subtasks), height=3.8 * len(subtasks), squeeze=False)
+    for axes, (name, cells) in zip(panels[:, 0], subtasks.items(), strict=True):
+        found: dict[str, list[dict[str, float]]] = {
+            model: [seed["test"] for seed in cell["seeds"]] for model, cell in cells.items() if cell["seeds"]
+        }
+        first: dict[str, float] = next(iter(found.values()))[0] if found else {}
+        keys = [key for key in first if key.startswith(UP_TO)]
+        curves = {model: np.array([[test[key] for key in keys] for test in tests]) for model, tests in found.items()}
+        ends = [int(key.removeprefix(UP_TO)) for key in keys]
+        plot_bits(axes, curves, ends, unit="bits per token", xlabel="position, up to")
+        axes.set_title(f"context of {name} tokens")
     return figure

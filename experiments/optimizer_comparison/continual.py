@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from matplotlib.figure import Figure
 
 from experiments.common import launcher
 from experiments.optimizer_comparison import continual_tasks
 from experiments.optimizer_comparison.reports import TUNING_SEED, plot_name, record_of
-from nl_jax.plotting import plot_band, save_figure
+from nl_jax.plotting import GRAY, label_curves, new_figure, plot_band, save_figure
 from nl_jax.training import progress_bar
 
 
@@ -23,8 +22,7 @@ def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
         for name in names:
             record.figures(name, functools.partial(_scores, name, values))
             bar.update()
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    panels = figure.subplots(ncols=2)
+    figure, panels = new_figure(columns=2)
     header = ("optimizer", "learning rate", "loss after own task", "forgetting", "loss after all tasks")
     rows: list[tuple[str, ...]] = [header]
     for name in names:
@@ -34,14 +32,13 @@ def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
         plot_band(panels[1], np.arange(1, values.num_tasks + 1), seen, label=name)
         ends = (found["learned"], forgetting[:, -1].tolist(), seen[:, -1].tolist())
         rows.append((name, f"{found['rate']:.3g}", *(launcher.mean_and_spread(end, digits=4) for end in ends)))
-    panels[0].axhline(0, color="gray", linewidth=0.5)
-    panels[0].set(ylabel="loss that earlier tasks gained since they were trained")
+    panels[0].axhline(0, color=GRAY, linewidth=0.5)
+    panels[0].set(ylabel="loss that earlier tasks gained since")
     panels[0].set_yscale("symlog", linthresh=1e-3)
     panels[1].set(ylabel="mean loss of all tasks so far", yscale="log")
-    panels[1].legend()
     for axes in panels:
         axes.set(xlabel="tasks so far")
-        axes.grid(alpha=0.3)
+    label_curves(panels[1])
     save_figure(figure, workdir / plot_name("continual", values))
     launcher.print_table(rows)
     print("Losses of untrained weights are 1; mean ± standard deviation over the seeds.")

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from matplotlib.figure import Figure
 
 from experiments.common import launcher
 from experiments.optimizer_comparison import update_speed
 from experiments.optimizer_comparison.reports import plot_name, record_of, text_of
 from experiments.optimizer_comparison.table import OPTIMIZERS
 from nl_jax import InputError
-from nl_jax.plotting import save_figure
+from nl_jax.plotting import label_curves, new_figure, save_figure
 
 
 def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
@@ -21,8 +20,7 @@ def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
     sizes = _parse_sizes(values.sizes)
     record = record_of("speed", workdir, values, names)
     optimizers = {name: OPTIMIZERS[name] for name in names}
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure()
     curves: dict[str, list[tuple[int, float]]] = {}
     for text, size in sizes.items():
         print(f"{text} parameters", file=sys.stderr)
@@ -48,8 +46,7 @@ def run(workdir: Path, values: flags.FlagValues, names: Sequence[str]) -> None:
     for name, points in curves.items():
         axes.loglog(*zip(*points, strict=True), marker="o", label=name)
     axes.set(xlabel="parameters", ylabel="ms a step of the optimizer alone")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    label_curves(axes)
     save_figure(figure, workdir / plot_name("speed", values))
     record.report()
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from nl_jax.optim import deep_momentum, delta_momentum, feature_momentum, m3, preconditioned_momentum
+from nl_jax.plotting import COLORS, WIDTH, new_figure
 
 START = (-3.5, 2.0)
 GOAL = 1e-3
@@ -94,19 +95,22 @@ def draw(setting: Sequence[float], paths: Mapping[str, Mapping[str, Any]]) -> Fi
     """Plots a panel for each optimizer: contours of the loss, and the path to the goal."""
     columns = min(4, len(paths))
     rows = -(-len(paths) // columns)
-    figure = Figure(figsize=(3.2 * columns, 3.2 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    side = WIDTH / 4
+    figure, panels = new_figure(
+        rows, columns, width=side * columns, height=side * rows + 0.6, sharex=True, sharey=True, squeeze=False
+    )
     r, theta = np.meshgrid(np.linspace(-4.5, 4.5, 200), np.linspace(-4.5, 4.5, 200))
     levels = np.log10(np.asarray(loss((r, theta), setting)) + GOAL)
     for axes in panels.flat[len(paths) :]:
         axes.set_visible(False)
     for axes, (name, path) in zip(panels.flat, paths.items(), strict=False):
+        axes.grid(False)
         axes.contourf(r, theta, levels, levels=20, cmap="Greys", alpha=0.7)
         steps = "never" if path["steps"] is None else f"{path['steps']} steps"
         if path["points"]:
-            axes.plot(*np.array(path["points"]).T, marker=".", markersize=3, linewidth=1)
-        axes.plot(0, 0, "r*", markersize=8)
-        axes.set(title=f"{name}: {steps}", xlim=(-4.5, 4.5), ylim=(-4.5, 4.5))
+            axes.plot(*np.array(path["points"]).T, color=COLORS[0], marker=".", markersize=3, linewidth=1)
+        axes.plot(0, 0, "*", color=COLORS[1], markersize=9)
+        axes.set(title=f"{name.replace('_', ' ')}\n{steps}", xlim=(-4.5, 4.5), ylim=(-4.5, 4.5))
         axes.title.set_fontsize(9)
     figure.supxlabel("r")
     figure.supylabel("θ")

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from matplotlib.figure import Figure
 
 from experiments.benchmarking.timed_programs import interleave
 from experiments.common import launcher
@@ -21,7 +20,7 @@ from experiments.optimizer_comparison.tasks import TASKS, ComparisonTask
 from experiments.optimizer_comparison.training_runs import Curves, Trainer, compile_all
 from nl_jax import InputError
 from nl_jax.models import MODEL_NAMES
-from nl_jax.plotting import plot_band, save_figure
+from nl_jax.plotting import label_curves, new_figure, plot_band, save_figure
 from nl_jax.training import progress_bar
 
 STEPS = {"vit": 300, "lm": 200}
@@ -121,8 +120,7 @@ def _report(record: Record, values: flags.FlagValues, names: Sequence[str], seco
             *(f"test loss at {quickest:.3g} s", "ms a step"),
         )
     ]
-    figure = Figure(figsize=(11, 8), layout="constrained")
-    panels = figure.subplots(2, 2, sharey="row")
+    figure, panels = new_figure(2, 2, height=7, sharey="row")
     for name in names:
         losses = record.get(f"{name}: tuning")
         rate = best_rate(losses)
@@ -147,10 +145,9 @@ def _report(record: Record, values: flags.FlagValues, names: Sequence[str], seco
         row[0].set(ylabel=f"{label}, nats", xlabel="steps")
         row[1].set(xlabel="seconds of training")
         for axes in row:
-            axes.grid(alpha=0.3)
             if values.task == "vit":
                 axes.set_yscale("log")
-    panels[0, 0].legend()
+    label_curves(panels[0, 1], size=9)
     save_figure(figure, record.workdir / plot_name("training", values))
     launcher.print_table(rows)
     print("Losses in nats at the end, mean ± standard deviation over the seeds; the rate by validation loss.")

@@ -64,11 +64,12 @@ def from_memory(
       objective: what it is trained on, one of ``nl_jax.memory.OBJECTIVES`` or its name.
       rule: how gradients change it; ``Rule()`` by default.
       batch: leading axes; each of these memories learns its own pairs.
-      initial: weights at the start, a layer each; by default zeros for a matrix, else random.
+      initial: weights at the start, an array for each layer, of shapes ``architecture.shapes()`` (a matrix has one,
+        [in, out]); by default zeros for a matrix, else random.
       eta, alpha: learning rate and retention of pairs that bring none.
 
     Raises:
-      ValueError: for a stack of memories or an unknown objective.
+      ValueError: for a stack of memories, an unknown objective, or initial weights of other shapes.
 
     Examples:
       >>> from nl_jax import Schedule
@@ -94,6 +95,9 @@ def from_memory(
     shapes = architecture.shapes()
 
     def start(initial):
+        given = tuple(jnp.shape(layer) for layer in initial)
+        if given != tuple(shapes):
+            raise ValueError(f"level {name!r}: initial weights of shapes {given}; expected {tuple(shapes)}, [in, out]")
         w0 = own_buffers(tuple(initial))
         return MemoryLevelState(w0, tuple(jnp.zeros((*batch, *w.shape), w.dtype) for w in w0))
 

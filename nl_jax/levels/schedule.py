@@ -352,19 +352,18 @@ class Schedule:
         return describe.table([name for rank in self.order for name in rank], self.timeline(n))
 
     def plot(self, n: int | None = None, path: str | Path | None = None) -> "Figure":
-        """Plots ``timeline(n)``, with the slowest level on top.
+        """Draws ``timeline(n)``, by default of twice the longest period; the suffix of ``path`` decides its format."""
+        from nl_jax.plotting import level_timeline  # here, since importing Matplotlib takes half a second
 
-        Args:
-          n: number of steps; twice the longest period by default.
-          path: file to save the plot to; its suffix decides the format.
-        """
-        from nl_jax.plotting import plot_timeline  # here, since importing Matplotlib takes half a second
-
-        names = [f"{name} (period {self[name].period})" for rank in self.order for name in rank]
-        figure = plot_timeline(names, self.timeline(n or 2 * self.periods[-1]))
+        figure = level_timeline(self, n or 2 * self.periods[-1])
         if path is not None:
             figure.savefig(path, dpi=150)
         return figure
+
+    def sources(self, data: PyTree) -> dict[str, tuple[str, ...]]:
+        """By level, the levels whose answers the flow puts into its context; ``data`` are of one step."""
+        states = jax.eval_shape(lambda data: self.init(jax.random.key(0), data).levels, data)
+        return describe.sources(lambda states: self._contexts(states, data)[0], states)
 
     def tree(self, state: ScheduleState | None = None, indent: str = "") -> str:
         """Describes the nested system as text, the slowest level first.

@@ -83,7 +83,7 @@ def named_config(model: str, preset: str, vocab_size: int | None = None, **overr
     """The configuration of a model by name, with the feed-forward size that gives the preset's parameter count.
 
     Args:
-      model: one of ``MODEL_NAMES``.
+      model: one of ``MODEL_NAMES``, or a mixer that was added to ``nl_jax.modules.MIXERS``.
       preset: one of ``PRESETS``.
       vocab_size: number of ids of the tokenizer; None takes the preset's. Another vocabulary changes the parameter
         count by the size of its embedding.
@@ -99,8 +99,9 @@ def named_config(model: str, preset: str, vocab_size: int | None = None, **overr
       >>> config.mixer, config.width, config.cms_periods, count_parameters(config)
       ('self_modifying_titans', 128, (1, 4), 1004304)
     """
-    if model not in MODELS:
-        raise InputError(f"unknown model {model!r}; expected one of {', '.join(MODELS)}")
+    known = {name: {"mixer": name} for name in MIXERS} | MODELS  # a mixer may have been added since
+    if model not in known:
+        raise InputError(f"unknown model {model!r}; expected one of {', '.join(known)}")
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}")
     sizes = PRESETS[preset]
@@ -111,10 +112,10 @@ def named_config(model: str, preset: str, vocab_size: int | None = None, **overr
         "num_heads": sizes.attention_heads if model in PLAIN_ATTENTION else sizes.num_heads,
         "remat": sizes.remat,
         "mlp_hidden": 1,
-        **MODELS[model],
+        **known[model],
         **overrides,
     }
-    options = [dict(given.get("mixer_options", ())) for given in (MODELS[model], overrides)]
+    options = [dict(given.get("mixer_options", ())) for given in (known[model], overrides)]
     fields["mixer_options"] = tuple((options[0] | options[1]).items())
     config = LanguageModelConfig(**fields)
     if "mlp_hidden" in overrides:

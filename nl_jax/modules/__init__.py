@@ -15,12 +15,14 @@ from nl_jax.modules.mixers import (
     MemoryMixer,
     MemoryState,
     Mesa,
+    Observation,
     Oja,
     SelfModifyingTitans,
     SelfReferentialMatrix,
     SlidingWindowMemory,
     choose_kernel,
     mixer,
+    observe,
 )
 
 __all__ = [
@@ -39,10 +41,12 @@ __all__ = [
     "MemoryMixer",
     "MemoryState",
     "Mesa",
+    "Observation",
     "Oja",
     "SelfModifyingTitans",
     "SelfReferentialMatrix",
     "SlidingWindowMemory",
     "choose_kernel",
     "mixer",
+    "observe",
 ]

@@ -1,8 +1,8 @@
 """Pre-training: mesh and shardings, optimizer, step, loop, checkpoints and metrics.
 
 `fit` is the training loop. Its parts are pure functions or small file formats, so that a notebook can use them alone:
-`init_state` and `train_step` for a training step, `evaluate` for bits per byte, `accuracy` for tasks with answers, and
-`restore_newest` for a trained model.
+`train_in_memory` to train a small language model in one call, `init_state` and `train_step` for a training step,
+`evaluate` for bits per byte, `accuracy` for tasks with answers, and `restore_newest` for a trained model.
 """
 
 from nl_jax.evaluation import Accuracies, accuracies, accuracy, bits_by_position, evaluate
@@ -11,6 +11,7 @@ from nl_jax.parallel.sharding import batch_sharding, parameter_shardings, state_
 from nl_jax.parameter_axes import logical_axes
 from nl_jax.training.checkpoint import Checkpoint, CheckpointWriter, restore_newest
 from nl_jax.training.divergence import SkippedSteps, TrainingDiverged, finite_outputs
+from nl_jax.training.in_memory import Trained, train_in_memory
 from nl_jax.training.loop import Progress, TrainingInterrupted, fit, progress_bar
 from nl_jax.training.metrics import MetricsWriter, read_metrics
 from nl_jax.training.optimizer import (
@@ -38,6 +39,7 @@ __all__ = [
     "Progress",
     "SkippedSteps",
     "TrainState",
+    "Trained",
     "TrainingDiverged",
     "TrainingInterrupted",
     "accuracies",
@@ -65,6 +67,7 @@ __all__ = [
     "read_metrics",
     "restore_newest",
     "state_shardings",
+    "train_in_memory",
     "train_step",
     "training_schedule",
     "use_cpu_cores",

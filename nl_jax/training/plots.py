@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from nl_jax.plotting import plot_band, save_figure
+from nl_jax.plotting import GRAY, label_curves, new_figure, plot_band, save_figure
 from nl_jax.training.metrics import ACCURACY, ACCURACY_PLOT, PLOT, VALIDATION, read_metrics
 
 
@@ -25,15 +24,14 @@ def plot_validation(workdir: Path, baselines: Mapping[str, float]) -> Path:
     for row in read_metrics(workdir):
         if VALIDATION in row:
             curves.setdefault(row["model"], []).append((row["tokens"], row[VALIDATION]))
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure()
     for model, points in curves.items():
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=model)
     for style, (name, value) in zip(("--", ":", "-."), baselines.items(), strict=False):
-        axes.axhline(value, linestyle=style, color="gray", label=f"{name} (test)")
+        axes.axhline(value, linestyle=style, color=GRAY, label=f"{name} (test)")
     axes.set(xlabel="training tokens", ylabel="validation bits per byte")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    label_curves(axes)
     return save_figure(figure, workdir / PLOT)
 
 
@@ -46,12 +44,10 @@ def plot_accuracy(workdir: Path) -> Path:
     Returns:
         The path of the plot.
     """
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure()
     plot_seeds(axes, workdir, ACCURACY, against="step")
     axes.set(xlabel="training steps", ylabel="validation accuracy", ylim=(0, 1.02))
-    axes.grid(alpha=0.3)
-    axes.legend()
+    label_curves(axes)
     return save_figure(figure, workdir / ACCURACY_PLOT)
 
 

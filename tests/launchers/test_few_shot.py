@@ -45,5 +45,5 @@ def test_estimators_see_the_test_functions_and_all_are_drawn():
     seeds = [{"test": found["ridge"]["linear"]}, {"test": found["lasso"]["linear"]}]
     cells = {"one": {"seeds": seeds}, "unfinished": {"seeds": []}}
     (axes,) = curves({"subtasks": {"linear": cells}, "references": found}).axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one", *found]
+    assert [text.get_text() for text in axes.texts] == ["one", *found]
     np.testing.assert_allclose(axes.lines[1].get_ydata(), expected)

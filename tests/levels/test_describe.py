@@ -36,5 +36,6 @@ def test_plot_shows_the_timeline(tmp_path):
     figure = schedule.plot(6, tmp_path / "timeline.png")
     assert (tmp_path / "timeline.png").read_bytes().startswith(b"\x89PNG")
     (axes,) = figure.axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["fast (period 1)", "slow (period 3)"]
-    assert [list(c.get_positions()) for c in axes.collections] == [[1, 2, 3, 4, 5, 6], [3, 6]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["fast\nevery step", "slow\nevery 3 steps"]
+    dark = [[p.get_x() + p.get_width() for p in bars if p.get_alpha() is None] for bars in axes.containers]
+    assert [[round(end) for end in row] for row in dark if row] == [[1, 2, 3, 4, 5, 6], [3, 6]]

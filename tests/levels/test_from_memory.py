@@ -62,3 +62,9 @@ def test_a_bad_option_names_the_level():
         from_memory("m", Architecture(2, 2, 3, 2, stack=2))
     with pytest.raises(ValueError, match="level 'm': objective='l3' must"):
         from_memory("m", Architecture(2, 2), objective="l3")
+
+
+def test_initial_weights_of_another_shape_are_refused():
+    level = from_memory("m", Architecture(4, 2), initial=(jnp.zeros((2, 4)),))
+    with pytest.raises(ValueError, match=r"level 'm': initial weights of shapes \(\(2, 4\),\); expected \(\(4, 2\),\)"):
+        level.init(None, None)

@@ -12,6 +12,7 @@ from nl_jax.costs import count_flops
 from nl_jax.models import MODEL_NAMES, PRESETS, LanguageModel, LanguageModelConfig, count_parameters, named_config
 from nl_jax.models.language_model import UNROLLED_LAYERS
 from nl_jax.models.remat import POLICIES
+from nl_jax.modules import MIXERS
 from nl_jax.training import TrainingDiverged, finite_outputs, init_state, train_step
 
 apply = jax.jit(lambda model, tokens, state=None: model(tokens, state))
@@ -172,3 +173,12 @@ def test_divergence_is_reported_with_the_first_layer():
     for layer in (0, 1):
         with pytest.raises(TrainingDiverged, match=f"hope diverged at step 3, the memories of layer {layer} first"):
             finite_outputs("hope", 3, outputs(layer))
+
+
+def test_a_mixer_added_to_the_table_has_a_configuration(monkeypatch):
+    monkeypatch.setitem(MIXERS, "mine", MIXERS["linear_attention"])
+    config = named_config("mine", "tiny", width=64, mlp_hidden=8)
+    assert config.mixer == "mine"
+    LanguageModel(config, rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="unknown model 'nobody'"):
+        named_config("nobody", "tiny")

@@ -7,6 +7,7 @@ from nl_jax.modules.mixers.hybrid import HybridState, SlidingWindowMemory, memor
 from nl_jax.modules.mixers.lstm import LSTM, LSTMState
 from nl_jax.modules.mixers.memory_mixer import MemoryMixer
 from nl_jax.modules.mixers.mesa import Mesa
+from nl_jax.modules.mixers.observation import Observation, observe
 from nl_jax.modules.mixers.oja import Oja
 from nl_jax.modules.mixers.registry import MIXERS, choose_kernel, mixer
 from nl_jax.modules.mixers.self_modifying_titans import PAPER_FORM, SelfModifyingTitans
@@ -27,6 +28,7 @@ __all__ = [
     "MemoryMixer",
     "MemoryState",
     "Mesa",
+    "Observation",
     "Oja",
     "SelfModifyingTitans",
     "SelfReferentialMatrix",
@@ -34,5 +36,6 @@ __all__ = [
     "choose_kernel",
     "memory_part",
     "mixer",
+    "observe",
     "with_memory_part",
 ]
