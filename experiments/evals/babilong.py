@@ -13,7 +13,7 @@ import sys
 
 from experiments.eval_runs.evaluation import Evaluation
 from experiments.eval_runs.hidden import babilong_subtasks, most_frequent_label
-from experiments.eval_runs.long_text import SIZES, SMALL, data_of, define_text_flags, length_flags
+from experiments.eval_runs.long_text import NO_FORGETTING, SIZES, SMALL, data_of, define_text_flags, length_flags
 from experiments.eval_runs.main import launcher_of
 from nl_jax.tasks import LABELS
 
@@ -28,10 +28,11 @@ EVALUATION = Evaluation(
     score="sequences",
     shown={name: name for name in SHOWN},
     presets={
-        "quick": SMALL | {"subtasks": ["qa1"], "models": ["hope", "transformer"], "samples": 16, "longest": 4096},
+        "quick": SMALL
+        | {"subtasks": ["qa1"], "models": ["hope", "transformer"], "steps": 600, "samples": 16, "longest": 4096},
         "full": SIZES
         | {"subtasks": ["qa1", "qa4"], "models": ["hope", "titans", "delta_net"], "longest": 131_072}
-        | {"learning_rates": ["1e-3", "3e-3"]},
+        | {"steps": 600, "learning_rates": ["1e-3", "3e-3"]},
     },
     own_flags=length_flags(longest=16_384),
     more_flags=define_text_flags,
@@ -41,8 +42,9 @@ EVALUATION = Evaluation(
         "a closed vocabulary of words, with one token for all others, in the place of GPT-2's tokens",
         "Python's documentation, repeated, in the place of books; question and answer count for the length",
         "own simulator of the stories: when qa3 asks is its own rule; fresh stories in training, not 10,000",
-        "attention sees the last 16,384 tokens at most",
+        "attention sees the last 16,384 tokens at most; Hope and Titans forget nothing (alpha=1.0)",
     ),
+    variants=NO_FORGETTING,
     goal=0.999,
     references=functools.partial(most_frequent_label, figures=SHOWN),
 )

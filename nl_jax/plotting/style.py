@@ -13,10 +13,12 @@ from matplotlib.lines import Line2D
 
 from nl_jax.files import in_place_of
 
-WIDTH = 8.0  # inches; at `save_figure`'s resolution 1,200 pixels, of which a README shows about 800
-# Okabe and Ito's colours without yellow, which is too pale on white; their order keeps neighbours far apart.
+WIDTH = 8.0
+"""Width of a figure in inches: at `save_figure`'s resolution 1,200 pixels, of which a README shows about 800."""
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
+"""Okabe and Ito's colours without yellow, which is too pale on white; their order keeps neighbours far apart."""
 GRAY = "#808080"
+"""The colour of what is only there to compare with."""
 STYLE: Any = {
     "figure.dpi": 80,  # where a notebook shows it; `save_figure` has its own
     "font.size": 11,
@@ -33,6 +35,7 @@ STYLE: Any = {
     "legend.fontsize": 10,
     "image.cmap": "cividis",
 }
+"""Matplotlib's options of all figures, as `matplotlib.rc_context` takes them."""
 
 
 def new_figure(rows: int = 1, columns: int = 1, *, height: float = 4.5, width: float = WIDTH, **options: Any) -> Any:
