@@ -1,7 +1,6 @@
 """The comparison of methods on one data set: settings chosen on validation texts, then every order of the classes."""
 
 import functools
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -90,9 +89,3 @@ def joint_outcome(name: str, setting: float, train: Inputs, test: Inputs, classe
         "seconds_per_example": seconds / len(train.labels),
         "seconds_per_answer": 0.0,
     }
-
-
-def mean_of(outcomes: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    """The mean of a figure over seeds, or None where a method does not have it."""
-    found = [outcome[key] for outcome in outcomes if key in outcome]
-    return statistics.fmean(found) if found else None

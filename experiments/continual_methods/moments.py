@@ -16,8 +16,6 @@ from jaxtyping import Float, Int
 
 from experiments.continual_methods.learner import Examples, Learner, Scores, Sizes
 
-FeatureMap = Callable[[Float[np.ndarray, "N width"]], Float[np.ndarray, "N mapped"]]
-
 
 class Moments(NamedTuple):
     """Moments of mapped features; ``mapping`` are the random numbers of the map, if there are any."""

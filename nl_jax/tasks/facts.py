@@ -142,11 +142,6 @@ def invented_facts(seed: int, number: int = 40, statements: int = 2) -> list[Fac
     return facts
 
 
-def statements_of(facts: list[Fact]) -> list[str]:
-    """The document's sentences: first one of each fact, then again each in other words."""
-    return [fact.statements[i] for i in range(len(facts[0].statements)) for fact in facts]
-
-
 def _sentence(text: str, subject: str, answer: str) -> str:
     if answer[0].lower() in "aeiou":
         text = text.replace("a {a}", "an {a}").replace("A {a}", "An {a}")
