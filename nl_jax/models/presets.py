@@ -99,7 +99,7 @@ def named_config(model: str, preset: str, vocab_size: int | None = None, **overr
       >>> config.mixer, config.width, config.cms_periods, count_parameters(config)
       ('self_modifying_titans', 128, (1, 4), 1004304)
     """
-    known = {name: {"mixer": name} for name in MIXERS} | MODELS  # a mixer may have been added since
+    known = MODELS | {name: {"mixer": name} for name in MIXERS if name not in MODELS}  # added since
     if model not in known:
         raise InputError(f"unknown model {model!r}; expected one of {', '.join(known)}")
     if preset not in PRESETS:

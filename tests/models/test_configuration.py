@@ -86,7 +86,8 @@ def again(config):
 
 
 def test_every_field_survives():
-    assert set(FIELDS) == {field.name for field in dataclasses.fields(LanguageModelConfig)}
+    runs = {"kernel"}  # how a model runs, not what it is: not written
+    assert set(FIELDS) == {field.name for field in dataclasses.fields(LanguageModelConfig)} - runs
     config = LanguageModelConfig(**FIELDS)
     assert again(config) == config
     assert again(LanguageModelConfig("oja", **SIZES)) == LanguageModelConfig("oja", **SIZES)
