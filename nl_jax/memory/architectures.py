@@ -55,6 +55,9 @@ class Architecture:
 
     def __post_init__(self):
         """Checks the sizes."""
+        for name in ("size_in", "size_out"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be an integer of at least 1")
         if self.depth < 1 or (self.depth > 1 and self.hidden < 1):
             raise ValueError(f"depth={self.depth}, hidden={self.hidden}: both must be at least 1 (hidden from depth 2)")
         if self.gated and self.depth != 2:
