@@ -65,7 +65,8 @@ def select_leaves(tree: PyTree, paths: tuple[str, ...], level: str = "") -> dict
     leaves = {_full_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     for root in paths:
         if not any(is_under(name, (root,)) for name in leaves):
-            raise ValueError(f"level {level!r}: no parameter at {root!r}; there are {', '.join(leaves)}")
+            some = ", ".join([*leaves][:8]) + (f" and {len(leaves) - 8} more" if len(leaves) > 8 else "")
+            raise ValueError(f"level {level!r}: no parameter at {root!r}; there are {some}")
     return {name: leaf for name, leaf in leaves.items() if is_under(name, paths)}
 
 

@@ -134,7 +134,9 @@ def windows(array: UInt[np.ndarray, "N"], seq_len: int) -> UInt[np.ndarray, "n T
     """
     _check_seq_len(seq_len)
     if len(array) < seq_len + 1:
-        raise InputError(f"--seq_len={seq_len} is longer than this split of the text: {max(len(array) - 1, 0)} at most")
+        raise InputError(
+            f"--seq_len={seq_len}: expected at most {max(len(array) - 1, 0)}, the length of this split of the text"
+        )
     return np.lib.stride_tricks.sliding_window_view(array, seq_len + 1)[::seq_len]
 
 

@@ -27,7 +27,12 @@ def as_levels(given: Any) -> tuple[Level, ...]:
     return levels
 
 
-def excerpt(text: str, other: str, most: int = 200) -> str:
+def change(was: str, now: str) -> str:
+    """Says "from ... into ..." of two descriptions; of long ones, the part in which they begin to differ."""
+    return f"from {_excerpt(was, now)} into {_excerpt(now, was)}"
+
+
+def _excerpt(text: str, other: str, most: int = 200) -> str:
     """At most ``most`` characters of a text, from a little before the first in which it differs from the other."""
     differs = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
     begin = max(0, differs - most // 2) if len(text) > most else 0

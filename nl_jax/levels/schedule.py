@@ -395,7 +395,5 @@ def _like(new: PyTree, old: PyTree, name: str) -> PyTree:
     """Returns ``new``, after a check that it has the structure, shapes and dtypes of the state that it replaces."""
     was, now = (str(jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)) for tree in (old, new))
     if was != now:
-        raise ValueError(
-            f"level {name!r}: an update turns its state from {composition.excerpt(was, now)} into {composition.excerpt(now, was)}"
-        )
+        raise ValueError(f"level {name!r}: an update turns its state {composition.change(was, now)}")
     return jax.tree.map(strong, new)

@@ -153,7 +153,7 @@ def with_room(model: LanguageModel, length: int) -> LanguageModel:
 
 def checked_tokens(tokens: Iterable[Any], vocab_size: int) -> list[int]:
     """Converts tokens to integers; raises ``ValueError`` for a value that is no integer or not in the vocabulary."""
-    if not isinstance(tokens, Iterable) or isinstance(tokens, str):
+    if not isinstance(tokens, Iterable):
         raise ValueError(f"tokens={reprlib.repr(tokens)}: expected a sequence of integers, or bytes")
     checked = []
     for token in tokens:

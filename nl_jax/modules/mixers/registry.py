@@ -267,4 +267,4 @@ def mixer(name: str, *, width: int, num_heads: int, chunk_size: int = 64, rngs: 
     try:
         return MIXERS[name](width=width, num_heads=num_heads, chunk_size=chunk_size, rngs=rngs, **options)
     except TypeError as error:
-        raise ValueError(f"mixer {name!r}: {error}") from error
+        raise ValueError(f"mixer {name!r}: {str(error).rpartition('() ')[2]}") from error  # without our function's name
