@@ -138,7 +138,8 @@ def starts_of(
                 f"{flag}: expected a run of this launcher that has finished {values.seeds} seeds of {name}"
             )
         if source["data"].get("tokenizer", tokenizer) != tokenizer:  # earlier versions did not record it
-            raise InputError(f"{flag}: trained with another tokenizer than --tokenizer={values.tokenizer} names")
+            what = f"a run with the tokenizer of --tokenizer={values.tokenizer}"
+            raise InputError(f"{flag}: trained with another tokenizer; expected {what}")
         shapes = [named_leaves(shapes_of(c)) for c in (config, LanguageModelConfig.from_json(source["models"][name]))]
         for path in shapes[0].keys() & shapes[1].keys():
             here, there = (leaves[path].shape for leaves in shapes)

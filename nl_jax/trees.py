@@ -29,6 +29,19 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def check_shapes(what: str, tree: PyTree, expected: PyTree) -> None:
+    """Raises ``ValueError`` unless two trees have the same leaves, of the same shapes; it names the first other one."""
+    given, wanted = (
+        {path_name(path): jnp.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (tree, expected)
+    )
+    for name in [*wanted, *given]:
+        if given.get(name) != wanted.get(name):
+            found, right = (f"shape {shapes[name]}" if name in shapes else "nothing" for shapes in (given, wanted))
+            at = f" at {name!r}" if name else ""
+            raise ValueError(f"{what}{at} has {found}; expected {right}")
+
+
 def _full_path(path: tuple[Any, ...]) -> str:
     """All keys of a leaf, joined by dots. Levels use it: two leaves of a tree may differ in a last key "value" only."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
@@ -52,7 +65,8 @@ def select_leaves(tree: PyTree, paths: tuple[str, ...], level: str = "") -> dict
     leaves = {_full_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     for root in paths:
         if not any(is_under(name, (root,)) for name in leaves):
-            raise ValueError(f"level {level!r}: no parameter at {root!r}; there are {', '.join(leaves)}")
+            some = ", ".join([*leaves][:8]) + (f" and {len(leaves) - 8} more" if len(leaves) > 8 else "")
+            raise ValueError(f"level {level!r}: no parameter at {root!r}; there are {some}")
     return {name: leaf for name, leaf in leaves.items() if is_under(name, paths)}
 
 

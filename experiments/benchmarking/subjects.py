@@ -124,7 +124,7 @@ def compile_times(run: Run) -> None:
     """Measures the time to compile a training step at several depths, and the time until the first one is done."""
     cache = jax.config.values["jax_compilation_cache_dir"]
     if cache:
-        raise InputError(f"compilation cache {cache!r} is set; expected none")
+        raise InputError(f"JAX_COMPILATION_CACHE_DIR={cache}: expected none, since programs in it are not compiled")
     length, size = run.lengths[0]
     rows = [("model", "layers", "compile s", "first step s")]
     models = {}

@@ -52,9 +52,8 @@ def hosts_of(values: flags.FlagValues) -> Hosts | None:
     """
     if "coordinator" not in values:
         if os.environ.get(ENVIRONMENT["num_processes"], "1") != "1":
-            raise InputError(
-                f"{ENVIRONMENT['num_processes']} is set: expected one process, since this launcher has one"
-            )
+            given = f"{ENVIRONMENT['num_processes']}={os.environ[ENVIRONMENT['num_processes']]}"
+            raise InputError(f"{given}: expected 1, or none, since this launcher runs in one process")
         return None
     if values.start_timeout < 1:
         raise InputError(f"--start_timeout={values.start_timeout}: expected at least 1")

@@ -51,7 +51,7 @@ def _from_json(path: str) -> list[Any]:
     try:
         content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read ({error})") from error
+        raise InputError(f"cannot be read ({error}); expected a JSON list of levels") from error
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
         raise InputError("expected a JSON list of objects, one for each level")
     return content

@@ -162,7 +162,7 @@ class _Program:
                 branches = re.search(r"branch_computations=\{([^}]*)\}", attributes)
                 if branches is None:
                     raise InputError(
-                        f"conditional {instruction.name}: expected branch_computations, found {attributes}"
+                        f"conditional {instruction.name}: expected branch_computations, found {attributes[:120]}"
                     )
                 for branch in branches[1].split(","):  # which one runs is not known: each counts
                     self._visit(branch.strip().lstrip("%"), times)

@@ -70,7 +70,9 @@ def _cut(documents: Sequence[Document]) -> Splits:
     splits = []
     for low, high in ((0, first), (first, second), (second, len(joined))):
         if low == high:
-            raise InputError(f"{len(joined)} bytes of text are too few for training, validation and test")
+            raise InputError(
+                f"{len(joined)} bytes of text: expected enough for training, validation and test, such as 1,000"
+            )
         pieces, start = [], 0
         for document in documents:
             if piece := document.text[max(low - start, 0) : max(high - start, 0)]:

@@ -1,6 +1,7 @@
 """Turns text into batches: an endless, resumable iterator for training, and fixed batches for evaluation."""
 
 import dataclasses
+import reprlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def train_iterator(
         raise InputError(f"--seed={seed}: expected 0 or more")
     own_rows = np.arange(batch_size) if rows is None else np.asarray(rows)
     if not (len(own_rows) and own_rows.min() >= 0 and own_rows.max() < batch_size):
-        raise ValueError(f"rows={rows}: expected some of the rows 0 to {batch_size - 1}")
+        raise ValueError(f"rows={reprlib.repr(rows)}: expected some of the rows 0 to {batch_size - 1}")
     starts, ends = spans(packed, seq_len, document_boundaries)
     if document_boundaries == "carry":
         starts = starts[: len(windows(packed.tokens, seq_len))]  # raises an error if there is no whole window

@@ -65,6 +65,8 @@ def accuracies(model: PyTree, batches: Sequence[Batch], mesh: Mesh) -> Accuracie
             1 do not count.
         mesh: the mesh over which the batches are split, by `batch_sharding`.
     """
+    if not batches:
+        raise ValueError("batches has no entries; expected one or more")
     with jax.set_mesh(mesh):
         counts = [_count_correct(model, place_batch(mesh, batch)) for batch in batches]
     positions, sequences, classes = (math.fsum(map(float, found)) for found in zip(*counts, strict=True))

@@ -108,6 +108,9 @@ def continual_metrics(matrix: Matrix, sizes: Sequence[int] | Int[np.ndarray, "T"
         >>> metrics["last_accuracy"], metrics["forgetting"]
         (0.875, 0.5)
     """
+    matrix = np.asarray(matrix)
+    if not matrix.size or matrix.shape != (len(sizes), len(sizes)):
+        raise ValueError(f"matrix has shape {matrix.shape}; expected [T, T] for the {len(sizes)} tasks of sizes")
     return {
         "last_accuracy": total_last_accuracy(matrix, sizes),
         "mean_last_accuracy": mean_last_accuracy(matrix),

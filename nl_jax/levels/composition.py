@@ -1,7 +1,7 @@
 """Checks that levels fit together in one schedule, and computes the order of their updates."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 from nl_jax.levels.level import Level
 from nl_jax.trees import is_under
@@ -12,6 +12,32 @@ class Named(Protocol):
 
     def __getitem__(self, name: str) -> Level:
         """Returns the level with this name."""
+
+
+def as_levels(given: Any) -> tuple[Level, ...]:
+    """The levels as a tuple; ``ValueError`` unless there are one or more, each a `Level`."""
+    if not isinstance(given, Iterable):
+        raise ValueError(f"levels is a {type(given).__name__}; it must be a sequence of Level")
+    levels = tuple(given)
+    if not levels:
+        raise ValueError("levels=() must hold one or more")
+    for i, level in enumerate(levels):
+        if not isinstance(level, Level):
+            raise ValueError(f"levels[{i}] is a {type(level).__name__}; it must be a Level")
+    return levels
+
+
+def change(was: str, now: str) -> str:
+    """Says "from ... into ..." of two descriptions; of long ones, the part in which they begin to differ."""
+    return f"from {_excerpt(was, now)} into {_excerpt(now, was)}"
+
+
+def _excerpt(text: str, other: str, most: int = 200) -> str:
+    """At most ``most`` characters of a text, from a little before the first in which it differs from the other."""
+    differs = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
+    begin = max(0, differs - most // 2) if len(text) > most else 0
+    end = begin + most
+    return f"{'...' if begin else ''}{text[begin:end]}{'...' if end < len(text) else ''}"
 
 
 def check(levels: Sequence[Level], named: Named) -> None:

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float
 
 from nl_jax.levels.level import Context, Level, Tree
-from nl_jax.trees import PyTree, own_buffers, replace_leaves, select_leaves
+from nl_jax.trees import PyTree, check_shapes, own_buffers, replace_leaves, select_leaves
 
 
 class Learner(NamedTuple):
@@ -78,6 +78,7 @@ def from_optax(
     """
 
     def update(learner, gradients):
+        check_shapes(f"level {name!r}: gradient", gradients, learner.params)
         return _descend(transformation, learner, gradients)
 
     shared = _learner(name, transformation, params, paths)

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Int
 
 from nl_jax.levels import composition, describe
 from nl_jax.levels.level import Context, Level
-from nl_jax.trees import PyTree, own_buffers, strong
+from nl_jax.trees import PyTree, check_shapes, own_buffers, strong
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,9 +84,7 @@ class Schedule:
 
     def __post_init__(self):
         """Checks the levels against each other."""
-        object.__setattr__(self, "levels", tuple(self.levels))
-        if not self.levels:
-            raise ValueError("levels=() must hold one or more")
+        object.__setattr__(self, "levels", composition.as_levels(self.levels))
         if self.has_aux and self.flow is None:
             raise ValueError("has_aux=True needs a flow that returns (contexts, aux)")
         composition.check(self.levels, self)
@@ -292,6 +290,8 @@ class Schedule:
         size = self._chain[block]
         if block == 0:
             contexts, aux = self._contexts(states, jax.tree.map(lambda x: x[0], data))
+            for name, total in sums.items():
+                check_shapes(f"level {name!r}: context", contexts[name], total)
             sums = {name: jax.tree.map(jnp.add, total, contexts[name]) for name, total in sums.items()}
             own = {name: context for name, context in contexts.items() if self[name].gather == "sum"}
             stacks = {name: context for name, context in contexts.items() if name not in own}
@@ -395,5 +395,5 @@ def _like(new: PyTree, old: PyTree, name: str) -> PyTree:
     """Returns ``new``, after a check that it has the structure, shapes and dtypes of the state that it replaces."""
     was, now = (str(jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)) for tree in (old, new))
     if was != now:
-        raise ValueError(f"level {name!r}: an update turns its state from {was} into {now}")
+        raise ValueError(f"level {name!r}: an update turns its state {composition.change(was, now)}")
     return jax.tree.map(strong, new)

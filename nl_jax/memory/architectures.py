@@ -55,12 +55,17 @@ class Architecture:
 
     def __post_init__(self):
         """Checks the sizes."""
-        if self.depth < 1 or (self.depth > 1 and self.hidden < 1):
-            raise ValueError(f"depth={self.depth}, hidden={self.hidden}: both must be at least 1 (hidden from depth 2)")
+        for name in ("size_in", "size_out"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be an integer of at least 1")
+        if self.depth < 1:
+            raise ValueError(f"depth={self.depth} must be at least 1")
+        if self.depth > 1 and self.hidden < 1:
+            raise ValueError(f"hidden={self.hidden} must be at least 1 for depth={self.depth}")
         if self.gated and self.depth != 2:
-            raise ValueError(f"depth={self.depth}: a gated memory has depth 2")
+            raise ValueError(f"depth={self.depth} must be 2 for a gated memory")
         if self.residual and self.size_in != self.size_out:
-            raise ValueError(f"a residual memory needs size_in={self.size_in} equal to size_out={self.size_out}")
+            raise ValueError(f"size_in={self.size_in} must equal size_out={self.size_out} in a residual memory")
         if self.stack < 1 or (self.stack > 1 and self.depth < 2):
             raise ValueError(f"stack={self.stack} must be at least 1, and 1 for a matrix memory")
 

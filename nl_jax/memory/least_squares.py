@@ -95,11 +95,13 @@ def learn_least_squares(
       ValueError: for shapes that do not fit, or a number that is not from 0 to 1.
     """
     size_in, size_out = state.cross.shape[-2:]
-    if keys.shape[-1] != size_in or values.shape != (*keys.shape[:-1], size_out):
+    if keys.ndim < 2 or keys.shape[-1] != size_in or values.shape != (*keys.shape[:-1], size_out):
         shapes = f"keys {keys.shape} and values {values.shape}"
         raise ValueError(f"{shapes} must be [..., C, {size_in}] and [..., C, {size_out}] with equal leading axes")
     if isinstance(retention, int | float) and not 0.0 <= retention <= 1.0:
         raise ValueError(f"retention={retention} must be from 0 to 1")
+    if jnp.shape(retention)[-1:] not in ((), (1,), keys.shape[-2:-1]):
+        raise ValueError(f"retention has shape {jnp.shape(retention)}; its last axis must be the {keys.shape[-2]} keys")
     dtype = state.gram.dtype
     keys, values = _limit(keys.astype(dtype), values.astype(dtype))
     pairs = jnp.concatenate([keys, values], axis=-1)
@@ -129,7 +131,14 @@ def least_squares_weights(state: LeastSquares) -> Float[Array, "... in out"]:
 
 
 def read_least_squares(state: LeastSquares, queries: Float[Array, "... n in"]) -> Float[Array, "... n out"]:
-    """Answers ``W q`` to all queries, by one solution for W; leading axes are the state's."""
+    """Answers ``W q`` to all queries, by one solution for W; leading axes are the state's.
+
+    Raises:
+      ValueError: for queries of another size than the state's keys.
+    """
+    size_in = state.gram.shape[-1]
+    if queries.shape[-1:] != (size_in,):
+        raise ValueError(f"queries has shape {queries.shape}; it must be [..., n, {size_in}]")
     return queries.astype(state.gram.dtype) @ least_squares_weights(state)
 
 

@@ -7,15 +7,28 @@ from jaxtyping import Array, Float
 
 def check_shapes(W, S, x, g, coefficients, w0):
     """Raises ``ValueError`` unless the arguments of an update fit each other."""
+    arrays = {"W": W, "S": S, "x": x, "g": g} | ({} if w0 is None else {"w0": w0})
+    for name, value in arrays.items():
+        if jnp.ndim(value) < 2:
+            raise ValueError(f"{name} has shape {jnp.shape(value)}; it must have at least two axes")
     chunk, size_in, size_out = x.shape[-2], x.shape[-1], g.shape[-1]
+    if chunk < 1:
+        raise ValueError(f"x has shape {x.shape}; it must have at least one token")
     if g.shape[-2] != chunk:
         raise ValueError(f"g has {g.shape[-2]} tokens, x has {chunk}; they must be equal")
     for name, value in coefficients.items():
-        if value.shape[-1:] != (chunk,):
-            raise ValueError(f"{name} has shape {value.shape}; its last axis must be the {chunk} tokens of x")
+        if jnp.shape(value)[-1:] != (chunk,):
+            raise ValueError(f"{name} has shape {jnp.shape(value)}; its last axis must be the {chunk} tokens of x")
     for name, value in {"W": W, "S": S, "w0": w0}.items():
         if value is not None and value.shape[-2:] != (size_out, size_in):
             raise ValueError(f"{name} has shape {value.shape}; its last axes must be out, in = {size_out}, {size_in}")
+    leading = {name: value.shape[:-2] for name, value in arrays.items()}
+    leading |= {name: value.shape[:-1] for name, value in coefficients.items()}
+    try:
+        jnp.broadcast_shapes(*leading.values())
+    except ValueError:
+        given = ", ".join(f"{name} {axes}" for name, axes in leading.items() if axes)
+        raise ValueError(f"leading axes of {given}: they must broadcast") from None
 
 
 def sequential_update(

@@ -66,7 +66,9 @@ def replace_level(state: ScheduleState, source: ScheduleState, name: str) -> Sch
     if name == "mixers":
         own, other = (memory_part(of.levels[name]) for of in (state, source))
         if own is None or other is None:
-            raise ValueError("level 'mixers': attention and an LSTM learn nothing that could be set back")
+            raise ValueError(
+                "level 'mixers': attention and an LSTM have no memories to freeze or reset; expected a level of the CMS"
+            )
         memories = own._replace(**{part: getattr(other, part) for part in Memories._fields})
         return state._replace(levels=state.levels | {name: with_memory_part(state.levels[name], memories)})
     if isinstance(state.levels[name], NestedLearner):  # the mixers' state belongs to the text of its period

@@ -1,5 +1,6 @@
 """The configuration of a language model, and its conversion to and from JSON."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
@@ -13,6 +14,7 @@ from nl_jax.modules import MIXERS
 from nl_jax.parallel.kernels import INTERPRETED, KERNELS
 
 REGIMES = ("outer", "online", "meta")
+SIZES = ("vocab_size", "width", "num_layers", "num_heads", "mlp_hidden", "chunk_size", "context_length")
 
 
 @dataclass(frozen=True)
@@ -91,16 +93,20 @@ class LanguageModelConfig:
                 raise InputError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(known)}")
         if self.mixer not in MIXERS:
             raise InputError(f"unknown mixer {self.mixer!r}; expected one of {', '.join(MIXERS)}")
-        for name in ("vocab_size", "num_layers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in SIZES:
+            if not _is_count(getattr(self, name)):
+                raise InputError(f"{name}={getattr(self, name)!r} must be an integer of at least 1")
+        periods = self.cms_periods
+        if not isinstance(periods, tuple | list) or not periods or not all(map(_is_count, periods)):
+            raise InputError(f"cms_periods={self.cms_periods!r} must be one or more integers, each at least 1")
+        if not 0.0 < self.cms_rate < math.inf:
+            raise InputError(f"cms_rate={self.cms_rate!r} must be a positive number")
         if self.cms_regime not in REGIMES:
             raise InputError(f"cms_regime={self.cms_regime!r}: expected one of {', '.join(REGIMES)}")
         if self.cms_regime != "outer" and min(self.cms_periods) % self.chunk_size:
             raise InputError(
                 f"chunk_size={self.chunk_size} must divide the shortest period of CMS levels, {min(self.cms_periods)}"
             )
-
         if self.cms_regime != "outer" and self.kernel == "pallas":
             raise InputError(
                 f"kernel=pallas with cms_regime={self.cms_regime!r}: a kernel is differentiated once; "
@@ -137,6 +143,10 @@ class LanguageModelConfig:
             return cls(**{name: _from_json(value) for name, value in given.items()})
         except TypeError as error:
             raise InputError(f"model configuration: a value of another type than expected ({error})") from error
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
 def _to_json(value: Any, name: str) -> Any:

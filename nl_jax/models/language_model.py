@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from nl_jax.models.checks import check_tokens
 from nl_jax.models.config import LanguageModelConfig
 from nl_jax.models.precision import cast_matrices
 from nl_jax.models.remat import remat
@@ -97,9 +98,10 @@ class LanguageModel(nnx.Module):
         ``at_boundary`` means the same as for ``MemoryMixer``.
         """
         # a model that learns in context is read chunk by chunk, each of which needs what the one before has taught
-        shards = 1 if self.learns_in_context else shards_of(tokens.shape[1])
+        x = self.embedded(tokens)
+        shards = 1 if self.learns_in_context else shards_of(x.shape[1])
         axes = ("batch", "time" if shards > 1 else None, None)
-        x = constrain(self.embedded(tokens), *axes)
+        x = constrain(x, *axes)
         if shards > 1:
             x, state = self._read_split(x, state, shards, at_boundary=at_boundary)
         else:
@@ -107,7 +109,8 @@ class LanguageModel(nnx.Module):
         return self.logits(constrain(x, *axes)), state
 
     def embedded(self, tokens: Int[Array, "batch time"]) -> Float[Array, "batch time width"]:
-        """The residual stream before the first block."""
+        """The residual stream before the first block; ``ValueError`` unless the tokens are integers of two axes."""
+        check_tokens(tokens)
         embed, scale = self.embed, self.config.width**0.5 if self.config.scaled_embedding else 1.0
         # rows are taken directly, since nnx.Embed keeps the dtype it was built with
         rows = embed.rows(tokens) if isinstance(embed, QuantizedEmbed) else embed.embedding[...][tokens]

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from nl_jax.models.checks import check_like_tokens, check_tokens
 from nl_jax.models.in_context import initial_state, read_and_learn
 
 
@@ -30,7 +31,7 @@ def read(
       mask: 1 for targets that count, 0 for others; None counts all.
 
     Raises:
-      ValueError: if the length does not fit the periods.
+      ValueError: if the length does not fit the periods, or if tokens, targets and mask do not fit each other.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -48,6 +49,8 @@ def read(
     """
     if not learns_in_context(model):
         return model(tokens, state)
+    check_tokens(tokens)
+    check_like_tokens(tokens, targets=targets, mask=mask)
     if targets is None:
         targets = jnp.roll(tokens, -1, axis=1)
         known = jnp.ones(tokens.shape).at[:, -1].set(0.0)

@@ -78,9 +78,10 @@ class VisionTransformer(nnx.Module):
     ):
         if patch_size < 1 or image_size < patch_size or image_size % patch_size:
             raise ValueError(f"patch_size={patch_size} must divide image_size={image_size}")
-        if num_layers < 1:
-            raise ValueError(f"num_layers={num_layers} must be at least 1")
-        self.patch_size = patch_size
+        for name, value in (("num_layers", num_layers), ("channels", channels), ("num_classes", num_classes)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        self.patch_size, self.image_shape = patch_size, (image_size, image_size, channels)
         self.patch_embed = linear(patch_size**2 * channels, width, bias=0.0, rngs=rngs)
         tokens = (image_size // patch_size) ** 2
         self.position_embed = nnx.Param(0.02 * jax.random.normal(rngs.params(), (tokens, width)))
@@ -95,7 +96,10 @@ class VisionTransformer(nnx.Module):
         self.head = linear(width, num_classes, bias=0.0, rngs=rngs)
 
     def __call__(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
-        """Returns the class logits of every image."""
+        """Returns the class logits of every image; ``ValueError`` for images of another shape."""
+        if images.ndim != 4 or images.shape[1:] != self.image_shape:
+            expected = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"images has shape {images.shape}; it must be [batch, {expected}]")
         batch, size, _, channels = images.shape
         grid, patch = size // self.patch_size, self.patch_size
         patches = images.reshape(batch, grid, patch, grid, patch, channels).swapaxes(2, 3)

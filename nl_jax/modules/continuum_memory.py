@@ -31,6 +31,8 @@ class FeedForward(nnx.Module):
 
     def _residual(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
         assert self.norm.scale is not None
+        if x.shape[-1:] != self.norm.scale.shape:
+            raise ValueError(f"x has shape {x.shape}; its last axis must be the width, {self.norm.scale.shape[0]}")
         wide = widen(x)
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         n = (wide * jax.lax.rsqrt(mean_square + self.norm.epsilon) * self.norm.scale[...]).astype(x.dtype)

@@ -18,7 +18,10 @@ class Linear(nnx.Linear):
     """
 
     def __call__(self, inputs: Float[Array, "... in"], out_sharding: Any = None) -> Float[Array, "... out"]:
-        """Maps every vector."""
+        """Maps every vector; ``ValueError`` for vectors of another size."""
+        size_in = self.kernel.shape[0]
+        if inputs.shape[-1:] != (size_in,):
+            raise ValueError(f"inputs has shape {inputs.shape}; its last axis must be {size_in}")
         outputs = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
         return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
 

@@ -44,8 +44,8 @@ def blockwise_attention(
       block_size: a head's tile has at most its square of scores.
 
     Raises:
-      ValueError: for fewer keys than queries, a number of heads that keys' heads do not divide, or a window or block
-        size below 1.
+      ValueError: for shapes that do not fit, fewer keys than queries, a number of heads that keys' heads do not
+        divide, or a window or block size below 1.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -56,6 +56,7 @@ def blockwise_attention(
       >>> bool(jnp.allclose(one, other, atol=1e-5))
       True
     """
+    _check_shapes(query, key, value)
     time, keys = query.shape[1], key.shape[1]
     if query.shape[2] % key.shape[2]:
         raise ValueError(f"{key.shape[2]} heads of keys must divide {query.shape[2]} heads of queries")
@@ -68,6 +69,16 @@ def blockwise_attention(
     if time == 0:
         return jnp.zeros(query.shape, value.dtype)
     return _attention(query, key, value, empty, window, block_size)[0]
+
+
+def _check_shapes(query: Array, key: Array, value: Array) -> None:
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if x.ndim != 4:
+            raise ValueError(f"{name} has shape {x.shape}; it must be [batch, time, heads, head_dim]")
+    if value.shape[:3] != key.shape[:3]:  # the rest would be read past the end of the values, without an error
+        raise ValueError(f"value has shape {value.shape}; its batch, time and heads must be those of key, {key.shape}")
+    if (query.shape[0], query.shape[3]) != (key.shape[0], key.shape[3]):
+        raise ValueError(f"key has shape {key.shape}; its batch and head_dim must be those of query, {query.shape}")
 
 
 class _Tiling(NamedTuple):

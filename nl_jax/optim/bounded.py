@@ -1,6 +1,7 @@
 """The safeguards of every optimizer here: its rule sees finite float32 gradients of bounded size."""
 
 import functools
+import reprlib
 from typing import Any, NamedTuple
 
 import jax
@@ -132,7 +133,7 @@ def check_integer(name: str, value: Any, low: int) -> None:
     """Raises a ``ValueError`` unless a value is an integer of at least ``low``, or a tuple of these; bools are not."""
     for one in value if isinstance(value, tuple) else (value,):
         if isinstance(one, bool) or not isinstance(one, int | np.integer) or one < low:
-            raise ValueError(f"{name}={value!r} must be an integer of at least {low}")
+            raise ValueError(f"{name}={reprlib.repr(value)} must be an integer of at least {low}")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

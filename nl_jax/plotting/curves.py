@@ -40,6 +40,11 @@ def forgetting_curves(matrices: Mapping[str, Sequence[Float[np.ndarray, "T T"]]]
     """
     figure, panels = new_figure(columns=2, height=4.2, sharey=True)
     for name, found in matrices.items():
+        shapes = sorted({np.shape(m) for m in found})
+        if len(shapes) != 1 or len(shapes[0]) != 2:
+            raise ValueError(
+                f"learner {name!r} has matrices of shapes {shapes}; expected one or more of one shape [T, T]"
+            )
         tasks = np.arange(1, len(found[0]) + 1)
         plot_band(panels[0], tasks, np.array([np.nanmean(m, axis=1) for m in found]), alpha=0.1, label=name)
         plot_band(panels[1], tasks, np.array([m[:, 0] for m in found]), alpha=0.1, label=name)
@@ -82,6 +87,10 @@ def plot_bits(
 ) -> None:
     """Draws `bits_per_byte_against_context` into a panel; ``unit`` and ``xlabel`` name its axes."""
     for name, values in curves.items():
+        if np.ndim(values) != 2 or np.shape(values)[1] != len(ends):
+            raise ValueError(
+                f"curve {name!r} has shape {np.shape(values)}; expected [seeds, {len(ends)}], as many as ends"
+            )
         plot_band(axes, ends, np.asarray(values), label=name)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ends, [f"{end:,}" for end in ends], rotation=45 if len(ends) > 8 else 0)

@@ -27,6 +27,8 @@ def accuracy_matrix(matrices: Float[np.ndarray, "T T"] | Mapping[str, Float[np.n
         ['0.90', '0.50', '0.80']
     """
     named = matrices if isinstance(matrices, Mapping) else {"": matrices}
+    if not named:
+        raise ValueError("matrices has no entries; expected one or more")
     columns = min(4, len(named))
     rows = math.ceil(len(named) / columns)
     width = WIDTH if columns > 1 else 5.0
@@ -92,6 +94,9 @@ def memory_heat_map(
         ['a', '␣']
     """
     values = np.atleast_2d(np.asarray(values, float))
+    if values.ndim > 2 or not len(tokens) or per_line < 1:
+        given = f"values of shape {values.shape}, {len(tokens)} tokens, per_line={per_line}"
+        raise ValueError(f"{given}: expected values [rows, T], and at least one token in all and in a line")
     if values.shape[1] != len(tokens):
         raise ValueError(f"values has {values.shape[1]} columns; expected one for each of {len(tokens)} tokens")
     if rows is not None and len(rows) != len(values):

@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,8 +100,11 @@ class ContinualLearner:
         if "{text}" not in question:
             raise InputError(f"question={question!r}: expected '{{text}}' in it, where the text of an example stands")
         for name, value in (("chunk", chunk), ("batch_size", batch_size), ("fill", fill)):
-            if value < 1:
-                raise InputError(f"{name}={value}: expected at least 1")
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise InputError(f"{name}={value!r}: expected an integer of at least 1")
+        for level in levels or ():
+            if not isinstance(level, StackedLevel):
+                raise InputError(f"level {reprlib.repr(level)}: expected a StackedLevel")
         if tokenizer.vocab_size > model.config.vocab_size:
             raise InputError(
                 f"{tokenizer}: {tokenizer.vocab_size} tokens; expected at most the model's {model.config.vocab_size}"
@@ -191,6 +195,11 @@ class ContinualLearner:
 
         ``batch_size`` texts are read together.
         """
+        for name, given in (("texts", texts), ("labels", labels)):
+            if isinstance(given, str):
+                raise InputError(f"{name}: one text; expected a list of texts")
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size}: expected at least 1")
         known = self._labels if labels is None else {label: self._answer(label) for label in labels}
         if not known:
             raise InputError("no label was learned yet; expected labels=[...], or labelled examples first")
@@ -352,12 +361,13 @@ def default_levels(model: LanguageModel) -> tuple[StackedLevel, ...]:
 
 
 def _checked(examples: Sequence[Example]) -> list[Example]:
-    if isinstance(examples, str):
-        raise InputError("examples: one text; expected a list of texts, or of (text, label)")
+    if isinstance(examples, str) or not isinstance(examples, Iterable):
+        what = "one text" if isinstance(examples, str) else f"{examples!r:.40}"
+        raise InputError(f"examples: {what}; expected a list of texts, or of (text, label)")
     for example in examples:
         pair = isinstance(example, tuple | list) and len(example) == 2 and all(isinstance(x, str) for x in example)
         if not (isinstance(example, str) or pair):
-            raise InputError(f"example {example!r}: expected a text, or (text, label)")
+            raise InputError(f"example {reprlib.repr(example)}: expected a text, or (text, label)")
     return list(examples)
 
 

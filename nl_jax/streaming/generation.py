@@ -2,6 +2,7 @@
 
 import math
 import operator
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -152,12 +153,14 @@ def with_room(model: LanguageModel, length: int) -> LanguageModel:
 
 def checked_tokens(tokens: Iterable[Any], vocab_size: int) -> list[int]:
     """Converts tokens to integers; raises ``ValueError`` for a value that is no integer or not in the vocabulary."""
+    if not isinstance(tokens, Iterable):
+        raise ValueError(f"tokens={reprlib.repr(tokens)}: expected a sequence of integers, or bytes")
     checked = []
     for token in tokens:
         try:
             checked.append(operator.index(token))
         except TypeError:
-            raise ValueError(f"token {token!r}: expected an integer") from None
+            raise ValueError(f"token {reprlib.repr(token)}: expected an integer") from None
         if not 0 <= checked[-1] < vocab_size:
             raise ValueError(f"token {token}: expected 0 to {vocab_size - 1}")
     return checked

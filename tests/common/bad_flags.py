@@ -37,7 +37,7 @@ LANGUAGE_MODEL = [
     (["--mesh=pipeline:2"], "mesh 'pipeline:2': unknown axis"),
     (["--data=missing.txt"], "missing.txt"),
     (["--tokenizer=missing.json"], "missing.json"),
-    (["--seq_len=1000000"], "--seq_len=1000000 is longer than"),
+    (["--seq_len=1000000"], "--seq_len=1000000: expected at most"),
 ]
 
 COMPARE = [
@@ -57,7 +57,7 @@ CONTEXT = [
     (["--cms_rate=-1"], "--cms_rate=-1.0: expected "),
     (["--seeds=0"], "--seeds=0: expected at least 1"),
     (["--seed=1"], "Unknown command line flag 'seed'"),
-    (["--seq_len=1000000"], "--seq_len=1000000 is longer than"),
+    (["--seq_len=1000000"], "--seq_len=1000000: expected at most"),
     (["--models=hopeless"], "hopeless"),
 ]
 

@@ -211,7 +211,7 @@ def test_training_is_never_the_small_part():
 
 
 def test_too_little_text_is_an_error():
-    with pytest.raises(InputError, match="3 bytes of text are too few"):
+    with pytest.raises(InputError, match="3 bytes of text: expected enough"):
         split_documents([Document("a", b"abc")])
 
 

@@ -58,3 +58,8 @@ def test_logits_that_are_not_finite_give_nan():
     inside = logits.at[0, 0, 0].set(jnp.nan)
     assert macro([outside, inside], [batch, batch])[0] == 1
     assert np.isnan(macro([inside], [batch])[0])
+
+
+def test_no_batches_are_refused():
+    with pytest.raises(ValueError, match="batches has no entries; expected one or more"):
+        accuracies(None, [], parse_mesh(devices=jax.devices()[:1]))

@@ -37,3 +37,9 @@ def test_the_accuracy_matrix_counts_every_task_by_itself():
                 assert matrix[i, j] == sum(correct[i][n] for n in range(20) if tasks[n] == j) / 5
     sizes = np.bincount(tasks)
     assert continual.total_last_accuracy(matrix, sizes) == pytest.approx(correct[-1].mean())
+
+
+@pytest.mark.parametrize(("shape", "tasks"), [((3, 3), 2), ((2, 3), 3), ((3,), 3), ((0, 0), 0)])
+def test_a_matrix_that_does_not_fit_the_tasks_is_refused(shape, tasks):
+    with pytest.raises(ValueError, match=rf"matrix has shape .* expected \[T, T\] for the {tasks} tasks"):
+        continual.continual_metrics(np.ones(shape), [10] * tasks)

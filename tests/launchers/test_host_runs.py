@@ -52,7 +52,7 @@ def test_every_end_of_a_child_is_one_line_and_a_code(status, noise, code, line):
 def test_a_launcher_for_one_process_refuses_several(monkeypatch, capsys):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     assert recall.main(["recall", "--workdir=none"]) == 2
-    assert "JAX_NUM_PROCESSES is" in error_line(capsys)
+    assert "JAX_NUM_PROCESSES=2: expected 1, or none" in error_line(capsys)
 
 
 @pytest.fixture(scope="module")

@@ -84,3 +84,17 @@ def test_leaves_are_told_apart_by_all_of_their_keys():
 def test_a_path_that_is_missing_names_the_level():
     with pytest.raises(ValueError, match=r"level 'x': no parameter at 'a\.v'"):
         loss_level("x", "a.v")
+
+
+@pytest.mark.parametrize("period", [1, 2])
+def test_gradients_that_do_not_fit_the_parameters_are_refused(period):
+    params = {"w": jnp.ones(3)}
+    schedule = Schedule([from_optax("x", optax.sgd(0.1), params, period=period)])
+    state = schedule.init(None, {"x": params})
+    what = "gradient" if period == 1 else "context"
+    for gradient, message in [
+        ({"w": jnp.ones(4)}, r"at 'w' has shape \(4,\); expected shape \(3,\)"),
+        ({"v": jnp.ones(3)}, r"at 'w' has nothing; expected shape \(3,\)"),
+    ]:
+        with pytest.raises(ValueError, match=f"level 'x': {what} {message}"):
+            schedule.step(state, {"x": gradient})

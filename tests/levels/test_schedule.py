@@ -323,3 +323,14 @@ def test_bad_data_name_the_level():
         ValueError, match=r"level 'grows': an update turns its state from float32\[1\] into float32\[2\]"
     ):
         schedule.step(state, {"grows": jnp.ones(())})
+
+
+def test_a_large_state_that_changes_its_shape_is_shown_in_part():
+    def grow(state, context):
+        return state | {"p70": jnp.ones(2)}
+
+    schedule = Schedule([Level("grows", 1, lambda key, data: {f"p{i}": jnp.ones(1) for i in range(100)}, grow)])
+    state = schedule.init(None, {"grows": jnp.ones(())})
+    with pytest.raises(ValueError, match=r"\.\.\..*'p70': 'float32\[1\]'.* into .*'p70': 'float32\[2\]'") as error:
+        schedule.step(state, {"grows": jnp.ones(())})
+    assert len(str(error.value)) < 500

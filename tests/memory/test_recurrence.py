@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nl_jax import memory
-from nl_jax.memory import chunk_decay, end_of_chunk, read_chunk, solve_chunk
+from nl_jax.memory import Architecture, chunk_decay, end_of_chunk, read_chunk, solve_chunk
 from nl_jax.ops.decay import decay_matrix
 from nl_jax.ops.products import inner_products, outer_products
 from nl_jax.ops.triangular import solve_unit_lower
@@ -232,6 +232,27 @@ def test_shapes_that_do_not_fit(update, name, shape):
     case = problem(0, 6, 4, 3) | {name: np.zeros(shape)}
     with pytest.raises(ValueError, match=f"^{name} has"):
         update(**case)
+
+
+@pytest.mark.parametrize("update", [chunk_update, sequential_update])
+def test_arguments_that_are_no_matrices_or_sequences_are_named(update):
+    case = problem(0, 6, 4, 3)
+    for change, message in [
+        ({"eta": 0.1}, r"^eta has shape \(\); its last axis must be the 6 tokens of x"),
+        ({"x": np.zeros(4)}, r"^x has shape \(4,\); it must have at least two axes"),
+        ({"x": np.zeros((0, 4)), "g": np.zeros((0, 3))}, r"^x has shape \(0, 4\); it must have at least one token"),
+        (
+            {"W": np.zeros((2, 3, 4)), "x": np.zeros((3, 6, 4))},
+            r"^leading axes of W \(2,\), .*x \(3,\).* must broadcast",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            update(**case | change)
+
+
+def test_sizes_of_an_architecture():
+    with pytest.raises(ValueError, match="size_out=-1 must be an integer of at least 1"):
+        Architecture(4, -1)
 
 
 @pytest.mark.parametrize("leading", [((), ()), ((2, 1, 3), (2, 1, 3)), ((1, 1), (1, 1)), ((2, 1), (3,))])

@@ -188,3 +188,14 @@ def test_training_names_the_levels_that_diverged():
         _, outputs = take_step(init_state(lambda: model, optimizer), half)
         with pytest.raises(Diverged, match=("level cms_0, cms_1", "level cms_1 ")[level]):
             finite_outputs("x", 3, outputs | {"loss": jnp.nan, "diverged_layer": -1})
+
+
+def test_targets_and_masks_of_another_shape_are_refused(model):
+    tokens = jnp.zeros((1, 8), jnp.int32)
+    for change, message in [
+        ({"tokens": tokens[0]}, r"tokens has shape \(8,\)"),
+        ({"targets": tokens[:, :4]}, r"targets has shape \(1, 4\); it must have that of tokens, \(1, 8\)"),
+        ({"mask": jnp.ones(8)}, r"mask has shape \(8,\); it must have that of tokens, \(1, 8\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            read(model, **{"tokens": tokens} | change)

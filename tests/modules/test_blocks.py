@@ -179,3 +179,15 @@ def test_angles_are_exact_however_many_tokens_there_are(length):
 def test_rotary_positions_start_anywhere():
     x = jax.random.normal(jax.random.key(0), (1, 10, 2, 4))
     np.testing.assert_allclose(rotary(x[:, 7:], start=7), rotary(x)[:, 7:], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: mixer("titans", width=8, num_heads=1, chunk_size=4, rngs=nnx.Rngs(0)),
+        lambda: ContinuumMemory(8, 8, rngs=nnx.Rngs(0)),
+    ],
+)
+def test_inputs_of_another_width_are_refused(build):
+    with pytest.raises(ValueError, match=r"has shape .* its last axis must be (8|the width, 8)"):
+        build()(jnp.ones((2, 5, 6)))

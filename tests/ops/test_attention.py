@@ -148,6 +148,13 @@ def test_bad_arguments():
     for options, problem in [({"window": 0}, "window=0"), ({"block_size": 0}, "block_size=0")]:
         with pytest.raises(ValueError, match=f"{problem} must be at least 1"):
             blockwise_attention(query, key, value, **options)
+    for arguments, problem in [
+        ((query[0], key, value), r"query has shape .* it must be \[batch, time, heads, head_dim\]"),
+        ((query, key, value[:, 1:]), "value has shape .* its batch, time and heads must be those of key"),
+        ((query, key[..., 1:], value), "key has shape .* its batch and head_dim must be those of query"),
+    ]:
+        with pytest.raises(ValueError, match=problem):
+            blockwise_attention(*arguments)
     with pytest.raises(ValueError, match="2 keys for 3 queries"):
         blockwise_attention(query, key[:, 1:], value[:, 1:])
 

@@ -211,11 +211,30 @@ def test_a_heat_map_shows_each_token_once_under_its_value():
     [
         ({"tokens": ["a"]}, "values has 2 columns; expected one for each of 1 tokens"),
         ({"rows": ["a", "b"]}, "rows has 2 names; expected one for each of 1 rows"),
+        ({"tokens": []}, "0 tokens, per_line=64: expected .* at least one token"),
+        ({"per_line": 0}, "per_line=0: expected .* at least one token"),
     ],
 )
 def test_heat_maps_that_do_not_fit_their_text_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         memory_heat_map(np.zeros(2), **({"tokens": ["a", "b"], "label": "x"} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: accuracy_matrix({}), "matrices has no entries; expected one or more"),
+        (lambda: forgetting_curves({"a": []}), r"learner 'a' has matrices of shapes \[\]; expected one or more"),
+        (lambda: forgetting_curves({"a": [np.ones((2, 2)), np.ones((3, 3))]}), r"shapes \[\(2, 2\), \(3, 3\)\]"),
+        (
+            lambda: bits_per_byte_against_context({"a": np.ones((1, 3))}, [1, 2]),
+            r"curve 'a' has shape \(1, 3\); expected \[seeds, 2\]",
+        ),
+    ],
+)
+def test_curves_and_matrices_that_cannot_be_drawn_are_refused(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()
 
 
 def test_no_global_option_of_matplotlib_changes(tmp_path):

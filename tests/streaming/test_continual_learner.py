@@ -156,6 +156,11 @@ def test_a_chunk_that_diverges_is_named_and_the_state_before_it_is_kept():
         (lambda learner: learner.learn("a text"), "list of texts"),
         (lambda learner: learner.learn([("a", "b", "c")]), "expected a text"),
         (lambda learner: learner.learn([3]), "expected a text"),
+        (lambda learner: learner.learn(3), "examples: 3; expected a list of texts"),
+        (lambda learner: learner.learn([np.zeros(500)]), r"^example .{,50}: expected a text"),
+        (lambda learner: learner.predict("a text"), "texts: one text; expected a list of texts"),
+        (lambda learner: learner.predict(["a"], labels="ab"), "labels: one text; expected a list of texts"),
+        (lambda learner: learner.predict(["a"], labels=["b"], batch_size=0), "batch_size=0: expected at least 1"),
         (lambda learner: learner.predict(["a"]), "no label was learned"),
         (lambda learner: learner.importance([]), "no examples"),
         (lambda learner: learner.load("/nowhere/at/all"), "nowhere"),
@@ -166,7 +171,9 @@ def test_bad_input_is_one_clear_error(model, call, message):
         call(make(model))
 
 
-@pytest.mark.parametrize("options", [{"chunk": 0}, {"batch_size": 0}, {"fill": 0}, {"question": "label:"}])
+@pytest.mark.parametrize(
+    "options", [{"chunk": 0}, {"chunk": 2.5}, {"batch_size": 0}, {"fill": 0}, {"question": "label:"}]
+)
 def test_bad_options_are_one_clear_error(model, options):
     with pytest.raises(InputError, match=next(iter(options))):
         make(model, **options)

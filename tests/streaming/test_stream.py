@@ -300,6 +300,9 @@ def test_bad_input(model):
         stream.feed([1, 11])
     with pytest.raises(ValueError, match=r"token 1\.5: expected an integer"):
         stream.feed([1.5])
+    for tokens, problem in [(3, "tokens=3"), ("text", "token 't'"), (np.zeros((2, 500)), r"token .{,50}")]:
+        with pytest.raises(ValueError, match=rf"^{problem}: expected (an integer|a sequence of integers, or bytes)$"):
+            stream.feed(tokens)
     assert stream.waiting == 0
     with pytest.raises(ValueError, match="expected a token"):
         stream.generate()

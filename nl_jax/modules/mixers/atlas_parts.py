@@ -1,6 +1,7 @@
 """What Atlas (Behrouz et al., 2025) adds to a memory: polynomial features of keys and queries, orthogonal updates."""
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -8,6 +9,12 @@ from jaxtyping import Array, Float
 from nl_jax.modules.layers import unit_length
 from nl_jax.ops import narrow_like, widen
 from nl_jax.optim import newton_schulz
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Raises ``ValueError`` unless an option of this name is an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}={value!r} must be an integer of at least {least}")
 
 
 def initial_powers(num_heads: int, degree: int) -> Float[Array, "heads degree"]:

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import reprlib
 from typing import Any
 
 import jax
@@ -60,8 +61,10 @@ def coefficient(name: str, given: Any, width: int, num_heads: int, rngs: nnx.Rng
         return Gate(width, num_heads, *given, rngs=rngs)
     constants = given if isinstance(given, tuple) else (given,) * num_heads
     top = math.inf if name == "eta" else 1.0
-    if len(constants) != num_heads or not all(0.0 <= c <= top and math.isfinite(c) for c in constants):
-        raise ValueError(f"{name}={given!r} must be one number, or one per head, from 0 to {top}")
+    numeric = all(not isinstance(c, str) and jnp.ndim(c) == 0 and math.isfinite(c) for c in constants)
+    if len(constants) != num_heads or not numeric or not all(0.0 <= c <= top for c in constants):
+        expected = "at least 0" if name == "eta" else "from 0 to 1"
+        raise ValueError(f"{name}={reprlib.repr(given)} must be one finite number, or one per head, {expected}")
     return tuple(float(c) for c in constants)
 
 

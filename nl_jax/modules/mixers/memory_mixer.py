@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from nl_jax.memory import Architecture, Tokens, chunk_decay, learn_linear_chunks, memory_of
 from nl_jax.modules.mixers.all_chunks import LinearMemory
-from nl_jax.modules.mixers.atlas_parts import initial_powers, polynomial_features
+from nl_jax.modules.mixers.atlas_parts import check_count, initial_powers, polynomial_features
 from nl_jax.modules.mixers.coefficients import RETENTION_BIAS
 from nl_jax.modules.mixers.parameters import MixerParameters, Projected, head_size, over_batch
 from nl_jax.modules.mixers.stepping import Chunking, Memories, MemoryState, read_text, start_of_text
@@ -76,9 +76,8 @@ class MemoryMixer(MixerParameters):
         **learning: Any,
     ):
         check_names(read=(read, READS), initial=(initial, ("learned", "zero")), retention=(retention, RETENTIONS))
-        for option, value, least in (("degree", degree, 1), ("newton_schulz_steps", newton_schulz_steps, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{option}={value!r} must be an integer of at least {least}")
+        check_count("degree", degree, 1)
+        check_count("newton_schulz_steps", newton_schulz_steps, 0)
         if architecture.size_in != degree * head_size(width, num_heads):
             raise ValueError(f"size_in={architecture.size_in} must be degree={degree} times the head's size")
         memory = memory_of(architecture, chunk_size * window, **learning)

@@ -10,6 +10,7 @@ from flax import nnx
 
 from nl_jax.errors import InputError
 from nl_jax.memory import Architecture
+from nl_jax.modules.mixers.atlas_parts import check_count
 from nl_jax.modules.mixers.attention import Attention
 from nl_jax.modules.mixers.channel_retention import ChannelRetention
 from nl_jax.modules.mixers.coefficients import MOMENTUM_BIAS, RETENTION_BIAS
@@ -42,6 +43,7 @@ def _mlp(width: int, num_heads: int, **parts: Any) -> MemoryMixer:
     """An MLP of depth 2, with four times the head's size hidden; residual unless it sees polynomial features."""
     size, degree = head_size(width, num_heads), parts.get("degree", 1)
     shape = {"hidden": 4 * size, "depth": 2} | {k: parts.pop(k) for k in ("hidden", "depth", "gated") if k in parts}
+    check_count("degree", degree, 1)  # before the architecture refuses the size that comes of it
     architecture = Architecture(degree * size, size, residual=degree == 1, **shape)
     return MemoryMixer(width, num_heads, architecture=architecture, **parts)
 
@@ -267,4 +269,4 @@ def mixer(name: str, *, width: int, num_heads: int, chunk_size: int = 64, rngs: 
     try:
         return MIXERS[name](width=width, num_heads=num_heads, chunk_size=chunk_size, rngs=rngs, **options)
     except TypeError as error:
-        raise ValueError(f"mixer {name!r}: {error}") from error
+        raise ValueError(f"mixer {name!r}: {str(error).rpartition('() ')[2]}") from error  # without our function's name

@@ -80,7 +80,9 @@ class Chunking:
         shown = self.sizes[0] if len(set(self.sizes)) == 1 else self.sizes
         whole = all(isinstance(size, int) and not isinstance(size, bool) for size in self.sizes)
         if not whole or min(self.sizes) < 1 or any(size % min(self.sizes) for size in self.sizes):
-            raise ValueError(f"chunk_size={shown} must be at least 1, and the smallest must divide the others")
+            raise ValueError(
+                f"chunk_size={shown} must be an integer of at least 1, or several that the smallest divides"
+            )
         if self.window < 1:
             raise ValueError(f"window={self.window} must be at least 1")
 
