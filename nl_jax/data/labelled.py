@@ -94,6 +94,19 @@ def load_labelled(name: str, data_dir: str) -> LabelledData:
     Raises:
         InputError: for a file that is missing or not of the format, other columns, a label of the test split that
             never occurs in training, or a class without domain. The message names the file, and the column or label.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from nl_jax.data import load_labelled
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (Path(folder) / "banking77").mkdir()
+        ...     for split in ("train", "test"):
+        ...         file = Path(folder) / "banking77" / f"{split}.csv"
+        ...         _ = file.write_text("text,category\\nWhere is my card?,arrival\\nIt is lost.,loss\\n")
+        ...     data = load_labelled("banking77", folder)
+        >>> data.classes, data.train.labels.tolist()
+        (('arrival', 'loss'), [0, 1])
     """
     if name not in LABELLED_DATA:
         raise InputError(f"data set {name!r}: expected one of {', '.join(LABELLED_DATA)}")

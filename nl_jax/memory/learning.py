@@ -43,10 +43,10 @@ class Tokens(NamedTuple):
     Examples:
       >>> import jax.numpy as jnp
       >>> from nl_jax.memory import Tokens, chunk_decay
-      >>> eta, alpha = jnp.array([0.5, 0.5, 0.0]), jnp.array([0.9, 0.9, 1.0])
-      >>> tokens = Tokens(jnp.eye(3), jnp.ones((3, 2)), eta, alpha, None, chunk_decay(alpha, None))
+      >>> eta, alpha = jnp.array([0.5, 0.0]), jnp.array([0.9, 1.0])
+      >>> tokens = Tokens(jnp.eye(2), jnp.ones((2, 1)), eta, alpha, None, chunk_decay(alpha, None))
       >>> tokens.keys.shape, tokens.values.shape, tokens.eta.shape  # the last token is padding: η = 0, α = 1
-      ((3, 3), (3, 2), (3,))
+      ((2, 2), (2, 1), (2,))
     """
 
     keys: Float[Array, "... C in"]  # of unit length, for the state's bound to hold

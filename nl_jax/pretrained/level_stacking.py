@@ -154,15 +154,6 @@ class StackedModel:
       model: the model.
       levels: the levels.
       rates: by level name, learning rate and ridge, which may be traced; by default the levels' own.
-
-    Examples:
-      >>> from flax import nnx
-      >>> from nl_jax.models import LanguageModel, named_config
-      >>> from nl_jax.pretrained import StackedLevel, stack_levels
-      >>> model = LanguageModel(named_config("transformer", "tiny", num_layers=2), rngs=nnx.Rngs(0))
-      >>> stacked = stack_levels(model, [StackedLevel("last", blocks=(-1,))])
-      >>> stacked.blocks(stacked.levels[0]), stacked.schedule().periods
-      ([1], (1,))
     """
 
     def __init__(self, model: LanguageModel, levels: Sequence[StackedLevel], rates: Mapping[str, Rates] | None = None):

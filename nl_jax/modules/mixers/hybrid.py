@@ -32,12 +32,14 @@ class SlidingWindowMemory(nnx.Module):
       ValueError: for a part of another kind.
 
     Examples:
+      >>> import jax
       >>> from flax import nnx
       >>> from nl_jax.modules import Attention, SlidingWindowMemory, mixer
-      >>> rngs = nnx.Rngs(0)
-      >>> memory = mixer("delta_net", width=8, num_heads=2, chunk_size=4, rngs=rngs)
-      >>> both = SlidingWindowMemory(Attention(8, 2, context_length=4, rngs=rngs), memory)
-      >>> state = both.init_state(1)
+      >>> def init_state():
+      ...     rngs = nnx.Rngs(0)
+      ...     memory = mixer("delta_net", width=8, num_heads=2, chunk_size=4, rngs=rngs)
+      ...     return SlidingWindowMemory(Attention(8, 2, context_length=4, rngs=rngs), memory).init_state(1)
+      >>> state = jax.eval_shape(init_state)  # shapes alone
       >>> state.attention.keys.shape, state.memory.delta_w[0][0].shape  # a window of 4 tokens, and all of the text
       ((1, 4, 2, 4), (1, 2, 4, 4))
     """
