@@ -6,6 +6,15 @@ class InputError(ValueError):
 
     Launchers print the message without a traceback and end with exit code 2. Library users can catch it as a
     ``ValueError``.
+
+    Examples:
+      >>> from nl_jax import InputError
+      >>> from nl_jax.parallel import parse_mesh
+      >>> try:
+      ...     parse_mesh("rows:2")
+      ... except InputError as error:
+      ...     print(error)
+      mesh 'rows:2': unknown axis 'rows'; expected axis:size with axes data, fsdp, tensor, sequence
     """
 
 
@@ -13,6 +22,11 @@ class StorageError(OSError):
     """A checkpoint or a stream could not be written. The message says in one line where and why, such as a full disk.
 
     Earlier checkpoints and streams are kept. Launchers print the message without a traceback and end with exit code 3.
+
+    Examples:
+      >>> from nl_jax import StorageError
+      >>> issubclass(StorageError, OSError)  # so that callers can treat it as any failed write
+      True
     """
 
 
@@ -26,6 +40,12 @@ class Diverged(ArithmeticError):
     Attributes:
       level: name of the level that diverged, or None if it is unknown.
       position: number of tokens learned before, or None if no text is read. The learner keeps its state from there.
+
+    Examples:
+      >>> from nl_jax import Diverged
+      >>> error = Diverged("memory: not finite at token 64", level="memory", position=64)
+      >>> error.level, error.position, isinstance(error, ArithmeticError)
+      ('memory', 64, True)
     """
 
     def __init__(self, message: str, *, level: str | None = None, position: int | None = None):

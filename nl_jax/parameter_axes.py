@@ -43,5 +43,11 @@ PARAMETER_AXES: tuple[tuple[str, Names], ...] = (
 
 
 def logical_axes(path: str, table: tuple[tuple[str, Names], ...] = PARAMETER_AXES) -> Names | None:
-    """Names of the axes of the array at ``path`` (a `path_name`), or None if no row of the table matches."""
+    """Names of the axes of the array at ``path`` (a `path_name`), or None if no row of the table matches.
+
+    Examples:
+      >>> from nl_jax.training import logical_axes
+      >>> logical_axes("embed.embedding"), logical_axes("no.such.parameter")
+      (('vocab', 'embed'), None)
+    """
     return next((names for pattern, names in table if re.search(rf"(^|\.)({pattern})$", path)), None)

@@ -25,7 +25,13 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """All leaves of a pytree, by `path_name`."""
+    """All leaves of a pytree, by `path_name`.
+
+    Examples:
+      >>> from nl_jax.training import named_leaves
+      >>> named_leaves({"blocks": [{"kernel": 1}, {"kernel": 2}]})
+      {'blocks.0.kernel': 1, 'blocks.1.kernel': 2}
+    """
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 

@@ -78,6 +78,12 @@ class Traffic(NamedTuple):
         collectives: by kind and axes.
         estimated_cycles: the compiler's own estimate, in clock cycles, where it gives one (TPU); else 0. It leaves out
             the time of waiting for other devices.
+
+    Examples:
+        >>> from nl_jax.costs import Collective, Traffic
+        >>> exchanges = (Collective("all-gather", "fsdp", 4, 1_000), Collective("all-reduce", "data", 1, 500))
+        >>> Traffic(memory_bytes=5_000, collectives=exchanges, estimated_cycles=0).network_bytes
+        1500
     """
 
     memory_bytes: int

@@ -13,7 +13,13 @@ from jax.extend import core
 
 
 class Flops(NamedTuple):
-    """Numbers of floating-point operations."""
+    """Numbers of floating-point operations.
+
+    Examples:
+        >>> from nl_jax.costs import Flops
+        >>> Flops(matrix=10, elementwise=2).times(3)
+        Flops(matrix=30, elementwise=6)
+    """
 
     matrix: int = 0  # in matrix products, convolutions and triangular solves
     elementwise: int = 0  # in all others

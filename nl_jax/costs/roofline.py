@@ -12,6 +12,12 @@ class Chip(NamedTuple):
         memory_bandwidth: bytes in a second, to and from the main memory.
         network_bandwidth: bytes in a second that it can receive from the chips next to it, over all links.
         clock: cycles in a second of its matrix units, 0 if the compiler estimates none.
+
+    Examples:
+        >>> from nl_jax.costs import CHIPS
+        >>> chip = CHIPS["v5e"]
+        >>> round(chip.flops / chip.memory_bandwidth)  # operations for each byte from memory that keep it busy
+        241
     """
 
     flops: float
@@ -32,7 +38,14 @@ CHIPS = {
 
 
 class Roofline(NamedTuple):
-    """Least seconds of one run of a program, by what it needs of one chip; overlapped, the longest of them."""
+    """Least seconds of one run of a program, by what it needs of one chip; overlapped, the longest of them.
+
+    Examples:
+        >>> from nl_jax.costs import Roofline
+        >>> roofline = Roofline(compute=0.2, memory=0.5, network=0.1)
+        >>> roofline.seconds, roofline.limit
+        (0.5, 'memory')
+    """
 
     compute: float
     memory: float

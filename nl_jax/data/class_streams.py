@@ -17,6 +17,14 @@ class ClassStream(NamedTuple):
 
     A task is a group of classes that arrive together. Learners are told neither where a task ends nor, when they
     answer, from which task a text comes.
+
+    Examples:
+        >>> import numpy as np
+        >>> from nl_jax.data import class_stream
+        >>> labels = np.array([0, 1, 2, 3, 0])
+        >>> stream = class_stream(labels, tasks=[(0, 1), (2, 3)], seed=0)
+        >>> stream.tasks, stream.task_of(labels, classes=4).tolist()
+        (((0, 1), (2, 3)), [0, 0, 1, 1, 0])
     """
 
     tasks: tuple[tuple[int, ...], ...]  # the classes of each task
@@ -41,6 +49,15 @@ def class_tasks(data: LabelledData, order: str, tasks: int, seed: int) -> tuple[
 
     Raises:
         InputError: if the number of tasks does not fit, or the data set has no domains.
+
+    Examples:
+        >>> import numpy as np
+        >>> from nl_jax.data import LabelledData, LabelledTexts, class_tasks
+        >>> texts = LabelledTexts(("hi", "bye", "yes", "no"), np.arange(4))
+        >>> data = LabelledData("answers", ("hi", "bye", "yes", "no"), texts, texts, {}, {})
+        >>> tasks = class_tasks(data, "mixed", tasks=2, seed=0)
+        >>> [len(task) for task in tasks], sorted(sum(tasks, ()))
+        ([2, 2], [0, 1, 2, 3])
     """
     random = np.random.default_rng((seed, 1))
     if order == "domains":
@@ -66,6 +83,13 @@ def class_stream(
         seed: of the order of the examples.
         shuffled: as a control, the examples of all tasks come in one random order, cut into as many parts of the same
             sizes.
+
+    Examples:
+        >>> import numpy as np
+        >>> from nl_jax.data import class_stream
+        >>> stream = class_stream(np.array([0, 1, 2, 3, 0]), tasks=[(0, 1), (2, 3)], seed=0)
+        >>> [sorted(rows.tolist()) for rows in stream.rows]  # first all of classes 0 and 1
+        [[0, 1, 4], [2, 3]]
     """
     random = np.random.default_rng((seed, 2))
     rows = [random.permutation(np.flatnonzero(np.isin(labels, group))) for group in tasks]

@@ -15,7 +15,14 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 
 
 class ImageSet(NamedTuple):
-    """One split: images with values in [-1, 1], and the class of each image."""
+    """One split: images with values in [-1, 1], and the class of each image.
+
+    Examples:
+        >>> from nl_jax.data import load_digits
+        >>> images, labels = load_digits().test
+        >>> images.shape[1:], float(images.min()), float(images.max())
+        ((8, 8, 1), -1.0, 1.0)
+    """
 
     images: Float[np.ndarray, "N height width channels"]
     labels: Int[np.ndarray, "N"]
@@ -29,6 +36,12 @@ class ImageData:
         train, validation, test: 60, 20 and 20 % of the images, after a shuffle that depends on their number alone.
         classes: class names, indexed by label.
         fingerprint: the number of ``images``, and the ``sha256`` of images and labels, for ``results.json``.
+
+    Examples:
+        >>> from nl_jax.data import load_digits
+        >>> data = load_digits()
+        >>> [len(part.labels) for part in (data.train, data.validation, data.test)], data.fingerprint["images"]
+        ([1078, 360, 359], 1797)
     """
 
     train: ImageSet
@@ -45,6 +58,12 @@ def load_digits() -> ImageData:
 
     Raises:
         InputError: if scikit-learn is not installed.
+
+    Examples:
+        >>> from nl_jax.data import load_digits
+        >>> data = load_digits()
+        >>> data.train.images.shape, len(data.classes)
+        ((1078, 8, 8, 1), 10)
     """
     try:
         from sklearn.datasets import load_digits as load
@@ -67,6 +86,20 @@ def load_image_folder(path: str, size: int) -> ImageData:
     Raises:
         InputError: if there is no such directory, fewer than two classes have images, there are fewer than five images,
             an image cannot be read, or the size is below 1.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from nl_jax.data import load_image_folder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("a", "b"):
+        ...         (Path(folder) / name).mkdir()
+        ...         for number in range(3):
+        ...             Image.new("RGB", (8, 8)).save(Path(folder) / name / f"{number}.png")
+        ...     data = load_image_folder(folder, size=4)
+        >>> data.classes, data.train.images.shape
+        (('a', 'b'), (4, 4, 4, 3))
     """
     if size < 1:
         raise InputError(f"size={size}: expected at least 1")

@@ -25,7 +25,15 @@ Row = tuple[str, str]  # text and label
 
 
 class LabelledTexts(NamedTuple):
-    """Texts, and the class of each as an index into ``LabelledData.classes``."""
+    """Texts, and the class of each as an index into ``LabelledData.classes``.
+
+    Examples:
+        >>> import numpy as np
+        >>> from nl_jax.data import LabelledTexts
+        >>> texts = LabelledTexts(("hi", "bye", "hello"), np.array([0, 1, 0]))
+        >>> texts.take(np.array([2, 0])).texts
+        ('hello', 'hi')
+    """
 
     texts: tuple[str, ...]
     labels: Int[np.ndarray, "N"]
@@ -45,6 +53,15 @@ class LabelledData:
         train, test: the published splits.
         domains: the classes of each domain, by the domain's name; empty where there are no domains.
         fingerprint: numbers of ``classes``, ``train`` and ``test`` texts, and the ``sha256`` of all texts and labels.
+
+    Examples:
+        >>> import numpy as np
+        >>> from nl_jax.data import LabelledData, LabelledTexts
+        >>> train = LabelledTexts(tuple("abcdefghij"), np.repeat([0, 1], 5))
+        >>> data = LabelledData("letters", ("early", "late"), train, train, {}, {})
+        >>> fit, validation = data.validation_rows()
+        >>> len(fit), train.labels[validation].tolist()  # a fifth of each class
+        (8, [0, 1])
     """
 
     name: str
@@ -77,6 +94,19 @@ def load_labelled(name: str, data_dir: str) -> LabelledData:
     Raises:
         InputError: for a file that is missing or not of the format, other columns, a label of the test split that
             never occurs in training, or a class without domain. The message names the file, and the column or label.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from nl_jax.data import load_labelled
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (Path(folder) / "banking77").mkdir()
+        ...     for split in ("train", "test"):
+        ...         file = Path(folder) / "banking77" / f"{split}.csv"
+        ...         _ = file.write_text("text,category\\nWhere is my card?,arrival\\nIt is lost.,loss\\n")
+        ...     data = load_labelled("banking77", folder)
+        >>> data.classes, data.train.labels.tolist()
+        (('arrival', 'loss'), [0, 1])
     """
     if name not in LABELLED_DATA:
         raise InputError(f"data set {name!r}: expected one of {', '.join(LABELLED_DATA)}")

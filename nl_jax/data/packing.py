@@ -30,6 +30,12 @@ class Packed:
         bytes_per_token: ``[N]``, number of bytes of text that each token covers, 0 for separators; unsigned.
         separators: ``[D + 1]`` for D documents, positions of the separators: document i is
             ``tokens[separators[i] + 1 : separators[i + 1]]``.
+
+    Examples:
+        >>> from nl_jax.data import ByteTokenizer, Document, pack
+        >>> packed = pack([Document("a", b"hi"), Document("b", b"you")], ByteTokenizer())
+        >>> packed.tokens.tolist(), packed.separators.tolist()
+        ([256, 104, 105, 256, 121, 111, 117, 256], [0, 3, 7])
     """
 
     tokens: UInt[np.ndarray, "N"]
@@ -38,7 +44,14 @@ class Packed:
 
 
 def pack(documents: Sequence[Document], tokenizer: Tokenizer) -> Packed:
-    """Encodes the documents and joins them with separators; without documents there is the last separator alone."""
+    """Encodes the documents and joins them with separators; without documents there is the last separator alone.
+
+    Examples:
+        >>> from nl_jax.data import ByteTokenizer, Document, pack
+        >>> packed = pack([Document("a", b"hi")], ByteTokenizer())
+        >>> packed.tokens.tolist(), packed.bytes_per_token.tolist()  # separators cover no text
+        ([256, 104, 105, 256], [0, 1, 1, 0])
+    """
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     separator = np.array([tokenizer.separator_id], dtype)
     tokens, counts, separators = [], [], [0]
@@ -66,6 +79,12 @@ def lost_bytes(documents: Sequence[Document], packed: Packed, tokenizer: Tokeniz
         documents: the documents that were packed.
         packed: ``pack(documents, tokenizer)``.
         tokenizer: the tokenizer that packed them.
+
+    Examples:
+        >>> from nl_jax.data import ByteTokenizer, Document, lost_bytes, pack
+        >>> documents, tokenizer = [Document("a", b"hi"), Document("b", b"you")], ByteTokenizer()
+        >>> lost_bytes(documents, pack(documents, tokenizer), tokenizer).tolist()
+        [0, 0]
     """
     lost = np.zeros(len(documents), np.int64)
     for i, document in enumerate(documents):
@@ -105,7 +124,14 @@ def spans(
 
 
 def padding_share(packed: Packed, seq_len: int) -> float:
-    """Share of the positions that are padding with ``document_boundaries="reset"``, from 0 to 1."""
+    """Share of the positions that are padding with ``document_boundaries="reset"``, from 0 to 1.
+
+    Examples:
+        >>> from nl_jax.data import ByteTokenizer, Document, pack, padding_share
+        >>> packed = pack([Document("a", b"abc"), Document("b", b"a")], ByteTokenizer())
+        >>> padding_share(packed, seq_len=4)  # the second document fills half of its window
+        0.25
+    """
     starts, ends = spans(packed, seq_len, "reset")
     return 1 - float((ends - starts).sum()) / (len(starts) * seq_len)
 
@@ -131,6 +157,12 @@ def windows(array: UInt[np.ndarray, "N"], seq_len: int) -> UInt[np.ndarray, "n T
 
     Raises:
         InputError: if ``seq_len < 1``, or the array is too short for one row.
+
+    Examples:
+        >>> import numpy as np
+        >>> from nl_jax.data import windows
+        >>> windows(np.arange(8, dtype=np.uint8), seq_len=3).tolist()
+        [[0, 1, 2, 3], [3, 4, 5, 6]]
     """
     _check_seq_len(seq_len)
     if len(array) < seq_len + 1:

@@ -30,6 +30,16 @@ class TextData:
             ``tokenizer``, the digest of the tokenizer.
         summary: the files that were read or skipped; ``None`` if the text was not read from files.
         lost_share: share of the bytes that decoding the tokens does not give back, from 0 to 1.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from nl_jax.data import load_text_data
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "a.txt").write_text("one line of text 12\\n" * 100)
+        ...     data = load_text_data(folder)
+        >>> len(data.train_text), len(data.test_text), len(data.train.tokens)
+        (1800, 100, 1802)
     """
 
     tokenizer: Tokenizer
@@ -75,6 +85,16 @@ def load_text_data(
     Raises:
         InputError: as for :func:`read_documents`, :func:`split_documents` and :func:`load_tokenizer`; also if the
             tokenizer cannot encode the text, or loses more than 1 % of it.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from nl_jax.data import load_text_data
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "a.txt").write_text("one line of text 12\\n" * 100)
+        ...     data = load_text_data(folder)
+        >>> data.tokenizer.vocab_size, data.lost_share, data.summary.files
+        (257, 0.0, 1)
     """
     tokenizer = load_tokenizer(tokenizer_path)  # first, since its errors are found quickly
     documents, summary = read_documents(path, text_key, exclude=exclude, skip_bad=skip_bad)
@@ -144,6 +164,14 @@ def train_iterator(
     Raises:
         InputError: for a size below 1, or a sequence longer than the split.
         ValueError: for another value of ``document_boundaries``, or rows that the batch does not have.
+
+    Examples:
+        >>> from nl_jax.data import ByteTokenizer, Document, pack, train_iterator
+        >>> packed = pack([Document("a", bytes(range(97, 122)))], ByteTokenizer())
+        >>> batches = train_iterator(packed, batch_size=2, seq_len=4, seed=0)
+        >>> batch = next(batches)
+        >>> batch["inputs"].shape, bool((batch["inputs"][:, 1:] == batch["targets"][:, :-1]).all())
+        ((2, 4), True)
     """
     _check_at_least_one(batch_size=batch_size)
     if seed < 0:
@@ -180,6 +208,12 @@ class EvaluationSet:
             made each time it is indexed. The mask is 0 where the target is padding.
         num_bytes: bytes of text that the targets with mask 1 cover; bits per byte = summed loss / log(2) / num_bytes.
         num_tokens: number of targets with mask 1.
+
+    Examples:
+        >>> from nl_jax.data import ByteTokenizer, Document, evaluation_batches, pack
+        >>> data = evaluation_batches(pack([Document("a", b"hello")], ByteTokenizer()), batch_size=2, seq_len=4)
+        >>> data.num_bytes, data.num_tokens, data.batches[0]["mask"].astype(int).tolist()
+        (5, 6, [[1, 1, 1, 1], [1, 1, 0, 0]])
     """
 
     batches: Sequence[Batch]
@@ -211,6 +245,13 @@ def evaluation_batches(
     Raises:
         InputError: for a size below 1, or a split without tokens.
         ValueError: for another value of ``document_boundaries``.
+
+    Examples:
+        >>> from nl_jax.data import ByteTokenizer, Document, evaluation_batches, pack
+        >>> packed = pack([Document("a", b"hello")], ByteTokenizer())
+        >>> data = evaluation_batches(packed, batch_size=2, seq_len=4)
+        >>> data.batches[0]["inputs"][0].tolist(), data.batches[0]["targets"][0].tolist()
+        ([256, 104, 101, 108], [104, 101, 108, 108])
     """
     _check_at_least_one(batch_size=batch_size, seq_len=seq_len)
     starts, ends = spans(packed, seq_len, document_boundaries)

@@ -35,7 +35,13 @@ _MARKS = (
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One text: a name for messages (a relative path, or ``file:line`` of a JSONL file) and its UTF-8 bytes."""
+    """One text: a name for messages (a relative path, or ``file:line`` of a JSONL file) and its UTF-8 bytes.
+
+    Examples:
+        >>> from nl_jax.data import Document
+        >>> len(Document("note.txt", "né".encode()).text)
+        3
+    """
 
     name: str
     text: bytes
@@ -62,6 +68,11 @@ class ReadSummary:
             ``repeated`` (files and directories that were already read under another name), ``broken links``,
             ``special`` (not regular files), ``excluded``, and ``bad`` (with ``skip_bad``; each name says what is
             wrong).
+
+    Examples:
+        >>> from nl_jax.data import ReadSummary, Skipped
+        >>> print(ReadSummary(files=2, documents=2, bytes=1_500, skipped={"empty": Skipped(1, ["a.txt"])}))
+        2 files, 2 documents, 1,500 bytes; skipped 1 empty (a.txt)
     """
 
     files: int
@@ -84,7 +95,17 @@ class ReadSummary:
 
 
 def load_documents(path: str | None = None, text_key: str = "text") -> list[Document]:
-    """The documents of :func:`read_documents`; bad files raise an error, and skipped ones are logged as a warning."""
+    """The documents of :func:`read_documents`; bad files raise an error, and skipped ones are logged as a warning.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from nl_jax.data import load_documents
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "a.jsonl").write_text('{"text": "one"}')
+        ...     print(load_documents(folder))
+        [Document(name='a.jsonl:1', text=b'one')]
+    """
     documents, summary = read_documents(path, text_key)
     if summary.skipped:
         logging.warning("%s: %s", path, summary)
@@ -119,6 +140,17 @@ def read_documents(
     Raises:
         InputError: if there is nothing at ``path`` or no text in it. Unless ``skip_bad``, also if a file cannot be read
             or unpacked, text has another encoding, JSON is invalid, or an object has no string under ``text_key``.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from nl_jax.data import read_documents
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("a.txt", ".hidden"):
+        ...         _ = (Path(folder) / name).write_text("text")
+        ...     documents, summary = read_documents(folder)
+        >>> documents[0].text, str(summary)
+        (b'text', '1 files, 1 documents, 4 bytes; skipped 1 hidden (.hidden)')
     """
     if path is None:
         return _standard_library()

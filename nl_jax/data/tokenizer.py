@@ -19,7 +19,14 @@ _SHOWN = 40  # number of characters of a text that a message shows
 
 
 class Tokenizer(Protocol):
-    """The interface of a tokenizer, as the data pipeline uses it."""
+    """The interface of a tokenizer, as the data pipeline uses it.
+
+    Examples:
+        >>> from nl_jax.data import ByteTokenizer, Tokenizer
+        >>> tokenizer: Tokenizer = ByteTokenizer()
+        >>> tokenizer.vocab_size, tokenizer.separator_id, tokenizer.digest
+        (257, 256, 'bytes')
+    """
 
     @property
     def vocab_size(self) -> int:
@@ -84,6 +91,15 @@ class HuggingFaceTokenizer:
 
     Attributes:
         content: what the file holds.
+
+    Examples:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from nl_jax.data import HuggingFaceTokenizer
+        >>> words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "[UNK]": 2}, unk_token="[UNK]"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = HuggingFaceTokenizer.from_json(words.to_str().encode(), "words")
+        >>> tokenizer.encode(b"b a b")[0].tolist(), tokenizer.separator_id  # a new id, since there is no <eos>
+        ([1, 0, 1], 3)
     """
 
     def __init__(self, path: str):
@@ -206,7 +222,13 @@ def load_tokenizer(path: str | None = None) -> Tokenizer:
 
 
 def whole_characters(text: bytes) -> int:
-    """Number of bytes of a text that are whole characters: all but those of a UTF-8 character cut off by the end."""
+    """Number of bytes of a text that are whole characters: all but those of a UTF-8 character cut off by the end.
+
+    Examples:
+        >>> from nl_jax.data import whole_characters
+        >>> whole_characters("né".encode()), whole_characters("né".encode()[:2])
+        (3, 1)
+    """
     for back in range(1, min(len(text), 3) + 1):
         byte = text[-back]
         if byte & 0xC0 != 0x80:  # the first byte of a character says how many there are
@@ -220,6 +242,12 @@ def continuation(tokenizer: Tokenizer, context: Sequence[int], ids: Sequence[int
     The text of a token depends on the tokens before it: many tokenizers write the space between two words only after a
     first word, so ``ids`` decoded alone would lose it. A character that begins in the context and ends in ``ids``
     belongs to the result.
+
+    Examples:
+        >>> from nl_jax.data import ByteTokenizer, continuation
+        >>> ids = list("né".encode())
+        >>> continuation(ByteTokenizer(), ids[:2], ids[2:])  # the letter that the context began
+        'é'
     """
     before = tokenizer.decode(np.asarray(context, int))
     text = tokenizer.decode(np.asarray([*context, *ids], int))
@@ -235,6 +263,11 @@ def decode_stream(tokenizer: Tokenizer, ids: Iterable[int], context: Sequence[in
         tokenizer: the tokenizer of the ids.
         ids: token ids; may be endless.
         context: the ids before them.
+
+    Examples:
+        >>> from nl_jax.data import ByteTokenizer, decode_stream
+        >>> list(decode_stream(ByteTokenizer(), "née".encode()))  # the two bytes of é come together
+        ['n', 'é', 'e', '']
     """
     read = list(context)
     start, end = 0, len(read)  # read[:end] has been yielded; read[start:end] is the context for the rest
@@ -256,6 +289,11 @@ def until_stop(texts: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
     Args:
         texts: the pieces; no more are taken once a stop string is complete.
         stops: strings that are not empty; none let everything through.
+
+    Examples:
+        >>> from nl_jax.data import until_stop
+        >>> "".join(until_stop(["He said: st", "op", " now"], ["stop"]))
+        'He said: '
     """
     waiting = ""
     for text in texts:

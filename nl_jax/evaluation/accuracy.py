@@ -64,6 +64,17 @@ def accuracies(model: PyTree, batches: Sequence[Batch], mesh: Mesh) -> Accuracie
         batches: batches of ``inputs``, ``targets`` and ``mask``, each ``[B, T]``; sequences without a target with mask
             1 do not count.
         mesh: the mesh over which the batches are split, by `batch_sharding`.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, numpy as np
+        >>> from nl_jax.evaluation import accuracies
+        >>> from nl_jax.parallel import parse_mesh
+        >>> def always_one(tokens, state=None):
+        ...     return jax.nn.one_hot(jnp.ones_like(tokens), 4), state
+        >>> batch = {"inputs": np.zeros((2, 2), np.int32), "targets": np.array([[1, 1], [1, 2]], np.int32)}
+        >>> batch["mask"] = np.ones((2, 2), np.float32)
+        >>> accuracies(jax.tree_util.Partial(always_one), [batch], parse_mesh("data:1", jax.devices()[:1]))[:2]
+        (0.75, 0.5)
     """
     if not batches:
         raise ValueError("batches has no entries; expected one or more")
@@ -76,5 +87,17 @@ def accuracies(model: PyTree, batches: Sequence[Batch], mesh: Mesh) -> Accuracie
 
 
 def accuracy(model: PyTree, batches: Sequence[Batch], mesh: Mesh) -> float:
-    """Top-1 accuracy over the targets with mask 1 of all batches of ``inputs``, ``targets`` and ``mask``."""
+    """Top-1 accuracy over the targets with mask 1 of all batches of ``inputs``, ``targets`` and ``mask``.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, numpy as np
+        >>> from nl_jax.evaluation import accuracy
+        >>> from nl_jax.parallel import parse_mesh
+        >>> def always_one(tokens, state=None):
+        ...     return jax.nn.one_hot(jnp.ones_like(tokens), 4), state
+        >>> batch = {"inputs": np.zeros((1, 4), np.int32), "targets": np.array([[1, 1, 2, 1]], np.int32)}
+        >>> batch["mask"] = np.array([[1, 1, 1, 0]], np.float32)  # the last target does not count
+        >>> round(accuracy(jax.tree_util.Partial(always_one), [batch], parse_mesh("data:1", jax.devices()[:1])), 3)
+        0.667
+    """
     return accuracies(model, batches, mesh).positions

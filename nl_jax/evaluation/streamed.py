@@ -40,6 +40,18 @@ def read_text(model: Any, parts: Iterable[Part]) -> Read:
     Raises:
         Diverged: if the logits are not finite.
         ValueError: if there is no token.
+
+    Examples:
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from nl_jax.evaluation import read_text
+        >>> from nl_jax.models import LanguageModel, named_config
+        >>> sizes = {"width": 8, "num_layers": 1, "num_heads": 1, "mlp_hidden": 8}
+        >>> model = LanguageModel(named_config("transformer", "tiny", **sizes), rngs=nnx.Rngs(0))
+        >>> text = np.frombuffer(b"nested learning", np.uint8).astype(np.int32)[None]
+        >>> found = read_text(model, [text[:, :7], text[:, 7:]])
+        >>> found.length, found.logits.shape
+        (15, (1, 257))
     """
     learning = learns_in_context(model)
     chunk = min(model.config.cms_periods) if learning else PART
@@ -76,6 +88,17 @@ def greedy_answers(
         num_tokens: number of tokens of an answer at most, 1 or more.
         ends: tokens that end an answer, and are not part of it.
         length: number of tokens of text and answer, if it is known: attention then keeps no more than these.
+
+    Examples:
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from nl_jax.evaluation import greedy_answers
+        >>> from nl_jax.models import LanguageModel, named_config
+        >>> sizes = {"width": 8, "num_layers": 1, "num_heads": 1, "mlp_hidden": 8}
+        >>> model = LanguageModel(named_config("transformer", "tiny", **sizes), rngs=nnx.Rngs(0))
+        >>> (answer,) = greedy_answers(model, [np.array([[1, 2, 3]], np.int32)], num_tokens=2)
+        >>> len(answer)
+        2
     """
     text = read_text(model if length is None else with_room(model, length), parts)
     first, end = text.logits.argmax(axis=-1), None if learns_in_context(model) else text.length + num_tokens

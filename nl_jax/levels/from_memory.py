@@ -25,7 +25,15 @@ from nl_jax.trees import own_buffers
 
 
 class Pair(NamedTuple):
-    """The context that a memory gets at a step; where η or α is None, the level's own counts."""
+    """The context that a memory gets at a step; where η or α is None, the level's own counts.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.levels import Pair
+      >>> pair = Pair(key=jnp.ones(4), value=jnp.ones(2), eta=jnp.array(0.5))
+      >>> pair.alpha is None  # the level's own retention counts
+      True
+    """
 
     key: Float[Array, "*batch in"]
     value: Float[Array, "*batch out"]
@@ -34,7 +42,17 @@ class Pair(NamedTuple):
 
 
 class MemoryLevelState(NamedTuple):
-    """Weights of a memory, a layer each: those it started with, and what it has learned since."""
+    """Weights of a memory, a layer each: those it started with, and what it has learned since.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.levels import Pair, Schedule, from_memory
+      >>> from nl_jax.memory import Architecture
+      >>> schedule = Schedule([from_memory("m", Architecture(4, 2), period=2)])
+      >>> state = schedule.init(None, {"m": Pair(jnp.ones(4), jnp.ones(2))}).levels["m"]
+      >>> [w.shape for w in state.w0], [w.shape for w in state.delta_w]
+      ([(4, 2)], [(4, 2)])
+    """
 
     w0: Layers  # W₀, the weights at the start, which it also forgets toward
     delta_w: Layers  # ΔW = W - W₀, with the batch's axes in front

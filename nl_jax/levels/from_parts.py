@@ -13,7 +13,16 @@ from nl_jax.trees import PyTree, check_shapes, own_buffers, replace_leaves, sele
 
 
 class Learner(NamedTuple):
-    """Parameters, and the state of the optax transformation that updates them."""
+    """Parameters, and the state of the optax transformation that updates them.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from nl_jax.levels import Schedule, from_optax
+      >>> schedule = Schedule([from_optax("w", optax.adam(0.1), jnp.ones(2))])
+      >>> learner = schedule.init(None, {"w": jnp.ones(2)}).levels["w"]
+      >>> print(learner.params, learner.optimizer[0].count)
+      [1. 1.] 0
+    """
 
     params: PyTree
     optimizer: optax.OptState

@@ -40,7 +40,19 @@ class Tree(Protocol):
 
 
 class Context(NamedTuple):
-    """The argument of ``update`` for a level that reads other levels."""
+    """The argument of ``update`` for a level that reads other levels.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.levels import Level, Schedule
+      >>> count = Level("count", 1, init=lambda key, data: jnp.zeros(()), update=lambda state, xs: state + xs.sum())
+      >>> take = lambda state, context: context.answers["count"]  # of the other level, after its update
+      >>> copy = Level("copy", 2, init=lambda key, data: jnp.zeros(()), update=take, needs=("count",))
+      >>> schedule = Schedule([count, copy])
+      >>> state = schedule.run(schedule.init(None, {"count": jnp.ones(())}), {"count": jnp.ones(4)})
+      >>> print(state.levels["count"], state.levels["copy"])
+      4.0 4.0
+    """
 
     own: PyTree  # the level's own gathered contexts; None if the answers are its only context
     answers: dict[str, PyTree]  # by name, the parameters of the levels that it needs or sees

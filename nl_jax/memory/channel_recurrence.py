@@ -43,7 +43,16 @@ def block_size(size: int) -> int:
 
 
 def channel_decay(retention: Float[Array, "... C in"]) -> ChannelDecay:
-    """The decay of a chunk; padding has the retention 1."""
+    """The decay of a chunk; padding has the retention 1.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import channel_decay
+      >>> decay = channel_decay(jnp.array([[0.5, 1.0], [0.5, 1.0]]))  # the second channel forgets nothing
+      >>> print(decay.from_start)
+      [[0.5  1.  ]
+       [0.25 1.  ]]
+    """
     *leading, size, width = retention.shape
     block = block_size(size)
     count = -(-size // block)
@@ -124,6 +133,14 @@ def solve_channel_chunk(
       keys, values: k and v; padding has the value 0.
       removal: κ and b, where padding has b = 0; None for a memory that only decays.
       decay: of this chunk.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import channel_decay, read_channel_chunk, solve_channel_chunk
+      >>> decay = channel_decay(jnp.array([[1.0, 1.0], [0.5, 1.0]]))
+      >>> chunk = solve_channel_chunk(jnp.zeros((2, 1)), jnp.eye(2), jnp.ones((2, 1)), None, decay)
+      >>> print(read_channel_chunk(chunk, jnp.eye(2)[::-1])[:, 0])  # at token 2, half of what token 1 wrote
+      [0.  0.5]
     """
     values = narrow_like(values, keys)
     if removal is None:
@@ -137,7 +154,16 @@ def solve_channel_chunk(
 
 
 def read_channel_chunk(chunk: ChannelChunk, queries: Float[Array, "... C in"]) -> Float[Array, "... C out"]:
-    """Answers every query t by W_t, the state updated up to and including token t."""
+    """Answers every query t by W_t, the state updated up to and including token t.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import channel_decay, read_channel_chunk, solve_channel_chunk
+      >>> decay = channel_decay(jnp.ones((2, 2)))
+      >>> chunk = solve_channel_chunk(jnp.zeros((2, 1)), jnp.eye(2), jnp.array([[2.0], [3.0]]), None, decay)
+      >>> print(read_channel_chunk(chunk, jnp.ones((2, 2)))[:, 0])
+      [2. 5.]
+    """
     decay = chunk.decay
     out = matmul(narrow_like(queries * decay.from_start, queries), chunk.weights)
     out = out + matmul(decayed_products(queries, chunk.keys, decay), chunk.values)
@@ -147,7 +173,16 @@ def read_channel_chunk(chunk: ChannelChunk, queries: Float[Array, "... C in"]) -
 
 
 def end_of_channel_chunk(chunk: ChannelChunk) -> Float[Array, "... in out"]:
-    """W after the chunk's last token."""
+    """W after the chunk's last token.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import channel_decay, end_of_channel_chunk, solve_channel_chunk
+      >>> decay = channel_decay(jnp.array([[1.0, 1.0], [0.5, 1.0]]))
+      >>> chunk = solve_channel_chunk(jnp.zeros((2, 1)), jnp.eye(2), jnp.ones((2, 1)), None, decay)
+      >>> print(end_of_channel_chunk(chunk)[:, 0])
+      [0.5 1. ]
+    """
     to_end, keys = chunk.decay.to_end, chunk.keys
     weights = chunk.decay.from_start[..., -1, :, None] * chunk.weights
     weights = weights + outer_products(narrow_like(keys * to_end, keys), chunk.values)

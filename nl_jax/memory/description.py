@@ -21,6 +21,13 @@ class Rule:
 
     Raises:
       ValueError: for an unknown form.
+
+    Examples:
+      >>> from nl_jax.memory import Architecture, Memory, Rule, dot_product
+      >>> hebbian = Memory(Architecture(4, 4), dot_product, Rule("paper", delta=False), chunk_size=8)
+      >>> delta = Memory(Architecture(4, 4), dot_product, Rule("paper"), chunk_size=8)
+      >>> hebbian.has_delta_term(0), delta.has_delta_term(0)
+      (False, True)
     """
 
     form: str = "implicit"
@@ -44,6 +51,13 @@ class Memory:
       rule: how gradients change it.
       chunk_size: N, the number of gradients that are taken at one boundary: the tokens from one boundary to the next,
         times the window of the Omega rule.
+
+    Examples:
+      >>> from nl_jax.memory import Architecture, Memory, Rule, l2
+      >>> matrix = Memory(Architecture(4, 4), l2, Rule(), chunk_size=8)
+      >>> mlp = Memory(Architecture(4, 4, hidden=16, depth=2), l2, Rule(), chunk_size=8)
+      >>> matrix.depends_on_boundary, mlp.depends_on_boundary  # a matrix learns exactly
+      (False, True)
     """
 
     architecture: Architecture

@@ -21,7 +21,15 @@ LARGEST_RATE = 1e6  # of η; larger ones hardly lengthen an implicit step
 
 
 def limit_norm(x: Float[Array, "..."], limit: float, axis: int | tuple[int, ...]) -> Float[Array, "..."]:
-    """Scales vectors whose L2 norm over ``axis`` exceeds ``limit`` down to it; others are returned as they are."""
+    """Scales vectors whose L2 norm over ``axis`` exceeds ``limit`` down to it; others are returned as they are.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import limit_norm
+      >>> print(limit_norm(jnp.array([[3.0, 4.0], [0.3, 0.4]]), 1.0, -1))  # the second is short enough
+      [[0.6 0.8]
+       [0.3 0.4]]
+    """
     # dividing by the largest element keeps the squares from overflowing; it cancels, so it needs no gradient
     largest = jnp.maximum(jnp.max(jnp.abs(x), axis=axis, keepdims=True), limit)
     largest = jax.lax.stop_gradient(largest)
@@ -33,6 +41,13 @@ def limit_cotangent(tree: Any) -> Any:
     """The same arrays; in a backward pass each element of their cotangents is cut to ±``LARGEST_COTANGENT``.
 
     Forward-mode derivatives are those of the identity. A cotangent that is infinite becomes finite, too; a NaN stays.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from nl_jax.memory import limit_cotangent
+      >>> loss = lambda x: jnp.sum(jnp.array([1.0, jnp.inf]) * limit_cotangent(x))
+      >>> bool(jnp.isfinite(jax.grad(loss)(jnp.zeros(2))).all())
+      True
     """
     return jax.tree.map(_limit.bind, tree)
 

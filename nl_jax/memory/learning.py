@@ -19,7 +19,17 @@ Layers = tuple[Array, ...]
 
 
 class Weights(NamedTuple):
-    """The weights of a memory when a chunk starts, a layer each."""
+    """The weights of a memory when a chunk starts, a layer each.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import Architecture, Weights
+      >>> w0 = tuple(jnp.ones(shape) for shape in Architecture(8, 8, hidden=32, depth=2).shapes())
+      >>> zero = tuple(jnp.zeros_like(w) for w in w0)
+      >>> weights = Weights(w0, zero, None, w0)  # when a text begins: nothing is learned, and there is no momentum
+      >>> len(weights.delta_w), weights.w_at_boundary[0].shape
+      (2, (8, 32))
+    """
 
     w0: Layers | None  # W₀, which retention and the delta term pull toward; None for zero
     delta_w: Layers  # ΔW = W - W₀
@@ -28,7 +38,16 @@ class Weights(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """The tokens of a chunk."""
+    """The tokens of a chunk.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import Tokens, chunk_decay
+      >>> eta, alpha = jnp.array([0.5, 0.0]), jnp.array([0.9, 1.0])
+      >>> tokens = Tokens(jnp.eye(2), jnp.ones((2, 1)), eta, alpha, None, chunk_decay(alpha, None))
+      >>> tokens.keys.shape, tokens.values.shape, tokens.eta.shape  # the last token is padding: η = 0, α = 1
+      ((2, 2), (2, 1), (2,))
+    """
 
     keys: Float[Array, "... C in"]  # of unit length, for the state's bound to hold
     values: Float[Array, "... C out"]  # [..., stack, C, out] for MLPs
@@ -56,6 +75,17 @@ def learn_chunk(
       starts_at_boundary: the caller's promise that ``w_at_boundary`` equals ``w0 + delta_w``, which saves a product.
       gates: in [0, 1], of each memory of an MLP stack: they multiply its forcing; None for 1.
       up_bias: of gated memories, as ``Architecture`` takes it.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import Architecture, Memory, Rule, Tokens, Weights
+      >>> from nl_jax.memory import chunk_decay, l2, learn_chunk, read_memory
+      >>> memory, zero = Memory(Architecture(2, 1), l2, Rule(delta=False), chunk_size=2), (jnp.zeros((2, 1)),)
+      >>> alpha, eta = jnp.ones(2), jnp.full(2, 1e6)  # so large a rate learns each pair at once
+      >>> tokens = Tokens(jnp.eye(2), jnp.array([[1.0], [3.0]]), eta, alpha, None, chunk_decay(alpha, None))
+      >>> chunks = learn_chunk(memory, Weights(None, zero, None, zero), tokens)
+      >>> print(read_memory(memory, chunks, None, jnp.eye(2)).round()[:, 0])
+      [1. 3.]
     """
     found = _gradients(memory, weights.w_at_boundary, tokens, up_bias) if memory.takes_gradients else None
     chunks = []
@@ -116,6 +146,16 @@ def learn_linear_chunks(
       w0: W₀, as for ``Weights``; its answers to the queries come on top of what is read.
       tokens: of the chunks, without momentum and window.
       queries: of the same tokens.
+
+    Examples:
+      >>> import functools, jax, jax.numpy as jnp
+      >>> from nl_jax.memory import Architecture, Tokens, chunk_decay, learn_linear_chunks, memory_of
+      >>> alpha, keys = jnp.ones((3, 2)), jnp.broadcast_to(jnp.eye(2), (3, 2, 2))  # 3 chunks of 2 tokens
+      >>> tokens = Tokens(keys, jnp.ones((3, 2, 1)), alpha, alpha, None, chunk_decay(alpha, None))
+      >>> learn = functools.partial(learn_linear_chunks, memory_of(Architecture(2, 1), chunk_size=2), None)
+      >>> maps = jax.eval_shape(learn, tokens, keys)
+      >>> maps.write.shape, maps.scores.shape
+      ((3, 2, 1), (3, 2, 2))
     """
     assert memory.is_linear
     w0_answers = matmul(tokens.keys, w0) if w0 is not None and memory.folds_at(0) else None
@@ -183,6 +223,17 @@ def end_of_memory(memory: Memory, chunks: tuple[Chunk, ...]) -> tuple[Layers, tu
     """``(ΔW, S)`` of every layer after the last token of ``learn_chunk``'s chunks; S is None without momentum.
 
     Where the rule has no bound of its own, each matrix is scaled down to the Frobenius norm 1,000 (``guards.py``).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import Architecture, Memory, Rule, Tokens, Weights
+      >>> from nl_jax.memory import chunk_decay, end_of_memory, l2, learn_chunk
+      >>> memory, zero = Memory(Architecture(2, 1), l2, Rule(delta=False), chunk_size=2), (jnp.zeros((2, 1)),)
+      >>> alpha, eta = jnp.ones(2), jnp.full(2, 1e6)
+      >>> tokens = Tokens(jnp.eye(2), jnp.array([[1.0], [3.0]]), eta, alpha, None, chunk_decay(alpha, None))
+      >>> (delta_w,), _ = end_of_memory(memory, learn_chunk(memory, Weights(None, zero, None, zero), tokens))
+      >>> print(delta_w.round()[:, 0])
+      [1. 3.]
     """
     ends: Any = [end_of_chunk(chunk) for chunk in chunks]
     if not memory.is_bounded:
@@ -191,7 +242,15 @@ def end_of_memory(memory: Memory, chunks: tuple[Chunk, ...]) -> tuple[Layers, tu
 
 
 def apply_layer(weights: Layers) -> Callable[[int, Array], Array]:
-    """The function ``linear`` that an architecture takes, from the weights of its layers."""
+    """The function ``linear`` that an architecture takes, from the weights of its layers.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import Architecture, apply_layer
+      >>> linear = apply_layer((2.0 * jnp.eye(3),))
+      >>> print(Architecture(3, 3)(linear, jnp.ones((1, 3))))
+      [[2. 2. 2.]]
+    """
     return lambda layer, x: matmul(x, weights[layer])
 
 
@@ -202,7 +261,19 @@ def read_memory(
     queries: Float[Array, "... C in"],
     up_bias: Float[Array, "..."] | None = None,
 ) -> Float[Array, "... C out"]:
-    """Answers every query by the weights updated up to its own token."""
+    """Answers every query by the weights updated up to its own token.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import Architecture, Memory, Rule, Tokens, Weights
+      >>> from nl_jax.memory import chunk_decay, l2, learn_chunk, read_memory
+      >>> memory, zero = Memory(Architecture(2, 1), l2, Rule(delta=False), chunk_size=2), (jnp.zeros((2, 1)),)
+      >>> alpha, eta = jnp.ones(2), jnp.full(2, 1e6)
+      >>> tokens = Tokens(jnp.eye(2), jnp.array([[1.0], [3.0]]), eta, alpha, None, chunk_decay(alpha, None))
+      >>> chunks = learn_chunk(memory, Weights(None, zero, None, zero), tokens)
+      >>> print(read_memory(memory, chunks, None, jnp.ones((2, 2))).round()[:, 0])  # the first query sees one pair only
+      [1. 4.]
+    """
 
     def linear(layer, x):
         return read_chunk(chunks[layer], x, None if w0 is None else matmul(x, w0[layer]))

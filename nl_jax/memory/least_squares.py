@@ -93,6 +93,15 @@ def learn_least_squares(
 
     Raises:
       ValueError: for shapes that do not fit, or a number that is not from 0 to 1.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import init_least_squares, learn_least_squares
+      >>> state = init_least_squares(3, 1)
+      >>> for key in jnp.eye(3)[:2]:
+      ...     state = learn_least_squares(state, key[None], jnp.ones((1, 1)), 0.5)
+      >>> print(jnp.diagonal(state.gram))  # the first pair has half of the second one's weight
+      [0.5 1.  0. ]
     """
     size_in, size_out = state.cross.shape[-2:]
     if keys.ndim < 2 or keys.shape[-1] != size_in or values.shape != (*keys.shape[:-1], size_out):
@@ -124,6 +133,13 @@ def least_squares_weights(state: LeastSquares) -> Float[Array, "... in out"]:
     """Wᵀ, the solution of the ridge regression, as Flax's kernels lie: ``answers = queries @ weights``.
 
     It costs a Cholesky decomposition, so a caller with many queries between two chunks keeps it.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import init_least_squares, learn_least_squares, least_squares_weights
+      >>> state = learn_least_squares(init_least_squares(3, 1, ridge=1e-6), jnp.eye(3)[:1], jnp.full((1, 1), 4.0))
+      >>> print(least_squares_weights(state)[:, 0].round())
+      [4. 0. 0.]
     """
     size = state.gram.shape[-1]
     system = state.gram + state.ridge[..., None, None] * jnp.eye(size, dtype=state.gram.dtype)
@@ -135,6 +151,13 @@ def read_least_squares(state: LeastSquares, queries: Float[Array, "... n in"]) -
 
     Raises:
       ValueError: for queries of another size than the state's keys.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import init_least_squares, learn_least_squares, read_least_squares
+      >>> state = learn_least_squares(init_least_squares(3, 1, ridge=1.0), jnp.eye(3)[:1], jnp.full((1, 1), 4.0))
+      >>> print(read_least_squares(state, jnp.eye(3))[:, 0].round())  # a ridge of 1 halves what one pair taught
+      [2. 0. 0.]
     """
     size_in = state.gram.shape[-1]
     if queries.shape[-1:] != (size_in,):

@@ -30,6 +30,14 @@ def linear_chunks(
       keys, forcings, beta: as for ``solve_chunk``; they do not depend on the state.
       decay: of the chunks' α; there is neither momentum nor a window.
       queries: which ``read_chunk`` answers.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import chunk_decay, linear_chunks
+      >>> keys, one = jnp.eye(2), jnp.ones(2)
+      >>> maps = linear_chunks(keys, jnp.ones((2, 1)), one, chunk_decay(one, None), queries=keys)
+      >>> maps.erase.shape, maps.write.shape, maps.keep.shape
+      ((2, 2), (2, 1), (1, 2))
     """
     assert decay.own_forcing is None
     shape = jnp.broadcast_shapes(keys.shape[:-2], forcings.shape[:-2], decay.state_start.shape[:-1])
@@ -58,7 +66,16 @@ def linear_channel_chunks(
     decay: ChannelDecay,
     queries: Float[Array, "... C in"],
 ) -> ChunkMaps:
-    """The maps of chunks that ``solve_channel_chunk`` would solve without removal; arguments as there."""
+    """The maps of chunks that ``solve_channel_chunk`` would solve without removal; arguments as there.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import channel_decay, linear_channel_chunks
+      >>> keys, decay = jnp.eye(2), channel_decay(jnp.full((2, 2), 0.5))
+      >>> maps = linear_channel_chunks(keys, jnp.ones((2, 1)), decay, queries=keys)
+      >>> print(maps.erase, maps.keep)  # writes do not depend on the state, of which a quarter is kept
+      None [[0.25 0.25]]
+    """
     scores = narrow_like(decayed_products(queries, keys, decay), keys)
     read, left = (narrow_like(u, keys) for u in (queries * decay.from_start, keys * decay.to_end))
     return ChunkMaps(None, narrow_like(values, keys), read, scores, left, decay.from_start[..., -1:, :])

@@ -20,6 +20,14 @@ class Objective(NamedTuple):
       linear: c, where the gradient is ``c · answer + (terms without the answer)``; None where it is not linear. The
         last layer of a memory folds a linear gradient into its delta term.
       curvature: an upper bound of the gradient's slope; scales the step of layers that cannot fold.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import Architecture, Objective, memory_of
+      >>> half_l2 = Objective(lambda answer, value: answer - value, linear=1.0, curvature=1.0)
+      >>> memory = memory_of(Architecture(4, 4), objective=half_l2, chunk_size=8)
+      >>> memory.folds  # a linear gradient becomes part of the delta term
+      True
     """
 
     gradient: Callable[[Vectors, Vectors], Vectors]

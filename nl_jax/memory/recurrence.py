@@ -83,6 +83,17 @@ def chunk_decay(
       valid: 1 for a token, 0 for padding, through which W and S pass unchanged (the caller sets α = μ = 1 and
         η = β = 0 there); None if there is no padding.
       window: a forcing enters at its own token and at the ``window - 1`` tokens after it (Omega rule, Eq. 68).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import chunk_decay
+      >>> decay = chunk_decay(jnp.array([0.5, 0.5, 0.5]), None)
+      >>> print(decay.state)  # row t, column s: what is left at t of a write at s
+      [[1.   0.   0.  ]
+       [0.5  1.   0.  ]
+       [0.25 0.5  1.  ]]
+      >>> print(decay.state_start)
+      [0.5   0.25  0.125]
     """
     state = decay_matrix(alpha)
     state_start = alpha[..., :1] * state[..., :, 0]
@@ -132,6 +143,15 @@ def solve_chunk(
         then nothing is left to solve.
       decay: of this chunk's α and μ.
       answers: ``keys @ delta_w``, where the caller has it already.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import chunk_decay, read_chunk, solve_chunk
+      >>> keys, values = jnp.array([[1.0, 0.0], [1.0, 0.0]]), jnp.array([[1.0], [5.0]])  # a key gets a new value
+      >>> chunk = solve_chunk(jnp.zeros((2, 1)), None, keys, values, jnp.ones(2), chunk_decay(jnp.ones(2), None))
+      >>> print(read_chunk(chunk, keys))  # the delta term removes the old one
+      [[1.]
+       [5.]]
     """
     if beta is None:
         return Chunk(delta_w, momentum, keys, narrow_like(forcings, keys), None, decay)
@@ -154,7 +174,17 @@ def solve_chunk(
 
 
 def end_of_chunk(chunk: Chunk) -> tuple[Float[Array, "... in out"], Any]:
-    """``(ΔW, S)`` after the chunk's last token, both [..., in, out]; S is None where there is no momentum."""
+    """``(ΔW, S)`` after the chunk's last token, both [..., in, out]; S is None where there is no momentum.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import chunk_decay, end_of_chunk, solve_chunk
+      >>> decay = chunk_decay(jnp.array([1.0, 0.5]), None)
+      >>> chunk = solve_chunk(jnp.zeros((2, 1)), None, jnp.eye(2), jnp.ones((2, 1)), None, decay)
+      >>> delta_w, momentum = end_of_chunk(chunk)
+      >>> print(delta_w[:, 0], momentum)  # half of the first token's write is left
+      [0.5 1. ] None
+    """
     decay, keys = chunk.decay, chunk.keys
     delta_w = decay.state_start[..., -1, None, None] * chunk.delta_w
     weights = decay.forcing[..., -1, :]
@@ -183,6 +213,14 @@ def read_chunk(
     """Answers every query t by W_t, the state updated up to and including token t.
 
     ``w0_answers`` are the answers of W₀; None for W₀ = 0.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import chunk_decay, read_chunk, solve_chunk
+      >>> decay = chunk_decay(jnp.ones(2), None)
+      >>> chunk = solve_chunk(jnp.zeros((2, 1)), None, jnp.eye(2), jnp.array([[2.0], [3.0]]), None, decay)
+      >>> print(read_chunk(chunk, jnp.ones((2, 2)))[:, 0])  # the first query sees the first token only
+      [2. 5.]
     """
     decay = chunk.decay
     scores = inner_products(queries, chunk.keys)
@@ -197,7 +235,17 @@ def read_chunk(
 
 
 def read_chunk_transposed(chunk: Chunk, queries: Float[Array, "... C out"]) -> Float[Array, "... C in"]:
-    """Answers every query t by W_tᵀ, the transpose of the state updated up to and including token t (W₀ = 0)."""
+    """Answers every query t by W_tᵀ, the transpose of the state updated up to and including token t (W₀ = 0).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import chunk_decay, read_chunk_transposed, solve_chunk
+      >>> decay = chunk_decay(jnp.ones(2), None)
+      >>> chunk = solve_chunk(jnp.zeros((2, 1)), None, jnp.eye(2), jnp.array([[2.0], [3.0]]), None, decay)
+      >>> print(read_chunk_transposed(chunk, jnp.ones((2, 1))))
+      [[2. 0.]
+       [2. 3.]]
+    """
     assert chunk.momentum is None
     assert chunk.removed is None
     scores = inner_products(queries, chunk.forcings)

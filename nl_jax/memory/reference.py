@@ -43,7 +43,17 @@ def sequential_update(
     beta: Float[Array, "... C"],
     w0: Float[Array, "... out in"] | None = None,
 ) -> tuple[Float[Array, "... out in"], Float[Array, "... out in"]]:
-    """Does what ``chunk_update`` does, token by token: the definition, and the reference for tests."""
+    """Does what ``chunk_update`` does, token by token: the definition, and the reference for tests.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import sequential_update
+      >>> W, S, one, zero = jnp.zeros((1, 2)), jnp.zeros((1, 2)), jnp.ones(2), jnp.zeros(2)
+      >>> x, g = jnp.eye(2), jnp.array([[-1.0], [-3.0]])
+      >>> W, S = sequential_update(W, S, x, g, eta=one, alpha=one, mu=zero, beta=zero)
+      >>> print(W)  # gradient descent: W - η g xᵀ, token after token
+      [[1. 3.]]
+    """
     check_shapes(W, S, x, g, {"eta": eta, "alpha": alpha, "mu": mu, "beta": beta}, w0)
     W = W if w0 is None else W - w0
 

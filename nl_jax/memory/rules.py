@@ -111,7 +111,14 @@ def non_expansive(memory: Memory, inputs: LayerInputs, beta: Float[Array, "*#sta
 def limit_strength(
     beta: Float[Array, "*#stack C"], alpha: Float[Array, "*#stack C"], x: Float[Array, "... C in"]
 ) -> Float[Array, "*#stack C"]:
-    """β, cut so that β‖x‖² ≤ 1 + α: no eigenvalue of ``α I - β x xᵀ`` is then below -1."""
+    """β, cut so that β‖x‖² ≤ 1 + α: no eigenvalue of ``α I - β x xᵀ`` is then below -1.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import limit_strength
+      >>> print(limit_strength(jnp.array([5.0, 0.5]), jnp.array([1.0, 1.0]), jnp.eye(2)))  # at most (1 + α) / ‖x‖²
+      [2.  0.5]
+    """
     return beta * jnp.minimum(1.0, (1.0 + alpha) / jnp.maximum(beta * squared_lengths(x), 1.0))
 
 

@@ -29,6 +29,16 @@ class AutoEncoder(nnx.Module):
     References:
       The model for MAD's compression task (Poli et al., `Mechanistic Design and Scaling of Hybrid Architectures
       <https://arxiv.org/abs/2403.17844>`_, 2024).
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from nl_jax.models import AutoEncoder, named_config
+      >>> config = named_config("transformer", "tiny", num_layers=1)
+      >>> model = lambda tokens: AutoEncoder(config, rngs=nnx.Rngs(0))(tokens)
+      >>> logits, _ = jax.eval_shape(model, jnp.zeros((2, 5), jnp.int32))
+      >>> logits.shape  # of every token, from the one vector of its sequence
+      (2, 5, 257)
     """
 
     def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):

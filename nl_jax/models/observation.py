@@ -22,6 +22,16 @@ def observe_memories(model: LanguageModel, tokens: Int[jax.Array, " T"]) -> Obse
 
     Raises:
       ValueError: for a model with another mixer, or whose CMS learns in context.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from nl_jax.models import LanguageModel, named_config, observe_memories
+      >>> config = named_config("hope", "tiny", width=8, num_layers=1, num_heads=2, mlp_hidden=8, chunk_size=4)
+      >>> observe = lambda tokens: observe_memories(LanguageModel(config, rngs=nnx.Rngs(0)), tokens)
+      >>> seen = jax.eval_shape(observe, jnp.arange(12))
+      >>> seen.eta.shape, seen.recall.shape  # layers, heads, tokens; recall before the first chunk and after each
+      ((1, 2, 12), (1, 2, 4, 12))
     """
     if not isinstance(model.blocks.mixer, SelfModifyingTitans):
         raise ValueError(f"mixer {model.config.mixer!r}: expected a model with 'self_modifying_titans'")

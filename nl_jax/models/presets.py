@@ -134,6 +134,12 @@ def with_parameters(config: LanguageModelConfig, target: int) -> LanguageModelCo
 
     Raises:
       InputError: if the model has more parameters without feed-forward blocks.
+
+    Examples:
+      >>> from nl_jax.models import count_parameters, named_config, with_parameters
+      >>> config = with_parameters(named_config("transformer", "tiny"), 1_000_000)
+      >>> config.mlp_hidden % 8, round(count_parameters(config) / 1e6, 2)
+      (0, 1.0)
     """
     # the number of parameters is affine in mlp_hidden
     one, two = (count_parameters(replace(config, mlp_hidden=hidden)) for hidden in (1, 2))

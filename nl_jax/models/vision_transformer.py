@@ -61,6 +61,15 @@ class VisionTransformer(nnx.Module):
 
     Raises:
       ValueError: for sizes that do not divide each other or are below 1.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from nl_jax.models import VisionTransformer
+      >>> sizes = {"width": 8, "num_layers": 1, "num_heads": 2, "mlp_hidden": 16, "num_classes": 10}
+      >>> model = lambda x: VisionTransformer(image_size=8, patch_size=4, channels=1, **sizes, rngs=nnx.Rngs(0))(x)
+      >>> jax.eval_shape(model, jnp.ones((3, 8, 8, 1))).shape  # logits of three images
+      (3, 10)
     """
 
     def __init__(

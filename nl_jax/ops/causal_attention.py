@@ -27,6 +27,13 @@ def causal_attention(
 
     Args:
       query, key, value, window, empty: as for `blockwise_attention`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.ops import causal_attention
+      >>> zero, value = jnp.zeros((1, 3, 1, 2)), jnp.arange(3.0)[None, :, None, None].repeat(2, -1)
+      >>> print(causal_attention(zero, zero, value)[0, :, 0, 0])  # equal scores: the mean of the tokens so far
+      [0.  0.5 1. ]
     """
     if empty is None and _fits_cudnn(query, key, value):
         is_local = window is not None and window < query.shape[1]

@@ -26,6 +26,14 @@ def solve_positive_definite(
       right: b.
       least: a positive lower bound of A's eigenvalues.
       iterations: at least 1; the number of A's different eigenvalues is enough but for rounding errors.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.ops import solve_positive_definite
+      >>> system = jnp.array([[2.0, 1.0], [1.0, 2.0]])
+      >>> x = solve_positive_definite(lambda p: p @ system, jnp.array([[3.0, 3.0]]), least=1.0, iterations=2)
+      >>> print(x.round(3))
+      [[1. 1.]]
     """
     return jax.lax.custom_linear_solve(
         apply, right, lambda apply, b: _iterate(apply, b, least, iterations), symmetric=True

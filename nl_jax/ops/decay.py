@@ -58,7 +58,14 @@ def _decay_jvp(primals, tangents):
 
 
 def shift(x: Array, axis: int, first: float = 0.0) -> Array:
-    """x one entry later along ``axis``: its last entry is dropped, and ``first`` stands in front."""
+    """x one entry later along ``axis``: its last entry is dropped, and ``first`` stands in front.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.ops import shift
+      >>> print(shift(jnp.array([1, 2, 3]), axis=0, first=9))
+      [9 1 2]
+    """
     pads = [(0, 0)] * x.ndim
     pads[axis] = (1, 0)
     return jnp.pad(jax.lax.slice_in_dim(x, 0, x.shape[axis] - 1, axis=axis), pads, constant_values=first)

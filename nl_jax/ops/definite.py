@@ -15,6 +15,12 @@ def solve_definite(system: Float[Array, "... n n"], right: Float[Array, "... n m
     Args:
       system: A, symmetric, with a positive diagonal; leading axes are independent systems.
       right: B.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.ops import solve_definite
+      >>> print(solve_definite(jnp.diag(jnp.array([2.0, 4.0])), jnp.ones((2, 1))).round(3)[:, 0])
+      [0.5  0.25]
     """
     scale = jax.lax.rsqrt(jnp.diagonal(system, axis1=-2, axis2=-1))  # makes the diagonal 1
     system = scale[..., :, None] * system * scale[..., None, :]

@@ -72,6 +72,16 @@ def matrix_scan(
       state: W before the first chunk.
       maps: of the chunks. All but ``keep``, which has the state's type, have one type.
       backend: one of ``BACKENDS``, which `fits` the sizes.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import chunk_decay, linear_chunks
+      >>> from nl_jax.ops import matrix_scan
+      >>> keys, one = jnp.ones((1, 1, 3, 1, 1)), jnp.ones((1, 1, 3, 1))  # 3 chunks of one token each
+      >>> maps = linear_chunks(keys, keys, None, chunk_decay(one, None), queries=keys)
+      >>> answers, state = matrix_scan(jnp.zeros((1, 1, 1, 1)), maps, "interpret")
+      >>> print(answers.ravel(), state.ravel())  # each token adds 1
+      [1. 2. 3.] [3.]
     """
     answers, end = _scan(backend, jnp.swapaxes(state, -1, -2), maps)
     return answers, jnp.swapaxes(end, -1, -2)

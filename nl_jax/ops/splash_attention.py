@@ -12,7 +12,15 @@ BLOCK_SIZES = (512, 256, 128)  # queries, and keys, of a tile: the largest that 
 
 
 def fits_splash(query: Array, key: Array, value: Array) -> bool:
-    """Whether the kernel can answer queries [batch, time, heads, head_dim] by keys and values of the same tokens."""
+    """Whether the kernel can answer queries [batch, time, heads, head_dim] by keys and values of the same tokens.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.ops import fits_splash
+      >>> short, long = jnp.ones((1, 100, 2, 64)), jnp.ones((1, 256, 2, 64))
+      >>> fits_splash(short, short, short), fits_splash(long, long, long)  # the kernel reads whole blocks of tokens
+      (False, True)
+    """
     return (
         query.shape == key.shape == value.shape
         and query.shape[1] > 0
@@ -38,6 +46,13 @@ def splash_attention(
       query, key, value: of the same tokens.
       window: tokens that each sees, itself included.
       interpret: whether Pallas' interpreter runs it, on any device.
+
+    Examples:
+      >>> import functools, jax, jax.numpy as jnp
+      >>> from nl_jax.ops import splash_attention
+      >>> q = jnp.ones((1, 2, 256, 64))  # batch, heads, time, head_dim
+      >>> jax.eval_shape(functools.partial(splash_attention, window=128, interpret=True), q, q, q).shape
+      (1, 2, 256, 64)
     """
     _, heads, time, head_dim = query.shape
     size = next(size for size in BLOCK_SIZES if time % size == 0)

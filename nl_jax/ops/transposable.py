@@ -28,6 +28,13 @@ def apply_linear(function: Map, transpose: Map, residuals: Any, x: Any) -> Any:
       transpose: ``transpose(residuals, cotangents)``, cotangents like the output, gives a pytree like x.
       residuals: a pytree of arrays.
       x: a pytree of arrays of floating point numbers.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from nl_jax.ops import apply_linear
+      >>> times = lambda x: apply_linear(lambda a, x: a * x, lambda a, y: a * y, jnp.array([2.0, 3.0]), x).sum()
+      >>> print(jax.grad(times)(jnp.ones(2)))
+      [2. 3.]
     """
     outputs = jax.eval_shape(function, residuals, x)
     parts, inside = jax.tree.flatten(residuals)

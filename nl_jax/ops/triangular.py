@@ -64,6 +64,12 @@ def solve_unit_lower(
 
     Entries on and above the diagonal of L must be zero. The inverse costs about n³/3 multiply-adds, all in matrix
     products: 8 × 8 blocks on the diagonal first, then pairs of neighbours. The backward pass is two products.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.ops import solve_unit_lower
+      >>> print(solve_unit_lower(jnp.array([[0.0, 0.0], [2.0, 0.0]]), jnp.array([[1.0], [5.0]]))[:, 0])
+      [1. 3.]
     """
     return over_leading(_solve, lower, right)
 

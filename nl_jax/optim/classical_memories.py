@@ -71,7 +71,16 @@ def regression(value: Callable[[GradientContext], Array], penalty: Callable[[Gra
 
 
 def momentum_memories(decay: float = 0.9) -> Arguments:
-    """``optax.sgd(momentum=decay)``: -⟨m, g⟩ + ½‖m - decay m_{t-1}‖² (Eq. 33-34, 100)."""
+    """``optax.sgd(momentum=decay)``: -⟨m, g⟩ + ½‖m - decay m_{t-1}‖² (Eq. 33-34, 100).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.optim import generalized_momentum, momentum_memories
+      >>> tx = generalized_momentum(1.0, *momentum_memories(0.5))
+      >>> update, state = tx.update(jnp.ones(2), tx.init(jnp.zeros(2)))
+      >>> print(update, tx.update(jnp.ones(2), state)[0])
+      [-1. -1.] [-1.5 -1.5]
+    """
     return (total(decay),), None
 
 
@@ -95,7 +104,17 @@ def adam_memories(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Argu
 
 
 def adagrad_memories(initial: float = 0.1, eps: float = 1e-7) -> Arguments:
-    """``optax.adagrad``: V is the sum of squares plus eps, M the last gradient, λ = 0 (Eq. 109-111)."""
+    """``optax.adagrad``: V is the sum of squares plus eps, M the last gradient, λ = 0 (Eq. 109-111).
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from nl_jax.optim import adagrad_memories, generalized_momentum
+      >>> ours, theirs = generalized_momentum(0.1, *adagrad_memories()), optax.adagrad(0.1)
+      >>> params, gradient = jnp.zeros(2), jnp.array([1.0, -3.0])
+      >>> (a, _), (b, _) = (tx.update(gradient, tx.init(params), params) for tx in (ours, theirs))
+      >>> bool(jnp.allclose(a, b, rtol=1e-4))
+      True
+    """
     m = regression(
         value=lambda c: jnp.sqrt(c.memories[0] + eps) * c.gradient,
         penalty=lambda c: c.memories[0] + eps,
@@ -104,7 +123,17 @@ def adagrad_memories(initial: float = 0.1, eps: float = 1e-7) -> Arguments:
 
 
 def rmsprop_memories(decay: float = 0.9, eps: float = 1e-8) -> Arguments:
-    """``optax.rmsprop``: V is an average without bias correction plus eps, M the last gradient, λ = 0."""
+    """``optax.rmsprop``: V is an average without bias correction plus eps, M the last gradient, λ = 0.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from nl_jax.optim import generalized_momentum, rmsprop_memories
+      >>> ours, theirs = generalized_momentum(0.1, *rmsprop_memories()), optax.rmsprop(0.1)
+      >>> params, gradient = jnp.zeros(2), jnp.array([1.0, -3.0])
+      >>> (a, _), (b, _) = (tx.update(gradient, tx.init(params), params) for tx in (ours, theirs))
+      >>> bool(jnp.allclose(a, b, rtol=1e-4))
+      True
+    """
     m = regression(
         value=lambda c: jnp.sqrt(c.memories[0] + eps) * c.gradient,
         penalty=lambda c: c.memories[0] + eps,
@@ -113,7 +142,17 @@ def rmsprop_memories(decay: float = 0.9, eps: float = 1e-8) -> Arguments:
 
 
 def muon_memories(decay: float = 0.95, nesterov: bool = True) -> Arguments:
-    """``optax.contrib.muon`` for matrices [..., in, out]: a linear memory read through Newton-Schulz (Eq. 42, 52)."""
+    """``optax.contrib.muon`` for matrices [..., in, out]: a linear memory read through Newton-Schulz (Eq. 42, 52).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.optim import generalized_momentum, muon_memories
+      >>> tx = generalized_momentum(1.0, *muon_memories())
+      >>> update, _ = tx.update(jnp.diag(jnp.array([1.0, 5.0])), tx.init(jnp.zeros((2, 2))))
+      >>> size = -jnp.diag(update)  # both near 1, whatever the gradient's singular values are
+      >>> bool((size > 0.6).all() and (size < 1.3).all())
+      True
+    """
     check_range("decay", decay, 0.0, 1.0, below=True)
 
     def read(c: GradientContext) -> Array:

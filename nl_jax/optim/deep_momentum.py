@@ -61,7 +61,16 @@ def scale_by_deep_momentum(
     output: Callable[[Array], Array] | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformation:
-    """The rule of ``deep_momentum`` without its learning rate; arguments and errors are the same."""
+    """The rule of ``deep_momentum`` without its learning rate; arguments and errors are the same.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from nl_jax.optim import scale_by_deep_momentum
+      >>> rule, w = scale_by_deep_momentum(hidden=(8,)), jnp.ones((4, 3))
+      >>> update, state = jax.eval_shape(rule.update, w, rule.init(w))
+      >>> update.shape, max(leaf.shape for leaf in jax.tree.leaves(state))  # the state is that of an MLP
+      ((4, 3), (8, 4))
+    """
     hidden = tuple(hidden)
     check_integer("hidden", hidden, 1)
     check_choice("share", share, ("rows", "parameter"))

@@ -27,7 +27,16 @@ def scale_by_delta_momentum(
     form: str = "contractive",
     preconditioner: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformation:
-    """The rule of ``delta_momentum`` without its learning rate; arguments and errors are the same."""
+    """The rule of ``delta_momentum`` without its learning rate; arguments and errors are the same.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.optim import scale_by_delta_momentum
+      >>> rule = scale_by_delta_momentum(decay=1.0)
+      >>> update, state = rule.update(jnp.ones(()), rule.init(jnp.ones(())))
+      >>> print(update, rule.update(jnp.ones(()), state)[0])  # not 2: half of the first is forgotten
+      1.0 1.5
+    """
     check_range("decay", decay, 0.0, 1.0)
     check_range("strength", strength, 0.0, float("inf"))
     check_choice("form", form, ("contractive", "paper"))

@@ -91,6 +91,17 @@ class DeltaDense(nnx.Module):
       kernel_init: initializer of the kernel [in, out].
       objective: see `delta_matmul`.
       rngs: random streams; ``params`` initialises the kernel.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from nl_jax.optim import DeltaDense
+      >>> ones = nnx.initializers.ones
+      >>> layer = DeltaDense(2, 2, use_bias=False, kernel_init=ones, rngs=nnx.Rngs(0))
+      >>> flat = lambda layer: jnp.mean(0.0 * layer(jnp.array([[1.0, 0.0]])))
+      >>> print(jax.grad(flat)(layer).kernel[...])  # W x xᵀ: the old answer to x, though the loss is flat
+      [[1. 1.]
+       [0. 0.]]
     """
 
     def __init__(

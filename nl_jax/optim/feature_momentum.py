@@ -28,6 +28,13 @@ def polynomial_features(coefficients: Sequence[float] = (1.0, 0.5)) -> Callable[
 
     Raises:
       ValueError: if there is no coefficient.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.optim import polynomial_features
+      >>> gradient = jnp.array([1.0, -7.0])  # with root mean square 5
+      >>> print(polynomial_features((1.0,))(gradient), polynomial_features((0.0, 1.0))(gradient).round(1))
+      [ 1. -7.] [ 0.2 -9.8]
     """
     coefficients = tuple(coefficients)
     if not coefficients:

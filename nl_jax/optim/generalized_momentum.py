@@ -18,7 +18,16 @@ from nl_jax.optim.solvers import Solver, newton
 
 
 class GradientContext(NamedTuple):
-    """The inputs of a memory's objective and retention, all for one parameter."""
+    """The inputs of a memory's objective and retention, all for one parameter.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.optim import GradientContext, adam_memories
+      >>> (first, *_), _ = adam_memories()
+      >>> context = GradientContext(gradient=jnp.array([1.0, -3.0]), memories=(), step=jnp.array(1))
+      >>> float(first.objective(jnp.zeros(2), context))  # ½‖m - g‖²
+      5.0
+    """
 
     gradient: Array
     memories: tuple[Array, ...]  # new states of the memories before this one
@@ -33,6 +42,16 @@ class Memory(NamedTuple):
       retention: Ret(m, previous, context), a scalar that keeps the memory near its previous state. None means that the
         memory has no state: it is solved from zero at each step.
       initial: initial value of all elements.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.optim import Memory, generalized_momentum
+      >>> dot_product = lambda m, context: -jnp.sum(m * context.gradient)
+      >>> near = lambda m, previous, context: 0.5 * jnp.sum((m - 0.5 * previous) ** 2)
+      >>> tx = generalized_momentum(1.0, [Memory(dot_product, near)])  # the decayed sum of gradients
+      >>> _, state = tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+      >>> print(tx.update(jnp.ones(2), state)[0])
+      [-1.5 -1.5]
     """
 
     objective: Callable[[Array, GradientContext], Array]

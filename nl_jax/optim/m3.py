@@ -56,6 +56,14 @@ def scale_by_m3(
 
     Arguments and errors are the same, except that ``matrices`` must be a tree or a prefix of one, and must name the
     axes of every parameter. The update takes an extra argument ``finite``; if it is false, the state does not change.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from nl_jax.optim import scale_by_m3
+      >>> w = jnp.ones((8, 8))
+      >>> state = scale_by_m3(periods=(4, 16)).init(w)
+      >>> round(sum(leaf.size for leaf in jax.tree.leaves(state)) / w.size)  # numbers that it keeps for each parameter
+      6
     """
     periods = tuple(periods)
     check_integer("periods", periods, 1)

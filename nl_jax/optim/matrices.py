@@ -58,6 +58,13 @@ class Role:
       kind: "matrix", "end" or "vector".
       dimensions: the input and output axes of a matrix, counted from 0; None for other kinds.
       reason: the reason for the choice in words; a guess is marked as one.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.optim import parameter_roles
+      >>> role = parameter_roles({"kernel": jnp.ones((8, 8))})["kernel"]
+      >>> role.kind, role.dimensions.reduction_axis, role.dimensions.output_axis
+      ('matrix', (0,), (1,))
     """
 
     kind: str
@@ -66,7 +73,15 @@ class Role:
 
 
 def parameter_roles(params: optax.Params) -> PyTree:
-    """The `Role` of every parameter, as a tree with the structure of ``params``. Only paths and shapes matter."""
+    """The `Role` of every parameter, as a tree with the structure of ``params``. Only paths and shapes matter.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from nl_jax.optim import parameter_roles
+      >>> params = {"wte": jnp.ones((64, 8)), "kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}
+      >>> {name: role.kind for name, role in parameter_roles(params).items()}
+      {'bias': 'vector', 'kernel': 'matrix', 'wte': 'end'}
+    """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     shapes = [np.shape(leaf) for _, leaf in leaves if np.ndim(leaf) > 1]
     counts = Counter(size for shape in shapes for size in set(shape))
@@ -152,7 +167,15 @@ def _last_two(ndim: int) -> MuonDimensionNumbers:
 
 
 def hidden_matrices(params: optax.Params) -> PyTree:
-    """Whether each parameter is a matrix of a hidden layer, as a tree of bools with the structure of ``params``."""
+    """Whether each parameter is a matrix of a hidden layer, as a tree of bools with the structure of ``params``.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.optim import hidden_matrices
+      >>> params = {"wte": jnp.ones((64, 8)), "layers": {"kernel": jnp.ones((2, 8, 8)), "bias": jnp.ones((2, 8))}}
+      >>> hidden_matrices(params)
+      {'layers': {'bias': False, 'kernel': True}, 'wte': False}
+    """
     return jax.tree.map(lambda role: role.kind == "matrix", parameter_roles(params))
 
 

@@ -47,6 +47,15 @@ def identity_preconditioner(
 
     Raises:
       ValueError: for a decay outside [0, 1), or if there is no inner step.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.optim import identity_preconditioner
+      >>> tx = identity_preconditioner(inner_steps=10)
+      >>> gradient = jnp.array([0.5, -4.0])
+      >>> update, _ = tx.update(gradient, tx.init(gradient))
+      >>> print(update.round(2))  # P = 1 / |g|, as in Adam's first step
+      [ 1. -1.]
     """
     check_range("decay", decay, 0.0, 1.0, below=True)
     check_integer("inner_steps", inner_steps, 1)
@@ -97,6 +106,16 @@ def orthogonality_preconditioner(inner_steps: int = 5, inner_rate: float = 0.5) 
 
     Raises:
       ValueError: if there is no inner step, or for a rate outside [0, 1].
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.optim import orthogonality_preconditioner
+      >>> tx = orthogonality_preconditioner(inner_steps=10)
+      >>> gradient = jnp.array([[0.0, 3.0], [1.0, 0.0]])
+      >>> update, _ = tx.update(gradient, tx.init(gradient))
+      >>> print(update.round(2))
+      [[0. 1.]
+       [1. 0.]]
     """
     check_integer("inner_steps", inner_steps, 1)
     check_range("inner_rate", inner_rate, 0.0, 1.0)

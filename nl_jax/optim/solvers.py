@@ -19,6 +19,13 @@ def newton(steps: int = 1) -> Solver:
 
     Raises:
       ValueError: if there is no step.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.optim import newton
+      >>> loss = lambda m: jnp.sum(jnp.array([1.0, 10.0]) * (m - 3.0) ** 2)
+      >>> print(newton()(loss, jnp.zeros(2)))
+      [3. 3.]
     """
     check_integer("steps", steps, 1)
 
@@ -35,7 +42,15 @@ def newton(steps: int = 1) -> Solver:
 
 
 def gradient_descent(rate: float, steps: int = 1) -> Solver:
-    """Gradient descent, with which the paper updates a memory. Raises a ``ValueError`` if there is no step."""
+    """Gradient descent, with which the paper updates a memory. Raises a ``ValueError`` if there is no step.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.optim import gradient_descent
+      >>> loss = lambda m: 0.5 * jnp.sum((m - 1.0) ** 2)
+      >>> print(gradient_descent(0.5)(loss, jnp.zeros(2)), gradient_descent(0.5, steps=2)(loss, jnp.zeros(2)))
+      [0.5 0.5] [0.75 0.75]
+    """
     check_integer("steps", steps, 1)
 
     def solve(loss, start):
@@ -53,6 +68,13 @@ def conjugate_gradient(iterations: int) -> Solver:
 
     Raises:
       ValueError: if there is no iteration.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.optim import conjugate_gradient
+      >>> loss = lambda m: 0.5 * jnp.sum(jnp.array([1.0, 10.0]) * m**2) - jnp.sum(m)
+      >>> print(conjugate_gradient(2)(loss, jnp.zeros(2)).round(3))  # two eigenvalues, two iterations
+      [1.  0.1]
     """
     check_integer("iterations", iterations, 1)
 

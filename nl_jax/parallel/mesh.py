@@ -29,6 +29,14 @@ def use_cpu_cores(batch_size: int | None = None) -> None:
 
     Args:
         batch_size: if given, the number of devices is the largest number up to the number of cores that divides it.
+
+    Examples:
+        >>> import jax
+        >>> from nl_jax.parallel import use_cpu_cores
+        >>> before = jax.device_count()
+        >>> use_cpu_cores(batch_size=8)  # JAX has started: too late
+        >>> jax.device_count() == before
+        True
     """
     config: Any = jax.config
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or config.jax_num_cpu_devices != -1:

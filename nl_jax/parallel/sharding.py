@@ -70,12 +70,32 @@ def parameter_shardings(mesh: Mesh, tree: PyTree) -> PyTree:
 
     Raises:
         InputError: a leaf of more than 1 MiB has no row, or another number of axes, and the mesh splits parameters.
+
+    Examples:
+        >>> import jax
+        >>> from nl_jax.parallel import parameter_shardings
+        >>> mesh = jax.sharding.AbstractMesh((1, 2, 1, 1), ("data", "fsdp", "tensor", "sequence"))
+        >>> table = jax.ShapeDtypeStruct((256, 64), "float32")
+        >>> tuple(parameter_shardings(mesh, {"embed": {"embedding": table}})["embed"]["embedding"].spec)
+        (None, 'fsdp')
     """
     return _shardings(mesh, tree, PARAMETER_AXES)
 
 
 def state_shardings(mesh: Mesh, state: PyTree) -> PyTree:
-    """Shardings of the state that a model passes from call to call, as `parameter_shardings` of its parameters."""
+    """Shardings of the state that a model passes from call to call, as `parameter_shardings` of its parameters.
+
+    Examples:
+        >>> import jax
+        >>> from flax import nnx
+        >>> from nl_jax.models import LanguageModel, named_config
+        >>> from nl_jax.parallel import state_shardings
+        >>> mesh = jax.sharding.AbstractMesh((2, 1, 1, 1), ("data", "fsdp", "tensor", "sequence"))
+        >>> config = named_config("transformer", "tiny", num_layers=1)
+        >>> state = jax.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)).init_state(4))
+        >>> tuple(jax.tree.leaves(state_shardings(mesh, state))[0].spec)  # layers, batch, ...
+        (None, ('data', 'fsdp'), None, None, None)
+    """
     return _shardings(mesh, state, STATE_AXES)
 
 
@@ -83,6 +103,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of a batch: its sequences are split over ``data`` and ``fsdp``, their tokens over ``sequence``.
 
     A batch is ``[B, ...]``, or ``[B, T, ...]`` on a mesh that splits sequences.
+
+    Examples:
+        >>> import jax
+        >>> from nl_jax.parallel import batch_sharding, parse_mesh
+        >>> tuple(batch_sharding(parse_mesh("data:1", jax.devices()[:1])).spec)  # of the first axis
+        (('data', 'fsdp'),)
     """
     time = (MESH_AXES["time"],) if mesh.shape.get("sequence", 1) > 1 else ()
     return NamedSharding(mesh, PartitionSpec(MESH_AXES["batch"], *time))
@@ -98,7 +124,15 @@ def gathered_shardings(mesh: Any, tree: PyTree) -> PyTree:
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """The number of parts into which `batch_sharding` splits a batch."""
+    """The number of parts into which `batch_sharding` splits a batch.
+
+    Examples:
+        >>> import jax
+        >>> from nl_jax.parallel import batch_parts
+        >>> mesh = jax.sharding.AbstractMesh((2, 4, 2, 1), ("data", "fsdp", "tensor", "sequence"))
+        >>> batch_parts(mesh)  # "tensor" splits no batch
+        8
+    """
     return math.prod(mesh.shape[axis] for axis in MESH_AXES["batch"])
 
 

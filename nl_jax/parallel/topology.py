@@ -54,6 +54,11 @@ def chip_of(topology: str) -> str:
 
     Raises:
         InputError: for a name that is not a TPU and its sizes, or "h100".
+
+    Examples:
+        >>> from nl_jax.parallel import chip_of
+        >>> chip_of("v5e:16x16")
+        'v5e'
     """
     match = re.fullmatch(rf"({'|'.join(TPUS)}):\d{{1,3}}(x\d{{1,3}}){{1,2}}|(h100)", topology)
     if match is None:

@@ -20,7 +20,16 @@ def plot_band(
     marker: str = "o",
     **style: Any,
 ) -> None:
-    """Draws the mean of curves in the given line ``style``, and a band of opacity ``alpha`` from min to max."""
+    """Draws the mean of curves in the given line ``style``, and a band of opacity ``alpha`` from min to max.
+
+    Examples:
+        >>> import numpy as np
+        >>> from nl_jax.plotting import new_figure, plot_band
+        >>> figure, axes = new_figure()
+        >>> plot_band(axes, [1, 2], np.array([[0.0, 1.0], [2.0, 3.0]]), label="two seeds")
+        >>> axes.lines[0].get_ydata().tolist()  # the mean
+        [1.0, 2.0]
+    """
     (line,) = axes.plot(x, curves.mean(axis=0), marker=marker, markersize=3, **style)
     axes.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=alpha, linewidth=0)
 
@@ -85,7 +94,16 @@ def plot_bits(
     unit: str = "bits per byte",
     xlabel: str = "position in the context, up to",
 ) -> None:
-    """Draws `bits_per_byte_against_context` into a panel; ``unit`` and ``xlabel`` name its axes."""
+    """Draws `bits_per_byte_against_context` into a panel; ``unit`` and ``xlabel`` name its axes.
+
+    Examples:
+        >>> import numpy as np
+        >>> from nl_jax.plotting import new_figure, plot_bits
+        >>> figure, axes = new_figure()
+        >>> plot_bits(axes, {"hope": np.array([[2.3, 2.1, 1.9]])}, [64, 128, 256])
+        >>> axes.get_xscale(), [label.get_text() for label in axes.get_xticklabels()]
+        ('log', ['64', '128', '256'])
+    """
     for name, values in curves.items():
         if np.ndim(values) != 2 or np.shape(values)[1] != len(ends):
             raise ValueError(

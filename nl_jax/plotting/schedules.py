@@ -52,6 +52,16 @@ def level_timeline(schedule: ScheduleLike, steps: int) -> Figure:
     Args:
         schedule: an `nl_jax.Schedule`.
         steps: number of steps to draw.
+
+    Examples:
+        >>> import jax.numpy as jnp, optax
+        >>> from nl_jax import Schedule
+        >>> from nl_jax.levels import from_optax
+        >>> from nl_jax.plotting import level_timeline
+        >>> sgd, w = optax.sgd(0.1), jnp.ones(())
+        >>> levels = [from_optax("fast", sgd, w), from_optax("slow", sgd, w, period=4)]
+        >>> [label.get_text() for label in level_timeline(Schedule(levels), 8).axes[0].get_yticklabels()]
+        ['fast\\nevery step', 'slow\\nevery 4 steps']
     """
     names = [name for group in schedule.order for name in group]
     figure, axes = new_figure(height=1.2 + 0.55 * len(names))
@@ -106,6 +116,16 @@ def nested_system(schedule: ScheduleLike, data: Any = None) -> Figure:
         schedule: an `nl_jax.Schedule`.
         data: data of one step. If given, the schedule's flow is traced, and arrows show whose answers it puts into
             whose context; without, there are only the arrows of ``needs``, ``sees`` and ``starts_from``.
+
+    Examples:
+        >>> import jax.numpy as jnp, optax
+        >>> from nl_jax import Schedule
+        >>> from nl_jax.levels import from_optax
+        >>> from nl_jax.plotting import nested_system
+        >>> sgd, w = optax.sgd(0.1), jnp.ones(())
+        >>> levels = [from_optax("fast", sgd, w), from_optax("slow", sgd, w, period=4)]
+        >>> any("slow" in text.get_text() for text in nested_system(Schedule(levels)).axes[0].texts)
+        True
     """
     names = [name for group in schedule.order for name in group]
     arrows = _arrows(schedule, names, {} if data is None else schedule.sources(data))

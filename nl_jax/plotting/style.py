@@ -57,7 +57,18 @@ def new_figure(rows: int = 1, columns: int = 1, *, height: float = 4.5, width: f
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Writes a Matplotlib figure as PNG, completely or not at all, and returns the path."""
+    """Writes a Matplotlib figure as PNG, completely or not at all, and returns the path.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from nl_jax.plotting import new_figure, save_figure
+        >>> figure, axes = new_figure()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save_figure(figure, Path(folder) / "empty.png")
+        ...     print(path.name, path.stat().st_size > 0)
+        empty.png True
+    """
     with in_place_of(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
     return path
@@ -73,6 +84,14 @@ def label_curves(axes: Axes, *, size: float = 10) -> None:
     Args:
         axes: a panel with lines; its scales and limits are final.
         size: font size in points.
+
+    Examples:
+        >>> from nl_jax.plotting import label_curves, new_figure
+        >>> figure, axes = new_figure()
+        >>> lines = axes.plot([0, 1], [0, 1], label="hope")
+        >>> label_curves(axes)
+        >>> [text.get_text() for text in axes.texts]
+        ['hope']
     """
     lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
     if not lines:

@@ -33,6 +33,16 @@ def hidden_states(
 
     Raises:
       InputError: if the model does not have so many blocks, or learns in context.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from nl_jax.models import LanguageModel, named_config
+      >>> from nl_jax.pretrained import hidden_states
+      >>> config = named_config("transformer", "tiny", width=8, num_layers=1, num_heads=1, mlp_hidden=8)
+      >>> model = LanguageModel(config, rngs=nnx.Rngs(0))
+      >>> bool((hidden_states(model, jnp.array([[5, 7]]), 0)[0, 1] == model.embed.embedding[7]).all())
+      True
     """
     config = model.config
     if not 0 <= layer <= config.num_layers:
@@ -65,6 +75,15 @@ def mean_features(
         ``context_length`` is cut.
       layer: as for `hidden_states`.
       progress: called with the number of tokens that are done.
+
+    Examples:
+      >>> from flax import nnx
+      >>> from nl_jax.models import LanguageModel, named_config
+      >>> from nl_jax.pretrained import mean_features
+      >>> config = named_config("transformer", "tiny", width=8, num_layers=1, num_heads=1, mlp_hidden=8)
+      >>> model = LanguageModel(config, rngs=nnx.Rngs(0))
+      >>> mean_features(model, [[5, 7, 9], []], 1)[1].tolist()  # a text without tokens
+      [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     """
     lengths = np.array([min(len(ids), model.config.context_length) for ids in texts])
     features = np.zeros((len(texts), model.config.width), np.float32)
@@ -94,6 +113,19 @@ def cached_features(
 
     The name of a file is a digest of the parameters in use, the texts and the layer. Each holds 1,024 texts, so that an
     extraction that was stopped goes on.
+
+    Examples:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from flax import nnx
+      >>> from nl_jax.models import LanguageModel, named_config
+      >>> from nl_jax.pretrained import cached_features
+      >>> config = named_config("transformer", "tiny", width=8, num_layers=1, num_heads=1, mlp_hidden=8)
+      >>> model = LanguageModel(config, rngs=nnx.Rngs(0))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     first, again = (cached_features(model, [[5, 7, 9], []], 1, Path(folder)) for _ in range(2))
+      >>> first.shape, bool((first == again).all())  # the second time they are read from the file
+      ((2, 8), True)
     """
     digest, features = parameters_digest(model, layer), []
     cache_dir.mkdir(parents=True, exist_ok=True)

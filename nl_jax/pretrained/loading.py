@@ -35,6 +35,13 @@ class Pretrained:
       end_tokens: ids that end an answer or a text.
       begin_tokens: ids that the model expects before every text; none for most.
       special_tokens: spellings of special tokens by the names that chat templates use, such as ``bos_token``.
+
+    Examples:
+      >>> from nl_jax.pretrained import Pretrained
+      >>> template = "{% for m in messages %}{{ m.role }}: {{ m.content }}. {% endfor %}"
+      >>> chatty = Pretrained(model=None, tokenizer=None, chat_template=template)
+      >>> chatty.chat([{"role": "user", "content": "Hello"}], answer=False)
+      'user: Hello. '
     """
 
     model: LanguageModel

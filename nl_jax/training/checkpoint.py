@@ -55,6 +55,14 @@ def restore_newest(
 
     Raises:
         InputError: if there are checkpoints, but none can be read.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from nl_jax.training import restore_newest
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     print(restore_newest(Path(folder), {}))  # nothing is saved yet
+        None
     """
     directory = local_path(directory)
     steps = from_writer(lambda: _found(directory))
@@ -131,6 +139,21 @@ class CheckpointWriter:
     Raises:
         InputError: if an entry of the directory has the name of a checkpoint but is not one; nothing is changed.
         StorageError: if a checkpoint could not be written (raised at the next ``save``, or when leaving).
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import jax.numpy as jnp
+        >>> from nl_jax.data import ByteTokenizer, Document, pack, train_iterator
+        >>> from nl_jax.training import CheckpointWriter, restore_newest
+        >>> text = pack([Document("a", b"hello world")], ByteTokenizer())
+        >>> batches = train_iterator(text, batch_size=1, seq_len=4, seed=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with CheckpointWriter(Path(folder)) as writer:
+        ...         writer.save(10, {"state": {"w": jnp.ones(2)}}, batches, {"note": "first"})
+        ...     restored = restore_newest(Path(folder), {"state": {"w": jnp.zeros(2)}}, batches)
+        >>> restored.step, restored.items["state"]["w"].tolist(), restored.metadata
+        (10, [1.0, 1.0], {'note': 'first'})
     """
 
     def __init__(self, directory: Path, resumed_from: int = 0):

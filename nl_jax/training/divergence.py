@@ -19,7 +19,17 @@ SKIPPED_IN_A_ROW = 10
 
 
 class TrainingDiverged(Diverged):
-    """Loss or gradient stopped being finite; the message names model and step. The checkpoints are from before."""
+    """Loss or gradient stopped being finite; the message names model and step. The checkpoints are from before.
+
+    Examples:
+        >>> import math
+        >>> from nl_jax.training import TrainingDiverged, finite_outputs
+        >>> try:
+        ...     finite_outputs("hope", 7, {"loss": math.nan, "diverged_layer": 2})
+        ... except TrainingDiverged as error:
+        ...     print(error)
+        hope diverged at step 7, the memories of layer 2 first (loss nan); a lower learning rate may help
+    """
 
 
 class SkippedSteps:
@@ -33,6 +43,14 @@ class SkippedSteps:
     Attributes:
         total: number of steps skipped so far.
         in_a_row: number of steps skipped since the last finite step.
+
+    Examples:
+        >>> import math
+        >>> from nl_jax.training import SkippedSteps
+        >>> skipped = SkippedSteps("hope")
+        >>> outputs = {"loss": math.nan, "gradient_norm": 1.0, "diverged_layer": -1}
+        >>> skipped.values(7, outputs), skipped.counts
+        ({'skipped': 1}, {'skipped': 1, 'skipped_in_a_row': 1})
     """
 
     def __init__(self, name: str, total: int = 0, in_a_row: int = 0):
@@ -71,6 +89,11 @@ def finite_outputs(name: str, step: int, outputs: Mapping[str, Any]) -> dict[str
     Raises:
         TrainingDiverged: one of them is not finite; the message names the first layer whose memories are not,
             or the levels of a continuum memory that learns in context, if any.
+
+    Examples:
+        >>> from nl_jax.training import finite_outputs
+        >>> finite_outputs("hope", 7, {"loss": 2.0, "gradient_norm": 1.0, "diverged_layer": -1})
+        {'loss': 2.0, 'gradient_norm': 1.0}
     """
     values, where = _values_and_place(outputs)
     check_finite(name, step, values, where)

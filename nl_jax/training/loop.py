@@ -36,7 +36,14 @@ SAME_SIGNAL_SECONDS = 1.0
 
 
 class TrainingInterrupted(Exception):
-    """SIGINT or SIGTERM came and everything up to the end of the step is saved; `signum` says which it was."""
+    """SIGINT or SIGTERM came and everything up to the end of the step is saved; `signum` says which it was.
+
+    Examples:
+        >>> import signal
+        >>> from nl_jax.training import TrainingInterrupted
+        >>> TrainingInterrupted("stopped after step 7", signal.SIGTERM).signum == signal.SIGTERM
+        True
+    """
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)
@@ -55,6 +62,11 @@ class Progress:
         peak_memory_bytes: what a step needs on one device.
         skipped: steps that changed nothing, since their loss or gradient was not finite.
         skipped_in_a_row: how many of them came last.
+
+    Examples:
+        >>> from nl_jax.training import Progress
+        >>> Progress(step=10, tokens=1_000, seconds=0.5).tokens_per_second
+        2000.0
     """
 
     step: int = 0
@@ -119,6 +131,25 @@ def fit(
         InputError: there are checkpoints, but none can be read; ``workdir`` is a URL, or holds something else under the
             names that are written there.
         StorageError: a checkpoint cannot be written (other files: ``OSError``); the ones before stay.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from nl_jax.data import ByteTokenizer, Document, evaluation_batches, pack, train_iterator
+        >>> from nl_jax.parallel import parse_mesh
+        >>> from nl_jax.training import fit
+        >>> def next_token(table, tokens, state=None):
+        ...     return table[tokens], state
+        >>> bigram = lambda: jax.tree_util.Partial(next_token, jnp.zeros((257, 257)))
+        >>> text = pack([Document("a", b"hello " * 20)], ByteTokenizer())
+        >>> batches = train_iterator(text, batch_size=2, seq_len=8, seed=0)
+        >>> validation = evaluation_batches(text, batch_size=2, seq_len=8)
+        >>> run = {"mesh": parse_mesh("data:1", jax.devices()[:1]), "steps": 2, "eval_every": 2, "checkpoint_every": 2}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _, progress = fit("bigram", bigram, optax.adam(0.1), batches, validation, workdir=Path(folder), **run)
+        >>> progress.step, progress.tokens, progress.validation_bits_per_byte < 8.0
+        (2, 32, True)
     """
     workdir = local_path(workdir)
     directory = workdir / name / CHECKPOINTS
@@ -282,7 +313,15 @@ class _Lines(tqdm):
 
 
 def progress_bar(name: str, steps: int, done: int = 0) -> tqdm:
-    """A bar with the time left on stderr, or lines where that is no terminal; ``done`` of the steps are behind."""
+    """A bar with the time left on stderr, or lines where that is no terminal; ``done`` of the steps are behind.
+
+    Examples:
+        >>> from nl_jax.training import progress_bar
+        >>> with progress_bar("hope", steps=10, done=4) as bar:  # writes to stderr
+        ...     _ = bar.update()
+        >>> bar.n, bar.total
+        (5, 10)
+    """
     shared = {"desc": name, "initial": done, "total": steps, "file": sys.stderr, "disable": not is_writer()}
     layout = "{desc} {percentage:3.0f}%|{bar:20}| step {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
     if sys.stderr.isatty():

@@ -35,6 +35,14 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
     Raises:
         InputError: if `MetricsWriter` cannot have written a line, or the beginning of the last one.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from nl_jax.training import read_metrics
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     print(read_metrics(Path(folder)))  # nothing is written yet
+        []
     """
     path = workdir / METRICS
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
@@ -62,6 +70,16 @@ class MetricsWriter:
         model: name of the model, part of every row.
         resumed_from: the step that was restored, 0 at the start. Rows of this model for later steps are dropped, since
             they will be written again.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from nl_jax.training import MetricsWriter, read_metrics
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with MetricsWriter(Path(folder), "hope") as writer:
+        ...         writer.write(1, 64, {"loss": 5.5})
+        ...     print(read_metrics(Path(folder)))
+        [{'model': 'hope', 'step': 1, 'tokens': 64, 'loss': 5.5}]
     """
 
     def __init__(self, workdir: Path, model: str, resumed_from: int = 0):

@@ -97,6 +97,12 @@ class LevelOptimizers(NamedTuple):
             all parameters.
         max_norm: the largest global norm of the gradients of all levels together; longer ones are scaled down to it.
             None for no clipping.
+
+    Examples:
+        >>> from nl_jax.training import make_optimizer
+        >>> rule = make_optimizer(steps=100, cms_periods=(1, 4))
+        >>> rule.cms_periods, rule.max_norm
+        ((1, 4), 1.0)
     """
 
     of_period: Callable[[int], optax.GradientTransformation]
@@ -136,6 +142,16 @@ def make_optimizer(
 
     Raises:
         ValueError: for an unknown optimizer or schedule.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from nl_jax.training import make_optimizer
+        >>> params = {"kernel": jnp.zeros((8, 8))}
+        >>> for name in ("adamw", "m3"):
+        ...     state = jax.eval_shape(make_optimizer(optimizer=name, steps=100).of_period(1).init, params)
+        ...     print(name, sum(leaf.size for leaf in jax.tree.leaves(state)) // 64)  # numbers for each parameter
+        adamw 2
+        m3 4
     """
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer {optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
@@ -160,7 +176,13 @@ def make_optimizer(
 def peak_rates(
     optimizer: str, learning_rate: float | None = None, matrix_learning_rate: float | None = None
 ) -> tuple[float, float]:
-    """Peak learning rates of all other parameters and of hidden matrices; None stands for the optimizer's default."""
+    """Peak learning rates of all other parameters and of hidden matrices; None stands for the optimizer's default.
+
+    Examples:
+        >>> from nl_jax.training import peak_rates
+        >>> peak_rates("adamw", learning_rate=1e-3), peak_rates("m3", learning_rate=1e-3, matrix_learning_rate=2e-2)
+        ((0.001, 0.001), (0.001, 0.02))
+    """
     known = OPTIMIZERS[optimizer]
     rate = known.learning_rate if learning_rate is None else learning_rate
     own = rate if known.matrix_learning_rate is None else known.matrix_learning_rate
@@ -214,5 +236,12 @@ def learning_rate_schedule(
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """True for parameters with weight decay: all matrices, also embeddings and heads, by `parameter_roles`."""
+    """True for parameters with weight decay: all matrices, also embeddings and heads, by `parameter_roles`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from nl_jax.training import decay_mask
+        >>> decay_mask({"wte": jnp.ones((64, 8)), "kernel": jnp.ones((8, 8)), "scale": jnp.ones(8)})
+        {'kernel': True, 'scale': False, 'wte': True}
+    """
     return jax.tree.map(lambda role: role.kind != "vector", parameter_roles(params))

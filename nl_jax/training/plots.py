@@ -19,6 +19,16 @@ def plot_validation(workdir: Path, baselines: Mapping[str, float]) -> Path:
 
     Returns:
         The path of the plot.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from nl_jax.training import MetricsWriter, plot_validation
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with MetricsWriter(Path(folder), "hope") as writer:
+        ...         writer.write(10, 640, {"validation_bits_per_byte": 2.5})
+        ...     print(plot_validation(Path(folder), {"gzip": 2.1}).name)
+        validation.png
     """
     curves: dict[str, list[tuple[int, float]]] = {}
     for row in read_metrics(workdir):
@@ -43,6 +53,16 @@ def plot_accuracy(workdir: Path) -> Path:
 
     Returns:
         The path of the plot.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from nl_jax.training import MetricsWriter, plot_accuracy
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with MetricsWriter(Path(folder), "hope/seed_0") as writer:
+        ...         writer.write(10, 640, {"validation_accuracy": 0.5})
+        ...     print(plot_accuracy(Path(folder)).name)
+        accuracy.png
     """
     figure, axes = new_figure()
     plot_seeds(axes, workdir, ACCURACY, against="step")

@@ -77,6 +77,20 @@ def describe_training(model: PyTree, optimizer: optax.GradientTransformation | L
 
     Args:
         model, optimizer: as for `training_schedule`.
+
+    Examples:
+        >>> import jax
+        >>> from flax import nnx
+        >>> from nl_jax.models import LanguageModel, named_config
+        >>> from nl_jax.training import describe_training, make_optimizer
+        >>> config = named_config("hope", "tiny", cms_periods=(1, 4), num_layers=1)
+        >>> model = jax.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
+        >>> text = describe_training(model, make_optimizer(steps=100, cms_periods=(1, 4)))
+        >>> print(text[text.index("updates") :])
+        updates in the first 8 steps:
+        cms_0       ████████
+        parameters  ████████
+        cms_1       ···█···█
     """
     schedule = training_schedule(model, optimizer)
     own = {level.name: select_leaves(model, level.paths) for level in schedule.levels}

@@ -31,6 +31,13 @@ class TrainState:
         model: the model, a pytree of parameters.
         opt_state: the rest of the schedule's state: the number of steps, the state of each level's optimizer, and the
             sums of the gradients since the last update of each slow level.
+
+    Examples:
+        >>> import jax.numpy as jnp, optax
+        >>> from nl_jax.training import init_state
+        >>> state = init_state(lambda: {"w": jnp.ones(2)}, optax.sgd(0.1))
+        >>> print(state.model["w"], state.opt_state.step)
+        [1. 1.] 0
     """
 
     model: PyTree
@@ -38,7 +45,15 @@ class TrainState:
 
 
 def init_state(init_model: Callable[[], PyTree], optimizer: Optimizer) -> TrainState:
-    """The state before the first step; pure, so that ``jit`` can create it split over a mesh."""
+    """The state before the first step; pure, so that ``jit`` can create it split over a mesh.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from nl_jax.training import init_state
+        >>> state = jax.eval_shape(lambda: init_state(lambda: {"w": jnp.ones(2)}, optax.adam(0.1)))
+        >>> state.model["w"].shape, list(state.opt_state.levels)
+        ((2,), ['parameters'])
+    """
     model = init_model()
     schedule = training_schedule(model, optimizer)
     own = {level.name: select_leaves(model, level.paths) for level in schedule.levels}
@@ -123,6 +138,20 @@ def compile_step(
         optimizer, accumulate: as for `train_step`.
         mesh: where state and batch lie, split as `parameter_shardings` and `batch_sharding` say.
         state, batch: arrays, or their shapes and dtypes.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from nl_jax.parallel import parse_mesh
+        >>> from nl_jax.training import compile_step, init_state
+        >>> def next_token(table, tokens, state=None):
+        ...     return table[tokens], state
+        >>> optimizer, tokens = optax.sgd(1.0), jnp.array([[0, 1, 2]])
+        >>> state = init_state(lambda: jax.tree_util.Partial(next_token, jnp.zeros((4, 4))), optimizer)
+        >>> batch = {"inputs": tokens, "targets": tokens + 1}
+        >>> step = compile_step(optimizer, parse_mesh("data:1", jax.devices()[:1]), state, batch)
+        >>> state, outputs = step(state, batch)
+        >>> round(float(outputs["loss"]), 3)  # log 4: all tokens were equally likely
+        1.386
     """
     state_sharding = parameter_shardings(mesh, state)
     step = jax.jit(
@@ -140,6 +169,13 @@ def peak_memory_bytes(compiled: jax.stages.Compiled) -> int:
 
     Not what the device measured: that peak covers all that the process ever ran, another model's training too, and a
     CPU does not measure.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from nl_jax.training import peak_memory_bytes
+        >>> compiled = jax.jit(lambda x: x + 1).lower(jnp.ones(1_000)).compile()
+        >>> peak_memory_bytes(compiled) >= 2 * 4_000  # argument and result, of 4 bytes each
+        True
     """
     need: Any = compiled.memory_analysis()
     return int(

@@ -20,6 +20,13 @@ class AttentionState(NamedTuple):
     """Keys and values of the last ``context_length`` tokens, the newest last, before the rotary embedding.
 
     With a convolution also its last three inputs, ``conv``. Its sizes and types never change.
+
+    Examples:
+      >>> from flax import nnx
+      >>> from nl_jax.modules import Attention
+      >>> state = Attention(8, 4, context_length=16, num_kv_heads=2, rngs=nnx.Rngs(0)).init_state(1)
+      >>> state.keys.shape, state.conv is None
+      ((1, 16, 2, 2), True)
     """
 
     keys: Float[Array, "batch context kv_heads head_dim"]
@@ -71,6 +78,15 @@ class Attention(nnx.Module):
 
     Raises:
       ValueError: for sizes that do not fit each other, or an unknown scaling.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from nl_jax.modules import Attention
+      >>> attention = Attention(8, 2, context_length=4, rngs=nnx.Rngs(0))
+      >>> y, state = jax.eval_shape(attention, jnp.ones((1, 6, 8)))
+      >>> y.shape, state.keys.shape  # the state remembers the last 4 tokens
+      ((1, 6, 8), (1, 4, 2, 4))
     """
 
     attend = staticmethod(causal_attention)  # replaced to compare speeds (experiments)

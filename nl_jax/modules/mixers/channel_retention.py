@@ -77,6 +77,15 @@ class ChannelRetention(ZeroMatrix):
 
     Raises:
       ValueError: for a head count that does not divide width, or a chunk size or rank below 1.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from nl_jax.modules import ChannelRetention
+      >>> mixer = lambda x: ChannelRetention(8, 2, removal=True, chunk_size=4, rngs=nnx.Rngs(0))(x)  # RWKV-7
+      >>> y, state = jax.eval_shape(mixer, jnp.ones((1, 8, 8)))  # shapes alone
+      >>> y.shape, state.delta_w[0][0].shape  # a matrix for each head
+      ((1, 8, 8), (1, 2, 4, 4))
     """
 
     def __init__(

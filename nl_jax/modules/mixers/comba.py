@@ -49,6 +49,15 @@ class Comba(ZeroMatrix):
     Raises:
       ValueError: for a head count that does not divide width, a chunk size below 1, a correction that is no finite
         number, or coefficients out of range.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from nl_jax.modules import Comba
+      >>> mixer = lambda x: Comba(8, 2, chunk_size=4, rngs=nnx.Rngs(0))(x)
+      >>> y, state = jax.eval_shape(mixer, jnp.ones((1, 8, 8)))  # shapes alone
+      >>> y.shape, state.delta_w[0][0].shape
+      ((1, 8, 8), (1, 2, 4, 4))
     """
 
     has_kernel = True

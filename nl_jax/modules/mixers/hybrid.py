@@ -30,6 +30,18 @@ class SlidingWindowMemory(nnx.Module):
 
     Raises:
       ValueError: for a part of another kind.
+
+    Examples:
+      >>> import jax
+      >>> from flax import nnx
+      >>> from nl_jax.modules import Attention, SlidingWindowMemory, mixer
+      >>> def init_state():
+      ...     rngs = nnx.Rngs(0)
+      ...     memory = mixer("delta_net", width=8, num_heads=2, chunk_size=4, rngs=rngs)
+      ...     return SlidingWindowMemory(Attention(8, 2, context_length=4, rngs=rngs), memory).init_state(1)
+      >>> state = jax.eval_shape(init_state)  # shapes alone
+      >>> state.attention.keys.shape, state.memory.delta_w[0][0].shape  # a window of 4 tokens, and all of the text
+      ((1, 4, 2, 4), (1, 2, 4, 4))
     """
 
     def __init__(self, attention: Attention, memory: Any):
@@ -61,11 +73,32 @@ def memory_part(state: Any) -> MemoryState | None:
     """What a mixer's state has of memories that learn in context; None for attention and recurrent networks.
 
     The state may be stacked over layers.
+
+    Examples:
+      >>> from flax import nnx
+      >>> from nl_jax.modules import mixer
+      >>> from nl_jax.modules.mixers import memory_part
+      >>> attention, memory = (
+      ...     mixer(name, width=8, num_heads=2, chunk_size=4, rngs=nnx.Rngs(0)) for name in ("attention", "delta_net")
+      ... )
+      >>> memory_part(attention.init_state(1)) is None, memory_part(memory.init_state(1)).conv.shape
+      (True, (1, 3, 24))
     """
     state = state.memory if isinstance(state, HybridState) else state
     return state if isinstance(state, MemoryState) else None
 
 
 def with_memory_part(state: Any, memory: MemoryState) -> Any:
-    """The mixer's state with another state of its memories."""
+    """The mixer's state with another state of its memories.
+
+    Examples:
+      >>> import jax
+      >>> from flax import nnx
+      >>> from nl_jax.modules import mixer
+      >>> from nl_jax.modules.mixers import memory_part, with_memory_part
+      >>> state = mixer("delta_net", width=8, num_heads=2, chunk_size=4, rngs=nnx.Rngs(0)).init_state(1)
+      >>> doubled = jax.tree.map(lambda u: 2 * u, memory_part(state))
+      >>> with_memory_part(state, doubled) is doubled  # a state of memories alone is replaced as a whole
+      True
+    """
     return state._replace(memory=memory) if isinstance(state, HybridState) else memory

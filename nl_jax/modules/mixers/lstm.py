@@ -38,6 +38,15 @@ class LSTM(nnx.Module):
 
     Raises:
       ValueError: for a head count that does not divide width, or a chunk size below 1.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from nl_jax.modules import LSTM
+      >>> lstm = LSTM(8, 1, rngs=nnx.Rngs(0))
+      >>> y, state = lstm(jnp.ones((1, 6, 8)), lstm.init_state(1))
+      >>> y.shape, state.hidden.shape, state.cell.shape
+      ((1, 6, 8), (1, 8), (1, 8))
     """
 
     def __init__(self, width: int, num_heads: int, *, chunk_size: int = 64, output_scale: float = 1.0, rngs: nnx.Rngs):

@@ -53,6 +53,17 @@ class MemoryMixer(MixerParameters):
 
     Raises:
       ValueError: for sizes that do not fit, a chunk size below 1, unknown names, or options that exclude each other.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from nl_jax.memory import Architecture
+      >>> from nl_jax.modules import MemoryMixer
+      >>> mlp = Architecture(4, 4, hidden=16, depth=2)
+      >>> mixer = lambda x: MemoryMixer(8, 2, architecture=mlp, chunk_size=4, rngs=nnx.Rngs(0))(x)
+      >>> y, state = jax.eval_shape(mixer, jnp.ones((1, 8, 8)))  # shapes alone
+      >>> y.shape, [w.shape for w in state.delta_w[0]]
+      ((1, 8, 8), [(1, 2, 4, 16), (1, 2, 1, 16, 4)])
     """
 
     def __init__(

@@ -50,6 +50,15 @@ class Mesa(ZeroMatrix):
     Raises:
       ValueError: for a head count that does not divide width, a chunk size or a number of iterations below 1, or
         coefficients out of range.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from nl_jax.modules import Mesa
+      >>> mixer = lambda x: Mesa(8, 2, iterations=4, chunk_size=4, rngs=nnx.Rngs(0))(x)
+      >>> y, state = jax.eval_shape(mixer, jnp.ones((1, 8, 8)))  # shapes alone
+      >>> y.shape, state.delta_w[0][0].shape  # of each head H and Gᵀ, side by side
+      ((1, 8, 8), (1, 2, 4, 8))
     """
 
     def __init__(

@@ -227,6 +227,14 @@ def choose_kernel(sequence_mixer: Any, kernel: str) -> None:
 
     Raises:
       InputError: for "pallas" and a mixer without a kernel.
+
+    Examples:
+      >>> from flax import nnx
+      >>> from nl_jax.modules import choose_kernel, mixer
+      >>> delta_net = mixer("delta_net", width=8, num_heads=2, chunk_size=4, rngs=nnx.Rngs(0))
+      >>> choose_kernel(delta_net, "xla")
+      >>> delta_net.kernel
+      'xla'
     """
     parts = [sequence_mixer]
     if isinstance(sequence_mixer, SlidingWindowMemory):

@@ -92,6 +92,15 @@ class SelfModifyingTitans(MixerParameters):
     Raises:
       ValueError: for a head count that does not divide width, a chunk size below 1, chunk sizes of which neither
         divides the other, biases that are not finite, or unknown names.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from nl_jax.modules import SelfModifyingTitans
+      >>> mixer = lambda x: SelfModifyingTitans(8, 2, chunk_size=4, rngs=nnx.Rngs(0))(x)
+      >>> y, state = jax.eval_shape(mixer, jnp.ones((1, 8, 8)))  # shapes alone
+      >>> y.shape, len(state.delta_w)  # the memories that make projections, and the one that answers
+      ((1, 8, 8), 2)
     """
 
     def __init__(

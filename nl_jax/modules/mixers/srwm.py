@@ -41,6 +41,15 @@ class SelfReferentialMatrix(nnx.Module):
 
     Raises:
       ValueError: for a head count that does not divide width, or a chunk size below 1.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from nl_jax.modules import SelfReferentialMatrix
+      >>> mixer = lambda x: SelfReferentialMatrix(8, 2, rngs=nnx.Rngs(0))(x)
+      >>> y, state = jax.eval_shape(mixer, jnp.ones((1, 8, 8)))  # shapes alone
+      >>> y.shape
+      (1, 8, 8)
     """
 
     def __init__(self, width: int, num_heads: int, *, chunk_size: int = 64, output_scale: float = 1.0, rngs: nnx.Rngs):

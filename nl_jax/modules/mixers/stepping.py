@@ -26,6 +26,13 @@ class MemoryState(NamedTuple):
 
     All fields but ``position`` are in float32 (float64 with parameters in float64), whatever the parameters' type is.
     Sizes do not depend on the text's length.
+
+    Examples:
+      >>> from flax import nnx
+      >>> from nl_jax.modules import mixer
+      >>> state = mixer("delta_net", width=8, num_heads=2, chunk_size=4, rngs=nnx.Rngs(0)).init_state(1)
+      >>> state.conv.shape, state.delta_w[0][0].shape, state.momentum, int(state.position)
+      ((1, 3, 24), (1, 2, 4, 4), (), 0)
     """
 
     conv: Float[Array, "batch 3 channels"]  # last inputs of the convolution
