@@ -16,9 +16,19 @@ import hypothesis
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from slow_cases import SLOW_CASES
 
 hypothesis.settings.register_profile("any_machine", deadline=None)  # no test fails because its machine is busy
 hypothesis.settings.load_profile("any_machine")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    """Marks the tests of ``slow_cases.py``."""
+    for item in items:
+        file, _, name = item.nodeid.partition("::")
+        if any(map(name.startswith, SLOW_CASES.get(file, ()))):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="session")

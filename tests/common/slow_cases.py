@@ -1,0 +1,114 @@
+"""Tests that are slow by their time, beside those that are marked in their files.
+
+Each takes 2 to 16 seconds of a core, and a cheaper form of the same claim is in the fast suite, or a test of the whole
+that contains it: README's test command stays under eight minutes on two cores. ``.ci/run`` runs all of them.
+"""
+
+# By file: beginnings of the names of tests with their parameters; an empty one is the whole file.
+SLOW_CASES: dict[str, tuple[str, ...]] = {
+    "tests/evaluation/test_streamed.py": ("test_the_logits_are_those_of_reading_all_at_once[online]",),
+    "tests/launchers/test_benchmark_gpu.py": ("",),
+    "tests/launchers/test_class_incremental.py": (
+        "test_a_learner_of_texts_stores_its_share_and_answers_among_the_labels_seen",
+    ),
+    "tests/launchers/test_incorporate.py": ("test_a_given_text_is_read_and_asked",),
+    "tests/launchers/test_launcher_table.py": (
+        "test_a_workdir_of_something_else_is_left_alone[benchmark pretrained]",
+        "test_the_same_command_prints_again_and_other_flags_are_refused[evals.recall]",
+    ),
+    "tests/launchers/test_new_languages.py": ("test_given_languages_are_learned_one_after_the_other",),
+    "tests/launchers/test_optimizers_training.py": ("",),
+    "tests/launchers/test_subjects.py": ("test_reading_in_calls_is_one_pass[16]",),
+    "tests/levels/test_transfer.py": ("test_maml_learns_sines[True]",),
+    "tests/memory/test_bounds.py": ("test_a_chunk_brings_answers_nearer_to_their_values",),
+    "tests/models/test_auto_encoder.py": ("test_it_learns",),
+    "tests/models/test_in_context.py": (
+        "test_states_keep_their_dtypes[independent-meta-delta_net]",
+        "test_states_keep_their_dtypes[nested-meta-delta_net]",
+        "test_states_keep_their_dtypes[nested_first_order-meta-delta_net]",
+        "test_states_keep_their_dtypes[sequential-meta-delta_net]",
+    ),
+    "tests/models/test_models.py": ("test_program_does_not_grow_with_depth[hope]",),
+    "tests/models/test_precision.py": (
+        "test_training_follows_that_in_float32[delta_net]",
+        "test_types[atlas]",
+        "test_types[meta, sequential]",
+    ),
+    "tests/modules/test_blocks.py": (
+        "test_a_text_in_parts[hope]",
+        "test_attention_is_the_same_at_any_split[64-False]",
+    ),
+    "tests/modules/test_kernel.py": ("test_extreme_inputs_give_no_nan[comba]",),
+    "tests/modules/test_mixer_table.py": (
+        "test_derivatives_of_second_order_can_be_traced[atlas]",
+        "test_derivatives_of_second_order_can_be_traced[sliding_window_memory]",
+        "test_derivatives_of_second_order_can_be_traced[titans]",
+    ),
+    "tests/modules/test_mixers.py": (
+        "test_causal_and_the_same_one_by_one_and_in_parts[self_modifying_titans-options16]",
+    ),
+    "tests/optim/test_deep_momentum.py": ("test_trains_a_model",),
+    "tests/parallel/test_mesh.py": ("test_cores_as_devices[(8, , , 4, [])]",),
+    "tests/parallel/test_sequence.py": (
+        "test_devices_that_share_a_text_read_it_as_one_does[attention]",
+        "test_devices_that_share_a_text_read_it_as_one_does[kernel]",
+    ),
+    "tests/parallel/test_sharding.py": ("test_eight_devices_give_the_run_of_one[transformer]",),
+    "tests/parallel/test_weak_scaling.py": (
+        "test_a_mesh_of_the_users_own_is_left_to_the_partitioner[x]",
+        "test_temporaries_of_a_device_do_not_grow_with_the_mesh[delta_net-outer]",
+    ),
+    "tests/pretrained/test_features.py": ("test_means_are_those_of_each_text_alone[2]",),
+    "tests/pretrained/test_level_stacking.py": (
+        "test_only_the_meta_regime_lets_gradients_through_updates[preconditioned]",
+        "test_with_learning_rates_of_0_the_logits_are_those_of_the_model[True-gradient_descent]",
+        "test_with_learning_rates_of_0_the_logits_are_those_of_the_model[True-preconditioned]",
+    ),
+    "tests/pretrained/test_llama_family.py": ("test_any_split_of_a_text_gives_the_same_logits[qwen2]",),
+    "tests/streaming/test_answers.py": ("test_the_likeliest_is_that_of_all_answers[71-delta_net]",),
+    "tests/streaming/test_continual_learner.py": (
+        "test_importance_is_the_mean_squared_gradient_of_each_example",
+        "test_many_batches_are_learned_as_one_after_the_other",
+    ),
+    "tests/streaming/test_decoding.py": (
+        "test_a_long_prefix_that_slid_through_the_state_is_there_whole",
+        "test_logits_are_those_of_one_reading[one head of keys]",
+        "test_logits_are_those_of_one_reading[plain]",
+    ),
+    "tests/streaming/test_questions.py": ("test_protected_texts_are_not_learned_and_keep_their_answers",),
+    "tests/streaming/test_sampling.py": (
+        "test_one_token_to_draw_from_is_the_likeliest_for_models_and_streams[online]",
+        "test_room_for_the_text_alone_changes_nothing",
+    ),
+    "tests/test_docstrings.py": (
+        "test_examples_run[nl_jax.models.language_model]",
+        "test_examples_run[nl_jax.models.reading]",
+        "test_examples_run[nl_jax.modules.blocks]",
+        "test_examples_run[nl_jax.streaming.continual_learner]",
+        "test_examples_run[nl_jax.streaming.stream]",
+    ),
+    "tests/test_how_to.py": (
+        "test_the_snippet_for_users_of_nested_learning_learns_while_it_reads",
+        "test_the_snippet_for_users_of_titans_pytorch_gives_the_same_in_two_calls",
+    ),
+    "tests/test_readme.py": (
+        "test_every_command_gets_past_all_checks[evals.ablation:",
+        "test_every_command_gets_past_all_checks[evals.formal_languages:",
+        "test_every_command_gets_past_all_checks[evals.language:",
+        "test_every_command_gets_past_all_checks[evals.levels:",
+        "test_every_command_gets_past_all_checks[evals.mad:",
+        "test_every_command_gets_past_all_checks[evaluations:",
+        "test_the_learner_of_the_example_learns_and_is_saved",
+    ),
+    "tests/training/test_in_memory.py": ("test_observed_memories_are_those_of_the_model",),
+    "tests/training/test_observability.py": ("test_the_norm_of_what_memories_have_learned[1]",),
+    "tests/training/test_training_schedule.py": (
+        "test_a_step_is_what_one_transformation_does[m3]",
+        "test_any_transformation_moves_all_parameters_as_one_level",
+        "test_every_optimizer_trains[adamuon]",
+        "test_every_optimizer_trains[deep_momentum]",
+        "test_every_optimizer_trains[delta_momentum]",
+        "test_every_optimizer_trains[momentum]",
+        "test_every_optimizer_trains[muon]",
+    ),
+}
