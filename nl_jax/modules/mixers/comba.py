@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from nl_jax.memory import (
+    Decay,
     Rule,
     chunk_decay,
     end_of_chunk,
@@ -98,34 +99,27 @@ class Comba(ZeroMatrix):
             (jax.nn.sigmoid(self.feedback[...].astype(wide)), self.correction[...].astype(wide)), len(x)
         )
 
-        def learn(
-            memories: Memories, tokens: Projected, advances: Array, starts_at_boundary: bool
-        ) -> tuple[Array, Memories]:
+        def written(tokens: Projected, advances: Array) -> tuple[Array, Array, Decay, Array]:
+            """Forcings, β, decay and queries of one chunk, or of several on an axis of their own."""
             assert tokens.eta is not None
             assert tokens.alpha is not None
             alpha = jnp.where(advances > 0, tokens.alpha, 1.0)
             eta = tokens.eta * tokens.valid
-            chunk = solve_chunk(
-                memories.delta_w[0][0],
-                None,
-                keys=tokens.key,
-                forcings=eta[..., None] * tokens.value,
-                beta=limit_strength(feedback[..., None] * eta, alpha, tokens.key),
-                decay=chunk_decay(alpha, None, advances),
-            )
+            strength, share = (u.reshape(*u.shape, *(1,) * (eta.ndim - u.ndim)) for u in (feedback, correction))
+            beta = limit_strength(strength * eta, alpha, tokens.key)
+            query = narrow_like(tokens.query - share[..., None] * tokens.key, tokens.query)
+            return eta[..., None] * tokens.value, beta, chunk_decay(alpha, None, advances), query
+
+        def learn(
+            memories: Memories, tokens: Projected, advances: Array, starts_at_boundary: bool
+        ) -> tuple[Array, Memories]:
+            forcings, beta, decay, query = written(tokens, advances)
+            chunk = solve_chunk(memories.delta_w[0][0], None, tokens.key, forcings, beta, decay)
             delta_w, _ = end_of_chunk(chunk)
-            query = narrow_like(tokens.query - correction[..., None, None] * tokens.key, tokens.query)
             return read_chunk(chunk, query), memories._replace(delta_w=((delta_w,),))
 
         def maps(tokens: Projected) -> tuple[ChunkMaps, None]:
-            assert tokens.eta is not None
-            assert tokens.alpha is not None
-            alpha = jnp.where(tokens.valid > 0, tokens.alpha, 1.0)
-            eta = tokens.eta * tokens.valid
-            beta = limit_strength(feedback[..., None, None] * eta, alpha, tokens.key)
-            query = narrow_like(tokens.query - correction[..., None, None, None] * tokens.key, tokens.query)
-            decay = chunk_decay(alpha, None, tokens.valid)
-            return linear_chunks(tokens.key, eta[..., None] * tokens.value, beta, decay, query), None
+            return linear_chunks(tokens.key, *written(tokens, tokens.valid)), None
 
         linear = LinearMemory(self.kernel, maps)
         return read_text(self, self.chunking, learn, x, state, at_boundary=at_boundary, linear=linear)
