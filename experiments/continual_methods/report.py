@@ -10,7 +10,7 @@ from experiments.common import launcher
 from experiments.continual_methods.streams import full_matrix
 from experiments.continual_methods.table import EXACT
 from nl_jax.evaluation.continual import forgetting_beyond
-from nl_jax.plotting import accuracy_matrix, forgetting_curves, save_figure
+from nl_jax.plotting import accuracy_heat_map, forgetting_curves, save_figure
 
 MATRICES, CURVES = "accuracy_matrix.png", "forgetting.png"
 Outcomes = Mapping[str, Sequence[dict[str, Any]]]
@@ -57,6 +57,6 @@ def draw(workdir: Path, outcomes: Outcomes) -> None:
     if not with_tasks:
         return
     first = {name: full_matrix(found[0]["matrix"]) for name, found in with_tasks.items()}
-    save_figure(accuracy_matrix(first), workdir / MATRICES)
+    save_figure(accuracy_heat_map(first), workdir / MATRICES)
     every = {name: [full_matrix(outcome["matrix"]) for outcome in found] for name, found in with_tasks.items()}
     save_figure(forgetting_curves(every), workdir / CURVES)

@@ -1,7 +1,7 @@
 """Every figure: functions that take objects of this library and return a Matplotlib figure, drawn without a display."""
 
 from nl_jax.plotting.curves import bits_per_byte_against_context, forgetting_curves, plot_band, plot_bits
-from nl_jax.plotting.matrices import accuracy_matrix, memory_heat_map
+from nl_jax.plotting.matrices import accuracy_heat_map, memory_heat_map
 from nl_jax.plotting.schedules import level_timeline, nested_system
 from nl_jax.plotting.shardings import array_shardings
 from nl_jax.plotting.style import COLORS, GRAY, STYLE, WIDTH, label_curves, new_figure, save_figure
@@ -11,7 +11,7 @@ __all__ = [
     "GRAY",
     "STYLE",
     "WIDTH",
-    "accuracy_matrix",
+    "accuracy_heat_map",
     "array_shardings",
     "bits_per_byte_against_context",
     "forgetting_curves",

@@ -15,14 +15,14 @@ WITH_NUMBERS = 8  # an accuracy matrix of at most so many tasks has its numbers 
 VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", " ": "␣", "\r": "␍"})
 
 
-def accuracy_matrix(matrices: Float[np.ndarray, "T T"] | Mapping[str, Float[np.ndarray, "T T"]]) -> Figure:
+def accuracy_heat_map(matrices: Float[np.ndarray, "T T"] | Mapping[str, Float[np.ndarray, "T T"]]) -> Figure:
     """Draws accuracy on each task (columns) after each task (rows), the first on top; entries that are NaN stay white.
 
     Args:
         matrices: one accuracy matrix (`nl_jax.evaluation.accuracy_matrix`), or one by learner, with a panel each.
 
     Examples:
-        >>> figure = accuracy_matrix(np.array([[0.9, np.nan], [0.5, 0.8]]))
+        >>> figure = accuracy_heat_map(np.array([[0.9, np.nan], [0.5, 0.8]]))
         >>> [text.get_text() for text in figure.axes[0].texts]
         ['0.90', '0.50', '0.80']
     """

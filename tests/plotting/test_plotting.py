@@ -12,12 +12,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation, Text
 
 from nl_jax import Schedule
-from nl_jax.evaluation import accuracy_matrix as matrix_of
+from nl_jax.evaluation import accuracy_matrix
 from nl_jax.levels import Pair, from_loss, from_memory, from_optax
 from nl_jax.memory import Architecture
 from nl_jax.plotting import (
     COLORS,
-    accuracy_matrix,
+    accuracy_heat_map,
     array_shardings,
     bits_per_byte_against_context,
     forgetting_curves,
@@ -57,7 +57,10 @@ def matrices(tasks):
     """Accuracy matrices of a learner that keeps 0.9 of what it knew at each task, and of one that forgets nothing."""
     task_of_text = np.repeat(np.arange(tasks), 10)
     right = [np.arange(10 * tasks) % 10 < 10 - (i - task_of_text) for i in range(tasks)]
-    return {"forgets": [matrix_of(right, task_of_text)], "keeps": [matrix_of([right[0] | True] * tasks, task_of_text)]}
+    return {
+        "forgets": [accuracy_matrix(right, task_of_text)],
+        "keeps": [accuracy_matrix([right[0] | True] * tasks, task_of_text)],
+    }
 
 
 BITS = {"hope": np.array([[2.3, 2.1, 1.9], [2.4, 2.2, 1.8]]), "transformer": np.array([[3.3, 2.4, 2.0]])}
@@ -70,7 +73,7 @@ FIGURES = {
     "memory_heat_map": lambda: memory_heat_map(np.linspace(0, 1, len(TEXT)), list(TEXT), label="η", rows=["layer 1"]),
     "memory_heat_map, square": lambda: memory_heat_map(np.eye(40), list(TEXT[:40]), label="answer", centre=0),
     "forgetting_curves": lambda: forgetting_curves(matrices(6)),
-    "accuracy_matrix": lambda: accuracy_matrix({name: found[0] for name, found in matrices(10).items()}),
+    "accuracy_heat_map": lambda: accuracy_heat_map({name: found[0] for name, found in matrices(10).items()}),
     "bits_per_byte_against_context": lambda: bits_per_byte_against_context(BITS, [64, 128, 256]),
 }
 
@@ -188,10 +191,10 @@ def test_forgetting_and_accuracies_are_those_of_the_matrices():
     so_far, first = forgetting_curves(found).axes
     np.testing.assert_allclose(first.lines[0].get_ydata(), [1.0, 0.9, 0.8, 0.7])
     np.testing.assert_allclose(so_far.lines[1].get_ydata(), 1.0)
-    figure = accuracy_matrix(found["forgets"][0])
+    figure = accuracy_heat_map(found["forgets"][0])
     assert [text.get_text() for text in figure.axes[0].texts][:3] == ["1.00", "0.90", "1.00"]
     assert np.isnan(np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)[0, 1])
-    assert [axes.get_title() for axes in accuracy_matrix({k: v[0] for k, v in found.items()}).axes[:2]] == list(found)
+    assert [axes.get_title() for axes in accuracy_heat_map({k: v[0] for k, v in found.items()}).axes[:2]] == list(found)
 
 
 def test_a_heat_map_shows_each_token_once_under_its_value():
@@ -223,7 +226,7 @@ def test_heat_maps_that_do_not_fit_their_text_are_refused(arguments, message):
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda: accuracy_matrix({}), "matrices has no entries; expected one or more"),
+        (lambda: accuracy_heat_map({}), "matrices has no entries; expected one or more"),
         (lambda: forgetting_curves({"a": []}), r"learner 'a' has matrices of shapes \[\]; expected one or more"),
         (lambda: forgetting_curves({"a": [np.ones((2, 2)), np.ones((3, 3))]}), r"shapes \[\(2, 2\), \(3, 3\)\]"),
         (
