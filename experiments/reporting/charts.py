@@ -1,14 +1,14 @@
 """Line charts as SVG text: small enough to be drawn anew every few seconds beside a run."""
 
 import html
-import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from nl_jax.plotting.style import COLORS, spread
+
 WIDTH, HEIGHT = 800, 280
 LEFT, RIGHT, TOP, BOTTOM = 70, 190, 26, 40  # room for ticks, for the lines' names, for the title, for the axis
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by colour-blind eyes, too
 MOST_POINTS = 300
 GRID = 'stroke="currentColor" stroke-opacity="0.15"'
 SPACING = 15  # least distance between two names
@@ -56,9 +56,9 @@ def line_chart(lines: Sequence[Line], *, title: str, x_label: str, log: bool = F
     names = _short([line.name for line in kept])
     for i, (line, name, y) in enumerate(zip(kept, names, _apart(ends), strict=True)):
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, line.x, line.y))
-        colour, label = COLOURS[i % len(COLOURS)], html.escape(f"{line.y[-1]:.4g} {name}")
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
-        parts.append(f'<text x="{WIDTH - RIGHT + 6}" y="{y + 4:.1f}" fill="{colour}">{label}</text>')
+        color, label = COLORS[i % len(COLORS)], html.escape(f"{line.y[-1]:.4g} {name}")
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.8"/>')
+        parts.append(f'<text x="{WIDTH - RIGHT + 6}" y="{y + 4:.1f}" fill="{color}">{label}</text>')
     body = "\n".join(parts)
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" font-size="12" fill="currentColor">'
@@ -101,10 +101,6 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _apart(places: Sequence[float]) -> list[float]:
-    """Places moved so that no two names overlap, in the same order."""
-    moved = list(places)
-    order = sorted(range(len(places)), key=lambda i: places[i])
-    for before, after in itertools.pairwise(order):
-        moved[after] = max(moved[after], moved[before] + SPACING)
-    over = max([moved[i] for i in order[-1:]], default=0.0) - (HEIGHT - BOTTOM)
-    return [y - max(over, 0.0) for y in moved]
+    """Places of names moved so that no two overlap, and none lies below the horizontal axis."""
+    moved = spread(places, SPACING)
+    return (moved - max(0.0, moved.max() - (HEIGHT - BOTTOM))).tolist()

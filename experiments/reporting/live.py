@@ -15,6 +15,9 @@ from nl_jax.training import read_metrics
 PAGE = "live.html"
 MOST_LINES = 6  # of a chart: the newest runs
 SMOOTHED = 20  # steps whose mean loss the table shows
+HEADER = ("run", "step", "loss", "validation", "tokens/s", "skipped steps")
+NORMS = {"grad_norm/": "Norm of the gradient", "update_norm/": "Norm of the update", "state_norm/": "Norm of the state"}
+COUNTS = ("model", "step", "tokens", "loss", "grad_norm", "tokens_per_second", "skipped", "diverged_layer")
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -97,11 +100,6 @@ def parts_of(title: str, config: Mapping[str, Any], rows: Rows, memory: Memory, 
     return [*parts, *_time_split(shown)]
 
 
-HEADER = ("run", "step", "loss", "validation", "tokens/s", "skipped steps")
-NORMS = {"grad_norm/": "Norm of the gradient", "update_norm/": "Norm of the update", "state_norm/": "Norm of the state"}
-COUNTS = ("model", "step", "tokens", "loss", "grad_norm", "tokens_per_second", "skipped", "diverged_layer")
-
-
 def _progress(name: str, rows: Rows, steps: Any) -> tuple[str, ...]:
     """A row of the table: how far a run is."""
     losses = [row["loss"] for row in rows[-SMOOTHED:] if "loss" in row]
@@ -152,18 +150,16 @@ def _device_memory(rows: Rows) -> list[Line]:
 
 def _time_split(runs: Mapping[str, Rows]) -> list[Part]:
     """Where the seconds of each run went, as a table."""
-    taken = {
-        name: {key: sum(row.get(key, 0.0) for row in rows) for row in rows for key in row if key.startswith("seconds/")}
-        for name, rows in runs.items()
-    }
-    keys = list(dict.fromkeys(key for parts in taken.values() for key in parts))
+    keys = list(
+        dict.fromkeys(key for rows in runs.values() for row in rows for key in row if key.startswith("seconds/"))
+    )
     if not keys:
         return []
     table = [("seconds so far", *(key.removeprefix("seconds/") for key in keys))]
-    for name, parts in taken.items():
-        total = sum(parts.values()) or 1.0
-        cells = (f"{parts.get(key, 0.0):,.1f} ({parts.get(key, 0.0) / total:.0%})" for key in keys)
-        table.append((name, *cells))
+    for name, rows in runs.items():
+        taken = [sum(row.get(key, 0.0) for row in rows) for key in keys]
+        total = sum(taken) or 1.0
+        table.append((name, *(f"{seconds:,.1f} ({seconds / total:.0%})" for seconds in taken)))
     return [Heading("Where the time went"), Table(table)]
 
 
