@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "nl_jax"
-MODULE_ROOMS = ("plotting",)  # rooms that are one module, whose public functions and classes have a page, too
 COPIED = ("BUILD_NOTES.md", "CHANGELOG.md", "notebooks/*.ipynb", "experiments/figures/*.png", "docs/*.svg")
 
 
@@ -39,8 +38,7 @@ def _tree(path: Path) -> ast.Module:
 @functools.cache
 def rooms() -> list[str]:
     """The rooms that have a page, besides nl_jax itself."""
-    folders = {path.parent.name for path in (ROOT / PACKAGE).glob("*/__init__.py")}
-    return sorted(folders | {room for room in MODULE_ROOMS if (ROOT / PACKAGE / f"{room}.py").exists()})
+    return sorted(path.parent.name for path in (ROOT / PACKAGE).glob("*/__init__.py"))
 
 
 def _file(module: str) -> Path:
@@ -50,16 +48,14 @@ def _file(module: str) -> Path:
 
 @functools.cache
 def exported(module: str) -> dict[str, str]:
-    """What a package exports in ``__all__``, or a module defines: the path of each name's definition."""
-    origins, names, own = {}, None, []
+    """What a package exports in ``__all__``: the path of each name's definition."""
+    origins, names = {}, []
     for node in _tree(_file(module)).body:
         if isinstance(node, ast.ImportFrom) and node.module:
             origins |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             names = [str(value) for value in ast.literal_eval(node.value)]
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            own.append(node.name)
-    return {name: _definition(origins.get(name, f"{module}.{name}")) for name in (own if names is None else names)}
+    return {name: _definition(origins.get(name, f"{module}.{name}")) for name in names}
 
 
 def _definition(path: str) -> str:
@@ -71,10 +67,9 @@ def _definition(path: str) -> str:
 
 
 def modules() -> Iterator[str]:
-    """The packages that export names, and the rooms that are one module."""
+    """The packages that export names."""
     for path in sorted((ROOT / PACKAGE).rglob("__init__.py")):
         yield ".".join(path.parent.relative_to(ROOT).parts)
-    yield from (f"{PACKAGE}.{room}" for room in rooms() if _file(f"{PACKAGE}.{room}").name != "__init__.py")
 
 
 def public_names() -> dict[str, Name]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from typing import NamedTuple
 
 from experiments.benchmarking.gpu import Row, key_of, measure_wave, model_row
 from experiments.benchmarking.run import Figures, Run
@@ -12,39 +11,31 @@ from nl_jax.models import count_parameters
 from nl_jax.parallel.kernels import INTERPRETED, platform
 
 
-class Pair(NamedTuple):
-    """The two programs of a model."""
-
-    plain: Row
-    kernel: Row
-
-
 def kernel(run: Run) -> None:
     """Measures what is missing until the minutes are over, and prints the table of each length."""
     deadline = time.monotonic() + 60 * run.values.max_minutes
     # a CPU has no kernels, and interprets them: right, and slow
     own = "pallas" if platform() in ("tpu", "gpu") else INTERPRETED[0]
-    pairs = [pair_of(run, name, length, size, own) for length, size in run.lengths for name in run.values.models]
-    for pair in pairs:  # both in one wave, so that their minutes are the same
-        measure_wave(run, list(pair), deadline)
+    choices = ("xla", own)
+    waves = [  # both programs of a model in one wave, so that their minutes are the same
+        [with_kernel(model_row(run, name, length, size), choice) for choice in choices]
+        for length, size in run.lengths
+        for name in run.values.models
+    ]
+    for wave in waves:
+        measure_wave(run, wave, deadline)
     for length, size in run.lengths:
         print(f"{length:,} tokens, batch {size}; the kernel is {own}")
         found = {
-            name: [run.record.get(key_of(f"{name} {choice}", length, size)) for choice in ("xla", own)]
+            name: [run.record.get(key_of(f"{name} {choice}", length, size)) for choice in choices]
             for name in run.values.models
         }
         launcher.print_table(table(found))
         for name, figures in found.items():
-            for choice, row in zip(("xla", own), figures, strict=True):
+            for choice, row in zip(choices, figures, strict=True):
                 if row is None or "problem" in row:
                     print(f"{name} {choice}: {row['problem'] if row else 'not measured: the minutes were over'}")
         print()
-
-
-def pair_of(run: Run, name: str, length: int, batch_size: int, own: str) -> Pair:
-    """Both programs of a model at one length and batch size."""
-    row = model_row(run, name, length, batch_size)
-    return Pair(*(with_kernel(row, choice) for choice in ("xla", own)))
 
 
 def with_kernel(row: Row, choice: str) -> Row:

@@ -91,12 +91,12 @@ complete -o default -F _nl_jax nl-jax"""
 
 def zsh(commands: Mapping[str, str]) -> str:
     """The script for zsh, for launchers with their summaries."""
-    names = "\n".join(f"    {_quoted(f'{command}:{_plain(text)}')}" for command, text in commands.items())
+    names = "\n".join(f"    {shlex.quote(f'{command}:{_plain(text)}')}" for command, text in commands.items())
     cases = []
     for command in commands:
         lines = [_specification(option) for option in options_of(command)]
         tasks = tasks_of(command)
-        lines.append(_quoted(f"1:task:({' '.join(tasks)})" if tasks else "*:file:_files"))
+        lines.append(shlex.quote(f"1:task:({' '.join(tasks)})" if tasks else "*:file:_files"))
         joined = " \\\n        ".join(lines)
         cases.append(f"    {command})\n      _arguments -S \\\n        {joined} ;;")
     return f"""#compdef nl-jax
@@ -122,7 +122,7 @@ compdef _nl_jax nl-jax"""
 def _specification(option: Option) -> str:
     """A flag as ``_arguments`` of zsh takes it."""
     action = f"({' '.join(option.values)})" if option.values else "_files" if option.name in PATHS else " "
-    return _quoted(f"*--{option.name}=[{_plain(option.summary)}]:{option.name}:{action}")
+    return shlex.quote(f"*--{option.name}=[{_plain(option.summary)}]:{option.name}:{action}")
 
 
 def _plain(text: str) -> str:
@@ -130,10 +130,6 @@ def _plain(text: str) -> str:
     for mark, other in (("[", "("), ("]", ")"), (":", ",")):
         text = text.replace(mark, other)
     return "".join(character for character in text if character not in "\\'\"`")
-
-
-def _quoted(text: str) -> str:
-    return f"'{text}'" if "'" not in text else shlex.quote(text)
 
 
 SHELLS: Mapping[str, Callable[[Mapping[str, str]], str]] = {"bash": bash, "zsh": zsh}
