@@ -52,7 +52,7 @@ from experiments.benchmarking.run import DEFAULTS, LENGTHS, Run
 from experiments.benchmarking.subjects import SUBJECTS
 from experiments.common import launcher
 from experiments.common.compute_flags import define_dtype_flag, define_kernel_flag
-from experiments.common.path_flags import define_path
+from experiments.common.path_flags import define_path, define_workdir
 from nl_jax.models import MODEL_NAMES, PRESETS
 from nl_jax.pretrained.loading import DEFAULT
 
@@ -66,7 +66,7 @@ def define_flags() -> flags.FlagValues:
 
     gpu = ", ".join(DEFAULTS["gpu"]["models"])
     lengths = "; ".join(f"{subject} {','.join(pairs)}" for subject, pairs in LENGTHS.items())
-    define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
+    define_workdir(values)
     define(flags.DEFINE_list, "models", None, f"Models to measure. Default: {', '.join(MODEL_NAMES)}; for gpu {gpu}.")
     others = "Others' programs, for mixers; gpu has torch_transformer alone."
     define(flags.DEFINE_list, "competitors", list(COMPETITORS), others)

@@ -38,7 +38,7 @@ from experiments.common.learner_runs import (
     restored,
 )
 from experiments.common.level_flags import define_levels_flag, fields_of, levels_of
-from experiments.common.path_flags import define_path, define_paths
+from experiments.common.path_flags import define_paths, define_workdir
 from experiments.common.pretrained_flag import define_pretrained, models_of
 from experiments.common.words import WithWords
 from nl_jax import InputError
@@ -69,7 +69,7 @@ def define_flags() -> flags.FlagValues:
     def define(kind: Any, name: str, default: Any, text: str) -> None:
         kind(name, default, text, flag_values=values)
 
-    define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
+    define_workdir(values)
     define_pretrained(values, OWN_MODEL)
     define(define_paths, "files", [], "Files to learn; also the words of the command line. Default: standard input.")
     define(flags.DEFINE_string, "text_column", "text", "Name of the column with texts.")

@@ -39,7 +39,7 @@ from typing import Any
 from absl import flags
 
 from experiments.common import launcher
-from experiments.common.path_flags import define_path
+from experiments.common.path_flags import define_path, define_workdir
 from experiments.optimizer_comparison import continual, continual_tasks, speed, toy, toy_problem, training
 from experiments.optimizer_comparison.reports import FLAGS
 from experiments.optimizer_comparison.table import OPTIMIZERS
@@ -66,7 +66,7 @@ def define_flags() -> flags.FlagValues:
     def each(defaults: Mapping[str, int]) -> str:
         return ", ".join(f"{value} for {task}" for task, value in defaults.items())
 
-    define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
+    define_workdir(values)
     define(
         flags.DEFINE_list,
         "optimizers",

@@ -35,7 +35,7 @@ from experiments.common.compute_flags import check_batch_size, check_kernel, def
 from experiments.common.launcher import RESULTS
 from experiments.common.mixer_options import configuration, define_mixer_option
 from experiments.common.optimizer_flags import define_optimizer_flags, optimizer_arguments, set_default_rates
-from experiments.common.path_flags import define_path
+from experiments.common.path_flags import define_workdir
 from experiments.common.text_runs import check_split
 from nl_jax.costs import CHIPS, Chip, count_flops, forward_flops, roofline, traffic
 from nl_jax.models import MODEL_NAMES, PRESETS, LanguageModel, LanguageModelConfig
@@ -68,7 +68,7 @@ def define_flags() -> flags.FlagValues:
     define_cms_flags(values)
     define_compute_flags(values)
     define_optimizer_flags(values)
-    define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
+    define_workdir(values)
     return values
 
 

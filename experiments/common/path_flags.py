@@ -43,6 +43,11 @@ def define_path(name: str, default: str | None, text: str, *, flag_values: flags
     return flags.DEFINE(PathParser(), name, default, text, flag_values)
 
 
+def define_workdir(values: flags.FlagValues) -> None:
+    """Adds the flag --workdir of a launcher that makes runs."""
+    define_path("workdir", None, "Directory of the run, created if it does not exist. Required.", flag_values=values)
+
+
 def define_paths(name: str, default: list[str] | None, text: str, *, flag_values: flags.FlagValues) -> Any:
     """Adds a flag whose value is a list of paths; the arguments are those of absl's ``DEFINE_list``."""
     return flags.DEFINE(PathListParser(), name, default, text, flag_values, flags.CsvListSerializer(","))

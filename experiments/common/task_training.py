@@ -19,7 +19,7 @@ from experiments.common.compute_flags import define_dtype_flag
 from experiments.common.launcher import RESULTS
 from experiments.common.mixer_options import configuration, define_mixer_option
 from experiments.common.optimizer_flags import define_optimizer_flags, optimizer_arguments, set_default_rates
-from experiments.common.path_flags import define_path
+from experiments.common.path_flags import define_workdir
 from experiments.common.programs import make_program
 from nl_jax.models import MODEL_NAMES, LanguageModel, LanguageModelConfig, count_parameters
 from nl_jax.training import (
@@ -90,7 +90,7 @@ def define_flags(
     def define(kind: Any, name: str, default: Any, text: str) -> None:
         kind(name, default, text, flag_values=values)
 
-    define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
+    define_workdir(values)
     define(flags.DEFINE_list, "models", ",".join(models), f"Models to train, of {', '.join(MODEL_NAMES)}.")
     for name, (default, text) in sizes.items():
         define(flags.DEFINE_integer, name, default, text)

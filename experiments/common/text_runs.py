@@ -21,7 +21,7 @@ from experiments.common.optimizer_flags import (
     optimizer_arguments,
     set_default_rates,
 )
-from experiments.common.path_flags import INPUT_FLAGS, define_path
+from experiments.common.path_flags import INPUT_FLAGS, define_path, define_workdir
 from nl_jax import InputError
 from nl_jax.data import (
     BOUNDARIES,
@@ -51,7 +51,7 @@ def define_flags() -> flags.FlagValues:
     def define(kind: Any, name: str, default: Any, text: str) -> None:
         kind(name, default, text, flag_values=values)
 
-    define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
+    define_workdir(values)
     define(flags.DEFINE_list, "models", "hope,transformer", f"Models to train, of {', '.join(MODEL_NAMES)}.")
     define(flags.DEFINE_string, "preset", "tiny", f"Size of the models: {', '.join(PRESETS)}.")
     define_mixer_option(values)

@@ -54,7 +54,7 @@ from absl import flags
 
 from experiments.common import launcher
 from experiments.common.launcher import RESULTS
-from experiments.common.path_flags import define_path
+from experiments.common.path_flags import define_path, define_workdir
 from experiments.common.pretrained_flag import define_pretrained, models_of, read_pretrained
 from experiments.continual_methods import report
 from experiments.continual_methods.comparison import Comparison, choose_setting, joint_outcome, stream_outcome
@@ -92,7 +92,7 @@ def define_flags() -> flags.FlagValues:
     def define(kind: Any, name: str, default: Any, text: str) -> None:
         kind(name, default, text, flag_values=values)
 
-    define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
+    define_workdir(values)
     define(define_path, "data_dir", None, "Directory with the folders clinc150, banking77 and dbpedia.")
     define_pretrained(values)
     define(define_path, "cache_dir", None, "Directory of extracted features, which runs may share. Default: workdir.")

@@ -39,7 +39,7 @@ from absl import flags
 
 from experiments.common import launcher
 from experiments.common.launcher import RESULTS
-from experiments.common.path_flags import define_path
+from experiments.common.path_flags import define_path, define_workdir
 from experiments.common.pretrained_flag import define_pretrained, models_of, read_pretrained
 from experiments.continual_methods.incorporation import (
     METHODS,
@@ -82,7 +82,7 @@ def define_flags() -> flags.FlagValues:
     def define(kind: Any, name: str, default: Any, text: str) -> None:
         kind(name, default, text, flag_values=values)
 
-    define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
+    define_workdir(values)
     define_pretrained(values)
     define(define_path, "text", None, "File of plain text to read instead of a generated document.")
     define(define_path, "questions", None, "JSONL file with question and answer in each row, about --text.")

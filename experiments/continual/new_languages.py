@@ -39,7 +39,7 @@ from absl import flags
 
 from experiments.common import launcher
 from experiments.common.launcher import RESULTS
-from experiments.common.path_flags import define_path
+from experiments.common.path_flags import define_path, define_workdir
 from experiments.common.pretrained_flag import define_pretrained, models_of, read_pretrained
 from experiments.continual_methods.runs import (
     choose_settings,
@@ -83,7 +83,7 @@ def define_flags() -> flags.FlagValues:
     def define(kind: Any, name: str, default: Any, text: str) -> None:
         kind(name, default, text, flag_values=values)
 
-    define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
+    define_workdir(values)
     define_pretrained(values)
     for name in ("pairs_a", "pairs_b"):
         text = (

@@ -7,7 +7,7 @@ from absl import flags
 from experiments.common import launcher
 from experiments.common.compute_flags import define_dtype_flag
 from experiments.common.mixer_options import configuration, define_mixer_option
-from experiments.common.path_flags import define_path
+from experiments.common.path_flags import define_workdir
 from experiments.eval_runs.evaluation import Evaluation, Subtask
 from nl_jax import InputError
 from nl_jax.models import LanguageModelConfig, with_parameters
@@ -25,7 +25,7 @@ def define_flags(evaluation: Evaluation) -> flags.FlagValues:
     def define(kind: Any, name: str, default: Any, text: str) -> None:
         kind(name, default, f"{text}{_presets(evaluation, name)}", flag_values=values)
 
-    define(define_path, "workdir", None, "Directory of the run, created if it does not exist. Required.")
+    define_workdir(values)
     preset = "Sets the defaults of other flags: quick takes minutes on two cores, full up to an hour."
     flags.DEFINE_enum("preset", QUICK, (QUICK, FULL), preset, flag_values=values)
     define(flags.DEFINE_list, "models", ",".join(evaluation.models), f"Models, of {', '.join(evaluation.all_models)}.")
