@@ -1,7 +1,7 @@
 """Tests that are slow by their time, beside those that are marked in their files.
 
 Each takes 2 to 16 seconds of a core, and a cheaper form of the same claim is in the fast suite, or a test of the whole
-that contains it: README's test command stays under eight minutes on two cores. ``.ci/run`` runs all of them.
+that contains it: so README's test command takes some nine minutes on two cores, not eleven. ``.ci/run`` runs them all.
 """
 
 # By file: beginnings of the names of tests with their parameters; an empty one is the whole file.
