@@ -1,7 +1,9 @@
-"""Every example in a docstring of the package runs and gives what it says."""
+"""Every public function and class has an example in its docstring, which runs and gives what it says."""
 
 import doctest
 import importlib
+import inspect
+import pkgutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,20 @@ WITH_EXAMPLES = [
     for path in sorted(ROOT.rglob("*.py"))
     if ">>> " in path.read_text(encoding="utf-8")
 ]
+
+
+def public():
+    """What the packages export, by name."""
+    packages = ("nl_jax", *(found.name for found in pkgutil.walk_packages(nl_jax.__path__, "nl_jax.") if found.ispkg))
+    for package in map(importlib.import_module, packages):
+        for name in package.__all__:
+            yield f"{package.__name__}.{name}", getattr(package, name)
+
+
+def test_every_public_function_and_class_has_an_example():
+    named = {name: value for name, value in public() if inspect.isfunction(value) or inspect.isclass(value)}
+    assert len(named) > 290
+    assert [name for name, value in named.items() if ">>> " not in (value.__doc__ or "")] == []
 
 
 def test_examples_are_found():

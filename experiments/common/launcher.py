@@ -189,7 +189,8 @@ def _read_config(workdir: Path, name: str, written: Iterable[str]) -> dict[str, 
                 raise InputError(f"{workdir / file}: there without a {CONFIG}; expected an empty or new workdir")
     elif config.get("launcher") != name or not all(isinstance(config.get(what), dict) for what in COMPARED):
         found = config.get("launcher")
-        raise InputError(f"{workdir / CONFIG}: of launcher {found!r}; expected a workdir of {name!r}, or a new one")
+        what = f"of launcher {found!r}" if found not in (None, name) else "not a launcher's configuration"
+        raise InputError(f"{workdir / CONFIG}: {what}; expected a workdir of {name!r}, or a new one")
     return config
 
 

@@ -61,6 +61,12 @@ class Collective(NamedTuple):
             not tell apart.
         times: how often.
         bytes: what one device receives, in all.
+
+    Examples:
+        >>> from nl_jax.costs import Collective
+        >>> gathered = Collective("all-gather", "data+fsdp", times=4, bytes=1_000)
+        >>> gathered.bytes // gathered.times  # of one exchange
+        250
     """
 
     kind: str
@@ -106,6 +112,15 @@ def traffic(text: str, mesh_shape: Mapping[str, int]) -> Traffic:
     Raises:
         InputError: the number of iterations of a loop cannot be found, or a conditional or a collective has a form that
             is not known.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from nl_jax.costs import traffic
+        >>> x = jnp.ones((256, 256))
+        >>> compiled = jax.jit(lambda x: jnp.sum(x)).lower(x).compile()
+        >>> found = traffic(compiled.as_text(), {})
+        >>> found.memory_bytes >= x.nbytes, found.collectives
+        (True, ())
     """
     program = _Program(text)
     memory = cycles = 0

@@ -49,7 +49,13 @@ class Document:
 
 @dataclasses.dataclass
 class Skipped:
-    """The number of files, directories or records that were skipped for one reason, and the names of the first five."""
+    """The number of files, directories or records that were skipped for one reason, and the names of the first five.
+
+    Examples:
+        >>> from nl_jax.data import Skipped
+        >>> Skipped(1, ["photo.png"]).first
+        ['photo.png']
+    """
 
     count: int = 0
     first: list[str] = dataclasses.field(default_factory=list)

@@ -19,7 +19,20 @@ Part = Int32[np.ndarray, "batch part"]
 
 
 class Read(NamedTuple):
-    """What a model has read: ``model(tokens, state)`` goes on with the text, and learns no more in the CMS."""
+    """What a model has read: ``model(tokens, state)`` goes on with the text, and learns no more in the CMS.
+
+    Examples:
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from nl_jax.evaluation import read_text
+        >>> from nl_jax.models import LanguageModel, named_config
+        >>> sizes = {"width": 8, "num_layers": 1, "num_heads": 1, "mlp_hidden": 8, "chunk_size": 4}
+        >>> model = LanguageModel(named_config("delta_net", "tiny", **sizes), rngs=nnx.Rngs(0))
+        >>> found = read_text(model, [np.zeros((1, 5), np.int32)])
+        >>> logits, _ = found.model(np.ones((1, 1), np.int32), found.state)  # goes on with the text
+        >>> logits.shape
+        (1, 1, 257)
+    """
 
     model: Any
     state: Any

@@ -36,7 +36,16 @@ Levels = dict[str, Any]  # a value for each level, by name
 
 
 class ScheduleState(NamedTuple):
-    """State of all levels of a schedule."""
+    """State of all levels of a schedule.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from nl_jax.levels import Schedule, from_optax
+      >>> schedule = Schedule([from_optax("weights", optax.sgd(1.0), jnp.ones(2), period=2)])
+      >>> state = schedule.step(schedule.init(None, {"weights": jnp.ones(2)}), {"weights": jnp.ones(2)})
+      >>> int(state.step), state.pending["weights"].tolist()  # a gradient waits for the update at the second step
+      (1, [1.0, 1.0])
+    """
 
     step: Int[Array, ""]  # number of steps since ``init``
     levels: Levels  # state of each level

@@ -28,7 +28,16 @@ LEAST_BLOCK = 8  # tokens
 
 
 class ChannelDecay(NamedTuple):
-    """Products of the retention of each channel over the tokens of one chunk, padded to n blocks of B tokens."""
+    """Products of the retention of each channel over the tokens of one chunk, padded to n blocks of B tokens.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import channel_decay
+      >>> decay = channel_decay(jnp.array([[0.5, 1.0], [0.5, 1.0]]))
+      >>> print(decay.to_end)  # what the second token leaves of both writes, in each channel
+      [[0.5 1. ]
+       [1.  1. ]]
+    """
 
     inside: Float[Array, "... n B B in"]  # Π_{s<i≤t} w_i at [t, s] of each block; 0 above the diagonal
     from_block: Float[Array, "... n B in"]  # from the start of its block to t
@@ -109,7 +118,16 @@ def decayed_products(
 
 
 class ChannelChunk(NamedTuple):
-    """One solved chunk, from which the memory is read at any token and carried to the next chunk."""
+    """One solved chunk, from which the memory is read at any token and carried to the next chunk.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import channel_decay, end_of_channel_chunk, solve_channel_chunk
+      >>> decay = channel_decay(jnp.array([[1.0, 1.0], [1.0, 0.5]]))
+      >>> chunk = solve_channel_chunk(jnp.ones((2, 1)), jnp.eye(2), jnp.zeros((2, 1)), None, decay)
+      >>> print(chunk.weights[:, 0], end_of_channel_chunk(chunk)[:, 0])  # before the chunk, after it
+      [1. 1.] [1.  0.5]
+    """
 
     weights: Float[Array, "... in out"]  # W at the chunk's start
     keys: Float[Array, "... C in"]

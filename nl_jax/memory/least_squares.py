@@ -36,7 +36,15 @@ LARGEST_ELEMENT = 1e12  # of a key and of a value; a larger pair is scaled down 
 
 
 class LeastSquares(NamedTuple):
-    """The state of a least-squares memory. Leading axes are independent memories."""
+    """The state of a least-squares memory. Leading axes are independent memories.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import init_least_squares, learn_least_squares
+      >>> state = learn_least_squares(init_least_squares(2, 1), jnp.eye(2), jnp.array([[3.0], [4.0]]))
+      >>> print(state.gram.diagonal(), state.cross[:, 0], state.ridge)
+      [1. 1.] [3. 4.] 1.0
+    """
 
     gram: Float[Array, "... in in"]  # H, without the ridge
     cross: Float[Array, "... in out"]  # Gᵀ, as Flax's kernels lie

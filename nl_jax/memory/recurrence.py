@@ -49,7 +49,16 @@ from nl_jax.ops import (
 
 
 class Decay(NamedTuple):
-    """The decay that the coefficients α and μ of one chunk make; memories with the same coefficients share it."""
+    """The decay that the coefficients α and μ of one chunk make; memories with the same coefficients share it.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import chunk_decay
+      >>> decay = chunk_decay(jnp.array([1.0, 0.5]), jnp.array([0.0, 0.5]))
+      >>> print(decay.forcing)  # by momentum the second token, too, writes half of the first one's forcing
+      [[1. 0.]
+       [1. 1.]]
+    """
 
     state: Float[Array, "... C C"]  # A: the part at t of a write to W at s
     own_forcing: Float[Array, "... C C"] | None  # D = A M: the part at t, in W, of a forcing at s; None where D is A
@@ -114,7 +123,16 @@ def chunk_decay(
 
 
 class Chunk(NamedTuple):
-    """One solved chunk of one memory, from which it is read at any token and carried to the next chunk."""
+    """One solved chunk of one memory, from which it is read at any token and carried to the next chunk.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import chunk_decay, solve_chunk
+      >>> keys, values = jnp.array([[1.0, 0.0], [1.0, 0.0]]), jnp.array([[1.0], [5.0]])  # a key gets a new value
+      >>> chunk = solve_chunk(jnp.zeros((2, 1)), None, keys, values, jnp.ones(2), chunk_decay(jnp.ones(2), None))
+      >>> print(chunk.forcings[:, 0])  # what each token writes: the second one its change
+      [1. 4.]
+    """
 
     delta_w: Float[Array, "... in out"]  # ΔW at the chunk's start
     momentum: Float[Array, "... in out"] | None  # S at the chunk's start

@@ -38,7 +38,16 @@ _GPU_SIZES = (16, 32, 64, 128)  # Triton's products want powers of two from 16; 
 
 
 class ChunkMaps(NamedTuple):
-    """What each chunk does to the state, and reads of it: linear maps that do not depend on the state."""
+    """What each chunk does to the state, and reads of it: linear maps that do not depend on the state.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.memory import chunk_decay, linear_chunks
+      >>> keys, one = jnp.ones((1, 1, 3, 4, 2)), jnp.ones((1, 1, 3, 4))  # 3 chunks of 4 tokens
+      >>> maps = linear_chunks(keys, keys, None, chunk_decay(one, None), queries=keys)
+      >>> maps.erase is None, maps.scores.shape, maps.keep.shape
+      (True, (1, 1, 3, 4, 4), (1, 1, 3, 1, 2))
+    """
 
     erase: Float[Array, "batch heads chunks C in"] | None  # None where writes do not depend on the state
     write: Float[Array, "batch heads chunks C out"]

@@ -76,6 +76,15 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
 
     Raises:
         InputError: for a topology that the compiler does not know, or if the compiler is not installed.
+
+    Examples:
+        >>> from nl_jax import InputError
+        >>> from nl_jax.parallel import topology_devices
+        >>> try:
+        ...     topology_devices("v9:4x4")  # "v5e:4x4" gives 16 devices, with pip install libtpu
+        ... except InputError as error:
+        ...     print(error)
+        topology 'v9:4x4': expected a TPU (v4, v5e, v5p, v6e) and its sizes, such as v5e:16x16; or h100
     """
     is_gpu = chip_of(topology) == "h100"
     try:

@@ -23,6 +23,22 @@ def export_pretrained(pretrained: Pretrained, directory: str | Path) -> None:
     Raises:
       InputError: for a model that no architecture of the Llama family can compute, or a directory with other files.
       StorageError: if it cannot be written.
+
+    Examples:
+      >>> import tempfile
+      >>> from flax import nnx
+      >>> from tokenizers import Tokenizer, models
+      >>> from nl_jax.data import HuggingFaceTokenizer
+      >>> from nl_jax.models import LanguageModel, named_config
+      >>> from nl_jax.pretrained import Pretrained, export_pretrained
+      >>> words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "[UNK]": 2}, unk_token="[UNK]"))
+      >>> tokenizer = HuggingFaceTokenizer.from_json(words.to_str().encode(), "words")
+      >>> sizes = {"vocab_size": 3, "width": 8, "num_layers": 1, "num_heads": 1, "mlp_hidden": 8}
+      >>> model = LanguageModel(named_config("transformer", "tiny", **sizes), rngs=nnx.Rngs(0))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     export_pretrained(Pretrained(model, tokenizer), folder)
+      ...     print(*sorted(path.name for path in Path(folder).iterdir()))
+      config.json generation_config.json model.safetensors tokenizer.json tokenizer_config.json
     """
     place, model = local_path(directory), pretrained.model
     config = to_hf(model.config)

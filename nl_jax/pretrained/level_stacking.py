@@ -54,6 +54,17 @@ class StackedLevel:
       ridge: of "preconditioned": added to the covariance, in units of the inputs' squared norms (harmonic mean). It is
         the number of equal inputs after which a step for this input is half of the first.
       regime: "online" takes gradients as constants (first order); "meta" lets an outer gradient flow through updates.
+
+    Examples:
+      >>> from flax import nnx
+      >>> from nl_jax.models import LanguageModel, named_config
+      >>> from nl_jax.pretrained import StackedLevel, stack_levels
+      >>> sizes = {"width": 8, "num_layers": 2, "num_heads": 1, "mlp_hidden": 8}
+      >>> model = LanguageModel(named_config("transformer", "tiny", **sizes), rngs=nnx.Rngs(0))
+      >>> fast = StackedLevel("fast", blocks=(-1,), matrices=("down",), units=(0.0, 0.5))
+      >>> slow = StackedLevel("slow", period=4, blocks=(-1,), matrices=("down",), units=(0.5, 1.0))
+      >>> fast.rate, [level.name for level in stack_levels(model, [fast, slow]).levels]
+      (300.0, ['fast', 'slow'])
     """
 
     name: str
@@ -154,6 +165,20 @@ class StackedModel:
       model: the model.
       levels: the levels.
       rates: by level name, learning rate and ridge, which may be traced; by default the levels' own.
+
+    Examples:
+      >>> from flax import nnx
+      >>> from nl_jax.models import LanguageModel, named_config
+      >>> from nl_jax.pretrained import StackedLevel, stack_levels
+      >>> sizes = {"width": 8, "num_layers": 2, "num_heads": 1, "mlp_hidden": 8}
+      >>> model = LanguageModel(named_config("transformer", "tiny", **sizes), rngs=nnx.Rngs(0))
+      >>> stacked = stack_levels(model, [StackedLevel("fast", blocks=(-1,))])
+      >>> tokens = jnp.arange(6)[None]
+      >>> chunk = Chunk(tokens[:, :-1], tokens[:, 1:], jnp.ones((1, 5)))
+      >>> state, before = stacked.schedule().step(stacked.init(), chunk)
+      >>> _, again = stacked.schedule().step(state, chunk)
+      >>> bool(again.losses.mean() < before.losses.mean())  # it has learned the text
+      True
     """
 
     def __init__(self, model: LanguageModel, levels: Sequence[StackedLevel], rates: Mapping[str, Rates] | None = None):

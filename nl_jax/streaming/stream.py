@@ -28,7 +28,17 @@ FORMAT = 3  # 1 stored attention's keys rotated by absolute positions, 2 had oth
 
 
 class Fed(NamedTuple):
-    """The result of ``Stream.feed``: figures of the chunks learned in one call."""
+    """The result of ``Stream.feed``: figures of the chunks learned in one call.
+
+    Examples:
+      >>> from flax import nnx
+      >>> from nl_jax.models import named_config
+      >>> sizes = {"width": 8, "num_heads": 1, "mlp_hidden": 8, "chunk_size": 4, "cms_periods": (4,)}
+      >>> config = named_config("hope_attention", "tiny", **sizes, cms_regime="online")
+      >>> fed = Stream(LanguageModel(config, rngs=nnx.Rngs(0))).feed(b"nested")
+      >>> fed.tokens, fed.updated["cms_0"]  # the last two bytes wait for a whole chunk
+      (4, 1)
+    """
 
     tokens: int  # number of tokens learned in this call
     loss: float  # nats per token, each predicted before it was learned; NaN if no chunk was completed

@@ -30,7 +30,14 @@ WORDS = frozenset(
 
 
 class Story(NamedTuple):
-    """What happened, a question about it and its answer, one word of the task's `LABELS`."""
+    """What happened, a question about it and its answer, one word of the task's `LABELS`.
+
+    Examples:
+        >>> from nl_jax.tasks import babi_story
+        >>> story = babi_story(0, 0, "qa4")
+        >>> len(story.facts)
+        2
+    """
 
     facts: tuple[str, ...]
     question: str

@@ -19,7 +19,17 @@ IdsLike = Sequence[int] | np.ndarray
 
 
 class Hidden(NamedTuple):
-    """A question whose facts are hidden in a text of exactly ``length`` tokens, the question included."""
+    """A question whose facts are hidden in a text of exactly ``length`` tokens, the question included.
+
+    Examples:
+        >>> from nl_jax.tasks import babilong_sample
+        >>> background = [[0] * 12]  # one sentence of 12 tokens
+        >>> def encode(text):
+        ...     return [1] * len(text.split())
+        >>> hidden = babilong_sample(0, 0, "qa1", length=200, encode=encode, background=background)
+        >>> hidden.story.answer, sum(len(sentence) for sentence in hidden.sentences())
+        ('bathroom', 200)
+    """
 
     story: Story
     length: int

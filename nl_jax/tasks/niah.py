@@ -55,7 +55,13 @@ WORDS = frozenset(
 
 
 class Sample(NamedTuple):
-    """One question."""
+    """One question.
+
+    Examples:
+        >>> from nl_jax.tasks import Sample
+        >>> Sample("One number is 7. The number is", ("7",)).answers
+        ('7',)
+    """
 
     prompt: str  # instruction, text, question and the beginning of the answer
     answers: tuple[str, ...]  # all values that are asked for; those of a key in the order in which the text has them

@@ -30,7 +30,13 @@ _PARTS = ("_CHECKPOINT_METADATA", _METADATA)  # every checkpoint has these two e
 
 
 class Checkpoint(NamedTuple):
-    """A restored checkpoint."""
+    """A restored checkpoint.
+
+    Examples:
+        >>> from nl_jax.training import Checkpoint
+        >>> Checkpoint(step=100, items={}, metadata={"loss": 1.5}).metadata["loss"]
+        1.5
+    """
 
     step: int
     items: dict[str, PyTree]  # the restored pytrees, by name

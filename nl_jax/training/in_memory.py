@@ -20,7 +20,19 @@ from nl_jax.training.step import compile_step, init_state
 
 
 class Trained(NamedTuple):
-    """A model and how its training went."""
+    """A model and how its training went.
+
+    Examples:
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from nl_jax.models import LanguageModel, named_config
+        >>> from nl_jax.training import Trained
+        >>> config = named_config("transformer", "tiny", width=8, num_layers=1, num_heads=1)
+        >>> model = LanguageModel(config, rngs=nnx.Rngs(0))
+        >>> trained = Trained(model, losses=np.array([8.0, 7.5]), bits_per_byte=7.4)
+        >>> print(trained.losses[-1])
+        7.5
+    """
 
     model: LanguageModel
     losses: Float[np.ndarray, " steps"]  # bits per token of each step's batch, before the step
@@ -53,6 +65,14 @@ def train_in_memory(
     Raises:
         InputError: for sizes below 1 or a sequence longer than the text.
         TrainingDiverged: if loss or gradient is not finite.
+
+    Examples:
+        >>> from nl_jax.models import named_config
+        >>> from nl_jax.training import train_in_memory
+        >>> config = named_config("transformer", "tiny", width=8, num_layers=1, num_heads=1, mlp_hidden=8)
+        >>> trained = train_in_memory(config, steps=2, batch_size=1, seq_len=32, validation_tokens=64)
+        >>> trained.losses.shape, trained.bits_per_byte > 0
+        ((2,), True)
     """
     data = load_text_data() if data is None else data
     mesh = parse_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh

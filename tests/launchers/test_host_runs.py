@@ -189,7 +189,7 @@ def test_a_workdir_of_another_run_is_refused_by_all(data, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     ends, _ = ends_of(start_run(tmp_path, data, 2, STEPS))
     assert [error_of(end)[0] for end in ends] == [2, 2]
-    assert "expected one of 'language_model', or a new workdir" in ends[1][2][-1]
+    assert "expected a workdir of 'language_model', or a new one" in ends[1][2][-1]
 
 
 @pytest.mark.slow

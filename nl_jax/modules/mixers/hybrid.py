@@ -11,7 +11,16 @@ from nl_jax.modules.mixers.stepping import MemoryState
 
 
 class HybridState(NamedTuple):
-    """The states of the two parts."""
+    """The states of the two parts.
+
+    Examples:
+      >>> from flax import nnx
+      >>> from nl_jax.modules import mixer
+      >>> hybrid = mixer("sliding_window_memory", width=8, num_heads=2, chunk_size=4, rngs=nnx.Rngs(0))
+      >>> state = hybrid.init_state(1)
+      >>> state.memory.delta_w[0][0].shape  # of each head
+      (1, 2, 4, 4)
+    """
 
     attention: AttentionState
     memory: MemoryState

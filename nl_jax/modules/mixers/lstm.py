@@ -17,7 +17,17 @@ FORGET_BIAS = 1.0  # sigmoid: 0.73; with 0 half of the cell would be lost at eve
 
 
 class LSTMState(NamedTuple):
-    """What the cell holds after the last token, in float32 (float64 with parameters in float64)."""
+    """What the cell holds after the last token, in float32 (float64 with parameters in float64).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from nl_jax.modules import mixer
+      >>> lstm = mixer("lstm", width=8, num_heads=1, rngs=nnx.Rngs(0))
+      >>> _, state = lstm(jnp.ones((2, 5, 8)))
+      >>> state.hidden.shape, state.cell.shape
+      ((2, 8), (2, 8))
+    """
 
     hidden: Float[Array, "batch width"]
     cell: Float[Array, "batch width"]

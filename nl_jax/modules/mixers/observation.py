@@ -18,6 +18,15 @@ class Observation(NamedTuple):
     """What the memories of a mixer generated and kept of a text of T tokens, which they read in n subchunks.
 
     The axes in front are the batch; those that `nl_jax.models.observe_memories` returns have the layers there.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from nl_jax.modules import mixer, observe
+      >>> titans = mixer("self_modifying_titans", width=8, num_heads=2, chunk_size=4, rngs=nnx.Rngs(0))
+      >>> seen = observe(titans, jnp.ones((1, 8, 8)))
+      >>> seen.key.shape, seen.alpha.shape
+      ((1, 2, 8, 4), (1, 2, 8))
     """
 
     key: Float[Array, "... heads T head_dim"]  # of unit length, as are values and queries

@@ -46,7 +46,17 @@ class MemoryState(NamedTuple):
 
 
 class Memories(NamedTuple):
-    """The part of a ``MemoryState`` that goes from subchunk to subchunk."""
+    """The part of a ``MemoryState`` that goes from subchunk to subchunk.
+
+    Examples:
+      >>> from flax import nnx
+      >>> from nl_jax.modules import mixer
+      >>> from nl_jax.modules.mixers import Memories
+      >>> state = mixer("delta_net", width=8, num_heads=2, chunk_size=4, rngs=nnx.Rngs(0)).init_state(1)
+      >>> memories = Memories(state.delta_w, state.momentum, state.delta_w_at_boundary)
+      >>> [layer.shape for group in memories.delta_w for layer in group]  # one group of one layer
+      [(1, 2, 4, 4)]
+    """
 
     delta_w: Groups
     momentum: Groups
