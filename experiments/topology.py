@@ -3,7 +3,7 @@
     python -m experiments.topology --topology=v5e:16x16 --preset=paper_760m --mesh=data:16,fsdp:16 --workdir=runs/v5e
     python -m experiments.topology --topology=v5p:8x8x16 --preset=paper_1_3b --mesh=data:64,fsdp:16 --workdir=runs/v5p
 
-It needs the compiler (pip install libtpu; for --topology=h100 it says what) and some minutes for each model, but no
+It needs the compiler (pip install 'jax[tpu]'; for --topology=h100 it says what) and some minutes for each model, but no
 TPU and no GPU. The tables say, for one chip:
 
 memory      bytes of the state (parameters, optimizer) and of the temporaries, and their share of the chip's memory
@@ -37,6 +37,7 @@ from experiments.common.mixer_options import configuration, define_mixer_option
 from experiments.common.optimizer_flags import define_optimizer_flags, optimizer_arguments, set_default_rates
 from experiments.common.path_flags import define_workdir
 from experiments.common.text_runs import check_split
+from nl_jax import InputError
 from nl_jax.costs import CHIPS, Chip, count_flops, forward_flops, roofline, traffic
 from nl_jax.models import MODEL_NAMES, PRESETS, LanguageModel, LanguageModelConfig
 from nl_jax.parallel import batch_parts, chip_of, parse_mesh, topology_devices
@@ -128,7 +129,7 @@ def measure(config: LanguageModelConfig, values: flags.FlagValues, mesh: jax.sha
     compiled = compile_step(optimizer, mesh, state, batch, values.accumulate)
     seconds = time.perf_counter() - began
     need: Any = compiled.memory_analysis()
-    moved = traffic(compiled.as_text() or "", mesh.shape)
+    moved = traffic(program_text(compiled), mesh.shape)
     model_flops = 3 * sum(forward_flops(config, values.batch_size, values.seq_len).values())
     return {
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.model)),
@@ -142,6 +143,22 @@ def measure(config: LanguageModelConfig, values: flags.FlagValues, mesh: jax.sha
         "network_bytes": moved.network_bytes,
         "estimated_cycles": moved.estimated_cycles,
     }
+
+
+def program_text(compiled: Any) -> str:
+    """The compiled program.
+
+    Raises:
+        InputError: if JAX cannot read it, as happens with a compiler that is newer than JAX.
+    """
+    try:
+        return compiled.as_text() or ""
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0][:120]
+        raise InputError(
+            f"jax {jax.__version__} cannot read what the compiler made ({reason}); expected the compiler of jax's own "
+            "version, as pip install 'jax[tpu]' brings it"
+        ) from error
 
 
 def report(figures: dict[str, Any], models: list[str], chip: Chip, mesh: jax.sharding.Mesh, workdir: Path) -> None:

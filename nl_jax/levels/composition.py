@@ -17,13 +17,13 @@ class Named(Protocol):
 def as_levels(given: Any) -> tuple[Level, ...]:
     """The levels as a tuple; ``ValueError`` unless there are one or more, each a `Level`."""
     if not isinstance(given, Iterable):
-        raise ValueError(f"levels is a {type(given).__name__}; it must be a sequence of Level")
+        raise ValueError(f"levels is a {type(given).__name__}; expected a sequence of Level")
     levels = tuple(given)
     if not levels:
         raise ValueError("levels=() must hold one or more")
     for i, level in enumerate(levels):
         if not isinstance(level, Level):
-            raise ValueError(f"levels[{i}] is a {type(level).__name__}; it must be a Level")
+            raise ValueError(f"levels[{i}] is a {type(level).__name__}; expected a Level")
     return levels
 
 

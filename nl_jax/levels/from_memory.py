@@ -102,10 +102,10 @@ def from_memory(
        [6. 7.]]
     """
     if architecture.stack != 1:
-        raise ValueError(f"level {name!r}: stack={architecture.stack} must be 1; batch=... gives more memories")
+        raise ValueError(f"level {name!r}: stack={architecture.stack}: expected 1; batch=... gives more memories")
     if isinstance(objective, str):
         if objective not in OBJECTIVES:
-            raise ValueError(f"level {name!r}: objective={objective!r} must be one of {tuple(OBJECTIVES)}")
+            raise ValueError(f"level {name!r}: objective={objective!r}: expected one of {tuple(OBJECTIVES)}")
         title, target = objective, OBJECTIVES[objective]
     else:
         title, target = "a loss of answer and value", objective

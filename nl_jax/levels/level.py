@@ -113,9 +113,9 @@ class Level:
     def __post_init__(self):
         """Checks the arguments that need no other level to be checked."""
         if isinstance(self.period, bool) or not isinstance(self.period, int) or self.period < 1:
-            raise ValueError(f"level {self.name!r}: period={self.period!r} must be an integer of at least 1")
+            raise ValueError(f"level {self.name!r}: period={self.period!r}: expected an integer of at least 1")
         if self.gather not in GATHERS:
-            raise ValueError(f"level {self.name!r}: gather={self.gather!r} must be one of {GATHERS}")
+            raise ValueError(f"level {self.name!r}: gather={self.gather!r}: expected one of {GATHERS}")
         if self.starts_from is not None and self.start is None:
             raise ValueError(f"level {self.name!r}: starts_from={self.starts_from!r} needs a start function")
 

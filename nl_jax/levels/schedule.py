@@ -247,7 +247,9 @@ class Schedule:
         for path, length in lengths.items():
             if length != n or n == 0:
                 where = f"level {path[2:].split(chr(39))[0]!r}" if self.flow is None else f"data{path}"
-                raise ValueError(f"{where}: context of {length} steps, where the first one has {n}; both must be ≥ 1")
+                raise ValueError(
+                    f"{where}: context of {length} steps, where the first one has {n}; expected at least 1 of both"
+                )
         return n
 
     def _piece(self, position: int, end: int) -> tuple[int, int]:

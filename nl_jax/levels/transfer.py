@@ -78,7 +78,7 @@ def by_context(
       [[3.0], [5.0]]
     """
     if window < period:
-        raise ValueError(f"level {name!r}: window={window} must be at least the period {period}")
+        raise ValueError(f"level {name!r}: window={window}: expected at least the period {period}")
     scale = size**-0.5 if scale is None else scale
 
     def init(key, data):

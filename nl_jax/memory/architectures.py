@@ -57,17 +57,17 @@ class Architecture:
         """Checks the sizes."""
         for name in ("size_in", "size_out"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be an integer of at least 1")
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected an integer of at least 1")
         if self.depth < 1:
-            raise ValueError(f"depth={self.depth} must be at least 1")
+            raise ValueError(f"depth={self.depth}: expected at least 1")
         if self.depth > 1 and self.hidden < 1:
-            raise ValueError(f"hidden={self.hidden} must be at least 1 for depth={self.depth}")
+            raise ValueError(f"hidden={self.hidden}: expected at least 1 for depth={self.depth}")
         if self.gated and self.depth != 2:
-            raise ValueError(f"depth={self.depth} must be 2 for a gated memory")
+            raise ValueError(f"depth={self.depth}: expected 2 for a gated memory")
         if self.residual and self.size_in != self.size_out:
-            raise ValueError(f"size_in={self.size_in} must equal size_out={self.size_out} in a residual memory")
+            raise ValueError(f"size_in={self.size_in}: expected size_out={self.size_out} in a residual memory")
         if self.stack < 1 or (self.stack > 1 and self.depth < 2):
-            raise ValueError(f"stack={self.stack} must be at least 1, and 1 for a matrix memory")
+            raise ValueError(f"stack={self.stack}: expected at least 1, and 1 for a matrix memory")
 
     @property
     def first_outputs(self) -> int:

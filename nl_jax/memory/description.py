@@ -38,7 +38,7 @@ class Rule:
     def __post_init__(self):
         """Checks the form."""
         if self.form not in RULES:
-            raise ValueError(f"rule={self.form!r} must be one of {', '.join(map(repr, RULES))}")
+            raise ValueError(f"rule={self.form!r}: expected one of {', '.join(map(repr, RULES))}")
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,6 @@ def memory_of(
     """
     if isinstance(objective, str):
         if objective not in OBJECTIVES:
-            raise ValueError(f"objective={objective!r} must be one of {', '.join(map(repr, OBJECTIVES))}")
+            raise ValueError(f"objective={objective!r}: expected one of {', '.join(map(repr, OBJECTIVES))}")
         objective = OBJECTIVES[objective]
     return Memory(architecture, objective, Rule(rule, delta, delta_after_retention, allow_neg_eigval), chunk_size)

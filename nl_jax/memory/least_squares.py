@@ -76,7 +76,7 @@ def init_least_squares(
       [1. 2. 3.]
     """
     if isinstance(ridge, int | float) and not 0.0 < ridge < float("inf"):
-        raise ValueError(f"ridge={ridge} must be a positive number")
+        raise ValueError(f"ridge={ridge}: expected a positive number")
     shapes = (*batch, size_in, size_in), (*batch, size_in, size_out)
     gram, cross, lost_gram, lost_cross = (jnp.zeros(shape, dtype) for shape in 2 * shapes)
     each = jnp.array(jnp.broadcast_to(jnp.asarray(ridge, dtype), batch))
@@ -114,11 +114,13 @@ def learn_least_squares(
     size_in, size_out = state.cross.shape[-2:]
     if keys.ndim < 2 or keys.shape[-1] != size_in or values.shape != (*keys.shape[:-1], size_out):
         shapes = f"keys {keys.shape} and values {values.shape}"
-        raise ValueError(f"{shapes} must be [..., C, {size_in}] and [..., C, {size_out}] with equal leading axes")
+        raise ValueError(f"{shapes}: expected [..., C, {size_in}] and [..., C, {size_out}] with equal leading axes")
     if isinstance(retention, int | float) and not 0.0 <= retention <= 1.0:
-        raise ValueError(f"retention={retention} must be from 0 to 1")
+        raise ValueError(f"retention={retention}: expected 0 to 1")
     if jnp.shape(retention)[-1:] not in ((), (1,), keys.shape[-2:-1]):
-        raise ValueError(f"retention has shape {jnp.shape(retention)}; its last axis must be the {keys.shape[-2]} keys")
+        raise ValueError(
+            f"retention has shape {jnp.shape(retention)}; expected a last axis of the {keys.shape[-2]} keys"
+        )
     dtype = state.gram.dtype
     keys, values = _limit(keys.astype(dtype), values.astype(dtype))
     pairs = jnp.concatenate([keys, values], axis=-1)
@@ -169,7 +171,7 @@ def read_least_squares(state: LeastSquares, queries: Float[Array, "... n in"]) -
     """
     size_in = state.gram.shape[-1]
     if queries.shape[-1:] != (size_in,):
-        raise ValueError(f"queries has shape {queries.shape}; it must be [..., n, {size_in}]")
+        raise ValueError(f"queries has shape {queries.shape}; expected [..., n, {size_in}]")
     return queries.astype(state.gram.dtype) @ least_squares_weights(state)
 
 

@@ -55,7 +55,7 @@ def lp(p: float) -> Objective:
       [3.  1.5]
     """
     if not 1.0 < p <= 2.0:
-        raise ValueError(f"p={p} must be in (1, 2]")
+        raise ValueError(f"p={p}: expected a number in (1, 2]")
 
     smoothing = 1e-4
 
@@ -81,7 +81,7 @@ def huber(threshold: float) -> Objective:
       [0.2 0. ]
     """
     if not threshold > 0.0:
-        raise ValueError(f"threshold={threshold} must be positive")
+        raise ValueError(f"threshold={threshold}: expected a positive number")
 
     def gradient(answer: Vectors, value: Vectors) -> Vectors:
         error = answer - value

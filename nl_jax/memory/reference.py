@@ -10,18 +10,18 @@ def check_shapes(W, S, x, g, coefficients, w0):
     arrays = {"W": W, "S": S, "x": x, "g": g} | ({} if w0 is None else {"w0": w0})
     for name, value in arrays.items():
         if jnp.ndim(value) < 2:
-            raise ValueError(f"{name} has shape {jnp.shape(value)}; it must have at least two axes")
+            raise ValueError(f"{name} has shape {jnp.shape(value)}; expected at least two axes")
     chunk, size_in, size_out = x.shape[-2], x.shape[-1], g.shape[-1]
     if chunk < 1:
-        raise ValueError(f"x has shape {x.shape}; it must have at least one token")
+        raise ValueError(f"x has shape {x.shape}; expected at least one token")
     if g.shape[-2] != chunk:
-        raise ValueError(f"g has {g.shape[-2]} tokens, x has {chunk}; they must be equal")
+        raise ValueError(f"g has {g.shape[-2]} tokens, x has {chunk}; expected as many")
     for name, value in coefficients.items():
         if jnp.shape(value)[-1:] != (chunk,):
-            raise ValueError(f"{name} has shape {jnp.shape(value)}; its last axis must be the {chunk} tokens of x")
+            raise ValueError(f"{name} has shape {jnp.shape(value)}; expected a last axis of the {chunk} tokens of x")
     for name, value in {"W": W, "S": S, "w0": w0}.items():
         if value is not None and value.shape[-2:] != (size_out, size_in):
-            raise ValueError(f"{name} has shape {value.shape}; its last axes must be out, in = {size_out}, {size_in}")
+            raise ValueError(f"{name} has shape {value.shape}; expected last axes of out, in = {size_out}, {size_in}")
     leading = {name: value.shape[:-2] for name, value in arrays.items()}
     leading |= {name: value.shape[:-1] for name, value in coefficients.items()}
     try:

@@ -11,14 +11,14 @@ def check_tokens(tokens: Any) -> None:
     Ids are not compared with the vocabulary, since arrays may be traced.
     """
     if not hasattr(tokens, "shape"):
-        raise ValueError(f"tokens is a {type(tokens).__name__}; it must be an array of integers [batch, time]")
+        raise ValueError(f"tokens is a {type(tokens).__name__}; expected an array of integers [batch, time]")
     if len(tokens.shape) != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         given = f"shape {tokens.shape} and type {tokens.dtype}"
-        raise ValueError(f"tokens has {given}; it must be an array of integers [batch, time]")
+        raise ValueError(f"tokens has {given}; expected an array of integers [batch, time]")
 
 
 def check_like_tokens(tokens: Any, **others: Any) -> None:
     """Raises ``ValueError`` unless every other array that is not None has the shape of ``tokens``."""
     for name, value in others.items():
         if value is not None and jnp.shape(value) != tokens.shape:
-            raise ValueError(f"{name} has shape {jnp.shape(value)}; it must have that of tokens, {tokens.shape}")
+            raise ValueError(f"{name} has shape {jnp.shape(value)}; expected that of tokens, {tokens.shape}")

@@ -95,12 +95,12 @@ class LanguageModelConfig:
             raise InputError(f"unknown mixer {self.mixer!r}; expected one of {', '.join(MIXERS)}")
         for name in SIZES:
             if not _is_count(getattr(self, name)):
-                raise InputError(f"{name}={getattr(self, name)!r} must be an integer of at least 1")
+                raise InputError(f"{name}={getattr(self, name)!r}: expected an integer of at least 1")
         periods = self.cms_periods
         if not isinstance(periods, tuple | list) or not periods or not all(map(_is_count, periods)):
-            raise InputError(f"cms_periods={self.cms_periods!r} must be one or more integers, each at least 1")
+            raise InputError(f"cms_periods={self.cms_periods!r}: expected one or more integers, each at least 1")
         if not 0.0 < self.cms_rate < math.inf:
-            raise InputError(f"cms_rate={self.cms_rate!r} must be a positive number")
+            raise InputError(f"cms_rate={self.cms_rate!r}: expected a positive number")
         if self.cms_regime not in REGIMES:
             raise InputError(f"cms_regime={self.cms_regime!r}: expected one of {', '.join(REGIMES)}")
         if self.cms_regime != "outer" and min(self.cms_periods) % self.chunk_size:

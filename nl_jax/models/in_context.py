@@ -71,7 +71,7 @@ def learning_schedule(
     for i, period in enumerate(config.cms_periods):
         if period % min(config.cms_periods):
             raise ValueError(
-                f"level cms_{i}: its period {period} must be a multiple of the shortest, {min(config.cms_periods)}"
+                f"level cms_{i}: period {period}; expected a multiple of the shortest, {min(config.cms_periods)}"
             )
     if optimizers is None:
         optimizers = [optax.chain(clip_by_norm(1.0), optax.scale(-rate)) for rate in rates]

@@ -89,7 +89,7 @@ class VisionTransformer(nnx.Module):
             raise ValueError(f"patch_size={patch_size} must divide image_size={image_size}")
         for name, value in (("num_layers", num_layers), ("channels", channels), ("num_classes", num_classes)):
             if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+                raise ValueError(f"{name}={value}: expected at least 1")
         self.patch_size, self.image_shape = patch_size, (image_size, image_size, channels)
         self.patch_embed = linear(patch_size**2 * channels, width, bias=0.0, rngs=rngs)
         tokens = (image_size // patch_size) ** 2
@@ -108,7 +108,7 @@ class VisionTransformer(nnx.Module):
         """Returns the class logits of every image; ``ValueError`` for images of another shape."""
         if images.ndim != 4 or images.shape[1:] != self.image_shape:
             expected = ", ".join(map(str, self.image_shape))
-            raise ValueError(f"images has shape {images.shape}; it must be [batch, {expected}]")
+            raise ValueError(f"images has shape {images.shape}; expected [batch, {expected}]")
         batch, size, _, channels = images.shape
         grid, patch = size // self.patch_size, self.patch_size
         patches = images.reshape(batch, grid, patch, grid, patch, channels).swapaxes(2, 3)

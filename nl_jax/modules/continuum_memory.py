@@ -42,7 +42,7 @@ class FeedForward(nnx.Module):
     def _residual(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
         assert self.norm.scale is not None
         if x.shape[-1:] != self.norm.scale.shape:
-            raise ValueError(f"x has shape {x.shape}; its last axis must be the width, {self.norm.scale.shape[0]}")
+            raise ValueError(f"x has shape {x.shape}; expected a last axis of the width, {self.norm.scale.shape[0]}")
         wide = widen(x)
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         n = (wide * jax.lax.rsqrt(mean_square + self.norm.epsilon) * self.norm.scale[...]).astype(x.dtype)
@@ -97,11 +97,11 @@ class ContinuumMemory(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if not periods or any(isinstance(p, bool) or not isinstance(p, int) or p < 1 for p in periods):
-            raise ValueError(f"periods={tuple(periods)} must be one or more integers, each at least 1")
+            raise ValueError(f"periods={tuple(periods)}: expected one or more integers, each at least 1")
         if width < 1 or hidden < 1:
-            raise ValueError(f"width={width} and hidden={hidden} must be at least 1")
+            raise ValueError(f"width={width} and hidden={hidden}: expected at least 1")
         if variant not in VARIANTS:
-            raise ValueError(f"variant={variant!r} must be one of {', '.join(map(repr, VARIANTS))}")
+            raise ValueError(f"variant={variant!r}: expected one of {', '.join(map(repr, VARIANTS))}")
         self.periods, self.variant = tuple(periods), variant
         options: Any = {"output_scale": output_scale, "norm_epsilon": norm_epsilon, "rngs": rngs}
         self.levels = nnx.List([FeedForward(width, hidden, **options) for _ in periods])

@@ -21,7 +21,7 @@ class Linear(nnx.Linear):
         """Maps every vector; ``ValueError`` for vectors of another size."""
         size_in = self.kernel.shape[0]
         if inputs.shape[-1:] != (size_in,):
-            raise ValueError(f"inputs has shape {inputs.shape}; its last axis must be {size_in}")
+            raise ValueError(f"inputs has shape {inputs.shape}; expected a last axis of {size_in}")
         outputs = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
         return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
 

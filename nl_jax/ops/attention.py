@@ -65,7 +65,7 @@ def blockwise_attention(
     window = keys if window is None else window
     for name, size in (("window", window), ("block_size", block_size)):
         if size < 1:
-            raise ValueError(f"{name}={size} must be at least 1")
+            raise ValueError(f"{name}={size}: expected at least 1")
     if time == 0:
         return jnp.zeros(query.shape, value.dtype)
     return _attention(query, key, value, empty, window, block_size)[0]
@@ -74,11 +74,11 @@ def blockwise_attention(
 def _check_shapes(query: Array, key: Array, value: Array) -> None:
     for name, x in (("query", query), ("key", key), ("value", value)):
         if x.ndim != 4:
-            raise ValueError(f"{name} has shape {x.shape}; it must be [batch, time, heads, head_dim]")
+            raise ValueError(f"{name} has shape {x.shape}; expected [batch, time, heads, head_dim]")
     if value.shape[:3] != key.shape[:3]:  # the rest would be read past the end of the values, without an error
-        raise ValueError(f"value has shape {value.shape}; its batch, time and heads must be those of key, {key.shape}")
+        raise ValueError(f"value has shape {value.shape}; expected batch, time and heads of key, {key.shape}")
     if (query.shape[0], query.shape[3]) != (key.shape[0], key.shape[3]):
-        raise ValueError(f"key has shape {key.shape}; its batch and head_dim must be those of query, {query.shape}")
+        raise ValueError(f"key has shape {key.shape}; expected batch and head_dim of query, {query.shape}")
 
 
 class _Tiling(NamedTuple):

@@ -122,21 +122,21 @@ def check_range(name: str, value: Any, low: float, high: float, *, below: bool =
     Bools do not count as numbers. Arrays, traced or not, and schedules are not checked.
     """
     if isinstance(value, bool | np.bool_):
-        raise ValueError(f"{name}={value} must be a number")
+        raise ValueError(f"{name}={value}: expected a number")
     if not isinstance(value, int | float | np.number):
         return
     if not low <= value <= high or (below and value == high):
-        raise ValueError(f"{name}={value} must be in [{low}, {high}{')' if below else ']'}")
+        raise ValueError(f"{name}={value}: expected a number in [{low}, {high}{')' if below else ']'}")
 
 
 def check_integer(name: str, value: Any, low: int) -> None:
     """Raises a ``ValueError`` unless a value is an integer of at least ``low``, or a tuple of these; bools are not."""
     for one in value if isinstance(value, tuple) else (value,):
         if isinstance(one, bool) or not isinstance(one, int | np.integer) or one < low:
-            raise ValueError(f"{name}={reprlib.repr(value)} must be an integer of at least {low}")
+            raise ValueError(f"{name}={reprlib.repr(value)}: expected an integer of at least {low}")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises a ``ValueError`` for a value that is not among ``choices``."""
     if value not in choices:
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")

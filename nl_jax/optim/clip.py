@@ -44,7 +44,7 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
       [1. 1.]
     """
     if not max_norm > 0.0:
-        raise ValueError(f"max_norm={max_norm} must be positive")
+        raise ValueError(f"max_norm={max_norm}: expected a positive number")
 
     def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
         square = _square(updates)

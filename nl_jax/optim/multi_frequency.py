@@ -117,7 +117,7 @@ def multi_frequency(
     """
     for label, (_, period) in transforms.items():
         if isinstance(period, bool) or not isinstance(period, int) or period < 1:
-            raise ValueError(f"period of {label!r} is {period!r}; it must be an integer of at least 1")
+            raise ValueError(f"period of {label!r} is {period!r}; expected an integer of at least 1")
     return optax.partition(
         {label: tx if period == 1 else _every(tx, period) for label, (tx, period) in transforms.items()},
         lambda params: tree_of(param_labels, params),

@@ -81,7 +81,7 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
         >>> from nl_jax import InputError
         >>> from nl_jax.parallel import topology_devices
         >>> try:
-        ...     topology_devices("v9:4x4")  # "v5e:4x4" gives 16 devices, with pip install libtpu
+        ...     topology_devices("v9:4x4")  # "v5e:4x4" gives 16 devices, with pip install 'jax[tpu]'
         ... except InputError as error:
         ...     print(error)
         topology 'v9:4x4': expected a TPU (v4, v5e, v5p, v6e) and its sizes, such as v5e:16x16; or h100
@@ -100,7 +100,7 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
     except Exception as error:  # XLA has no common class of errors
         why = str(error).splitlines()[0][:160]
         if "not installed" in why:
-            raise InputError(f"topology {topology!r}: needs the TPU compiler: pip install libtpu") from error
+            raise InputError(f"topology {topology!r}: needs the TPU compiler: pip install 'jax[tpu]'") from error
         raise InputError(f"topology {topology!r}: its compiler does not know it ({why})") from error
     return found.devices
 

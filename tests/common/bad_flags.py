@@ -152,7 +152,7 @@ PARITY = [
     (["--mixer_option=delta=false"], "--mixer_option=delta=false: expected a Python value"),
     (["--mixer_option=mu=(1,"], "--mixer_option=mu=(1,: expected a Python value"),
     (["--mixer_option=mu=[1]"], "--mixer_option=mu=[1]: expected a number"),
-    (["--mixer_option=rule=unknown"], "--mixer_option=rule=unknown: rule='unknown' must be one of"),
+    (["--mixer_option=rule=unknown"], "--mixer_option=rule=unknown: rule='unknown': expected one of"),
     (["--mixer_option=windows=3"], "unexpected keyword argument 'windows'"),
     (["--mixer_option=rngs=3"], "multiple values for keyword argument 'rngs'"),
     (["--mixer_option=mu=()"], "--models=delta_net"),

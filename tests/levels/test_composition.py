@@ -82,8 +82,8 @@ def test_adam_is_two_parallel_moments_and_the_weights_after_them():
             r"level 'x': its period 2 must divide",
         ),
         (lambda: Schedule([still("x")], has_aux=True), "has_aux=True needs a flow"),
-        (lambda: Schedule(still("x")), "levels is a Level; it must be a sequence of Level"),
-        (lambda: Schedule(["x"]), r"levels\[0\] is a str; it must be a Level"),
+        (lambda: Schedule(still("x")), "levels is a Level; expected a sequence of Level"),
+        (lambda: Schedule(["x"]), r"levels\[0\] is a str; expected a Level"),
     ],
 )
 def test_levels_that_do_not_fit_are_named(make, message):

@@ -58,9 +58,9 @@ def test_mlp_memory_descends_by_chunks():
 
 
 def test_a_bad_option_names_the_level():
-    with pytest.raises(ValueError, match="level 'm': stack=2 must be 1"):
+    with pytest.raises(ValueError, match="level 'm': stack=2: expected 1"):
         from_memory("m", Architecture(2, 2, 3, 2, stack=2))
-    with pytest.raises(ValueError, match="level 'm': objective='l3' must"):
+    with pytest.raises(ValueError, match="level 'm': objective='l3': expected"):
         from_memory("m", Architecture(2, 2), objective="l3")
 
 

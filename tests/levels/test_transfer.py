@@ -239,5 +239,5 @@ def test_a_kept_context_is_attended_to():
             lambda v: jnp.sum(schedule.read(schedule.run(start, {"seen": Pair(keys, v)}), "seen", queries))
         )
         assert np.count_nonzero(np.any(gradient(values) != 0, axis=1)) == 6
-    with pytest.raises(ValueError, match="level 'seen': window=1 must be at least the period 2"):
+    with pytest.raises(ValueError, match="level 'seen': window=1: expected at least the period 2"):
         by_context("seen", 4, 2, window=1, period=2)

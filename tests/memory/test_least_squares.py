@@ -161,13 +161,13 @@ def test_a_level_is_the_memory():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: init_least_squares(2, 1, 0.0), "ridge=0.0 must be a positive number"),
+        (lambda: init_least_squares(2, 1, 0.0), "ridge=0.0: expected a positive number"),
         (lambda: learn_least_squares(init_least_squares(2, 1), jnp.ones((3, 3)), jnp.ones((3, 1))), r"keys \(3, 3\)"),
         (lambda: learn_least_squares(init_least_squares(2, 1), jnp.ones((3, 2)), jnp.ones((3, 1)), 1.5), "retention"),
         (lambda: learn_least_squares(init_least_squares(2, 1), jnp.ones(2), jnp.ones(1)), r"keys \(2,\)"),
         (
             lambda: learn_least_squares(init_least_squares(2, 1), jnp.ones((3, 2)), jnp.ones((3, 1)), jnp.ones(2)),
-            r"retention has shape \(2,\); its last axis must be the 3 keys",
+            r"retention has shape \(2,\); expected a last axis of the 3 keys",
         ),
         (lambda: read_least_squares(init_least_squares(2, 1), jnp.ones((4, 3))), r"queries has shape \(4, 3\)"),
     ],

@@ -238,9 +238,9 @@ def test_shapes_that_do_not_fit(update, name, shape):
 def test_arguments_that_are_no_matrices_or_sequences_are_named(update):
     case = problem(0, 6, 4, 3)
     for change, message in [
-        ({"eta": 0.1}, r"^eta has shape \(\); its last axis must be the 6 tokens of x"),
-        ({"x": np.zeros(4)}, r"^x has shape \(4,\); it must have at least two axes"),
-        ({"x": np.zeros((0, 4)), "g": np.zeros((0, 3))}, r"^x has shape \(0, 4\); it must have at least one token"),
+        ({"eta": 0.1}, r"^eta has shape \(\); expected a last axis of the 6 tokens of x"),
+        ({"x": np.zeros(4)}, r"^x has shape \(4,\); expected at least two axes"),
+        ({"x": np.zeros((0, 4)), "g": np.zeros((0, 3))}, r"^x has shape \(0, 4\); expected at least one token"),
         (
             {"W": np.zeros((2, 3, 4)), "x": np.zeros((3, 6, 4))},
             r"^leading axes of W \(2,\), .*x \(3,\).* must broadcast",
@@ -251,7 +251,7 @@ def test_arguments_that_are_no_matrices_or_sequences_are_named(update):
 
 
 def test_sizes_of_an_architecture():
-    with pytest.raises(ValueError, match="size_out=-1 must be an integer of at least 1"):
+    with pytest.raises(ValueError, match="size_out=-1: expected an integer of at least 1"):
         Architecture(4, -1)
 
 

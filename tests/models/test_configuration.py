@@ -132,7 +132,7 @@ def test_what_json_cannot_hold_is_refused_before_it_is_saved(tmp_path):
     [
         ({"depth": 3}, "unknown depth; expected mixer,"),
         ({"mixer": None}, "unknown mixer"),
-        ({"vocab_size": "many"}, "vocab_size='many' must be an integer of at least 1"),
+        ({"vocab_size": "many"}, "vocab_size='many': expected an integer of at least 1"),
         ({"cms_rate": "fast"}, "another type"),
         ({"dtype": "float16"}, "dtype='float16': expected one of float32, bfloat16"),
         ({"remat": "all"}, "remat='all': expected one of none, block, dots"),

@@ -305,7 +305,7 @@ def test_bad_input():
         make(regime="late")
     with pytest.raises(InputError, match="chunk_size=3 must divide the shortest period"):
         make(chunk_size=3)
-    with pytest.raises(ValueError, match="level cms_1: its period 6 must be a multiple of the shortest, 4"):
+    with pytest.raises(ValueError, match="level cms_1: period 6; expected a multiple of the shortest, 4"):
         read_and_learn(make(periods=(4, 6)), *text(12))
     with pytest.raises(ValueError, match="30 tokens: level cms of period 4"):
         read_and_learn(make(), *text(30))

@@ -136,16 +136,22 @@ def test_remat_recomputes_what_it_does_not_keep():
         (lambda: named_config("hopp", "tiny"), "unknown model 'hopp'; expected one of hope, "),
         (lambda: named_config("hope", "huge"), "unknown preset 'huge'; expected one of tiny, "),
         (lambda: LanguageModelConfig("rnn", 257, 16, 2, 2, 8), "unknown mixer 'rnn'"),
-        (lambda: LanguageModelConfig("attention", 257, 16, 0, 2, 8), "num_layers=0 must be an integer of at least 1"),
-        (lambda: LanguageModelConfig("attention", 257, 0, 1, 2, 8), "width=0 must be an integer of at least 1"),
-        (lambda: LanguageModelConfig("attention", 2.5, 16, 1, 2, 8), "vocab_size=2.5 must be an integer"),
+        (lambda: LanguageModelConfig("attention", 257, 16, 0, 2, 8), "num_layers=0: expected an integer of at least 1"),
+        (lambda: LanguageModelConfig("attention", 257, 0, 1, 2, 8), "width=0: expected an integer of at least 1"),
+        (lambda: LanguageModelConfig("attention", 2.5, 16, 1, 2, 8), "vocab_size=2.5: expected an integer"),
         (
             lambda: LanguageModelConfig("attention", 9, 16, 1, 2, 8, chunk_size=0, cms_regime="meta"),
-            "chunk_size=0 must",
+            "chunk_size=0: expected",
         ),
-        (lambda: LanguageModelConfig("attention", 9, 16, 1, 2, 8, cms_periods=4), "cms_periods=4 must be one or more"),
-        (lambda: LanguageModelConfig("attention", 9, 16, 1, 2, 8, cms_periods=()), r"cms_periods=\(\) must be one or"),
-        (lambda: LanguageModelConfig("attention", 9, 16, 1, 2, 8, cms_rate=-1.0), "cms_rate=-1.0 must be a positive"),
+        (
+            lambda: LanguageModelConfig("attention", 9, 16, 1, 2, 8, cms_periods=4),
+            "cms_periods=4: expected one or more",
+        ),
+        (
+            lambda: LanguageModelConfig("attention", 9, 16, 1, 2, 8, cms_periods=()),
+            r"cms_periods=\(\): expected one or",
+        ),
+        (lambda: LanguageModelConfig("attention", 9, 16, 1, 2, 8, cms_rate=-1.0), "cms_rate=-1.0: expected a positive"),
         (
             lambda: named_config("hope", "tiny", num_layers=40),
             "parameters without feed-forward blocks; expected at most 1,0",
@@ -205,6 +211,6 @@ def test_tokens_that_are_no_integers_of_two_axes_are_refused(tokens, given):
     model = LanguageModel(small("transformer"), rngs=nnx.Rngs(0))
     for call in (model, model.last_logits):
         with pytest.raises(
-            ValueError, match=rf"tokens (has|is) {given}; it must be an array of integers \[batch, time\]"
+            ValueError, match=rf"tokens (has|is) {given}; expected an array of integers \[batch, time\]"
         ):
             call(tokens)

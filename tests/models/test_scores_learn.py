@@ -194,8 +194,8 @@ def test_targets_and_masks_of_another_shape_are_refused(model):
     tokens = jnp.zeros((1, 8), jnp.int32)
     for change, message in [
         ({"tokens": tokens[0]}, r"tokens has shape \(8,\)"),
-        ({"targets": tokens[:, :4]}, r"targets has shape \(1, 4\); it must have that of tokens, \(1, 8\)"),
-        ({"mask": jnp.ones(8)}, r"mask has shape \(8,\); it must have that of tokens, \(1, 8\)"),
+        ({"targets": tokens[:, :4]}, r"targets has shape \(1, 4\); expected that of tokens, \(1, 8\)"),
+        ({"mask": jnp.ones(8)}, r"mask has shape \(8,\); expected that of tokens, \(1, 8\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             read(model, **{"tokens": tokens} | change)

@@ -75,7 +75,7 @@ def test_learns_the_images():
         ({"patch_size": 0}, "patch_size=0"),
         ({"num_heads": 3}, "num_heads=3 must divide"),
         ({"num_layers": 0}, "num_layers=0"),
-        ({"channels": 0}, "channels=0 must be at least 1"),
+        ({"channels": 0}, "channels=0: expected at least 1"),
     ],
 )
 def test_bad_sizes(change, message):
@@ -87,7 +87,7 @@ def test_bad_sizes(change, message):
 def test_images_of_another_shape_are_refused(change):
     model = VisionTransformer(**SIZES, rngs=nnx.Rngs(0))
     size, channels = SIZES["image_size"], SIZES["channels"]
-    message = rf"images has shape .*; it must be \[batch, {size}, {size}, {channels}\]"
+    message = rf"images has shape .*; expected \[batch, {size}, {size}, {channels}\]"
     for shape in ((2, *change[1:3], change[3] or channels), (2, size, size)):
         with pytest.raises(ValueError, match=message):
             model(np.zeros(shape, np.float32))

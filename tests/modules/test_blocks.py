@@ -189,5 +189,5 @@ def test_rotary_positions_start_anywhere():
     ],
 )
 def test_inputs_of_another_width_are_refused(build):
-    with pytest.raises(ValueError, match=r"has shape .* its last axis must be (8|the width, 8)"):
+    with pytest.raises(ValueError, match=r"has shape .* expected a last axis of (8|the width, 8)"):
         build()(jnp.ones((2, 5, 6)))

@@ -144,17 +144,17 @@ def test_parts_of_a_hybrid_are_the_mixers_alone():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("comba", {"correction": float("nan")}, "correction=nan must be a finite number"),
-        ("comba", {"chunk_size": 0}, "chunk_size=0 must be an integer of at least 1"),
-        ("rwkv7", {"rank": 0}, "rank=0 must be an integer of at least 1"),
+        ("comba", {"correction": float("nan")}, "correction=nan: expected a finite number"),
+        ("comba", {"chunk_size": 0}, "chunk_size=0: expected an integer of at least 1"),
+        ("rwkv7", {"rank": 0}, "rank=0: expected an integer of at least 1"),
         ("gla", {"num_heads": 3}, "num_heads=3 must divide width=8"),
         ("gla", {"eta": 0.5}, "unexpected keyword argument 'eta'"),
         ("lstm", {"num_heads": 3}, "num_heads=3 must divide width=8"),
-        ("lstm", {"chunk_size": 0}, "chunk_size=0 must be an integer of at least 1"),
-        ("srwm", {"chunk_size": 0}, "chunk_size=0 must be an integer of at least 1"),
-        ("sliding_window_memory", {"memory": "attention"}, "memory=Attention must be a mixer with memories"),
+        ("lstm", {"chunk_size": 0}, "chunk_size=0: expected an integer of at least 1"),
+        ("srwm", {"chunk_size": 0}, "chunk_size=0: expected an integer of at least 1"),
+        ("sliding_window_memory", {"memory": "attention"}, "memory=Attention: expected a mixer with memories"),
         ("sliding_window_memory", {"memory": "other"}, "unknown mixer 'other'"),
-        ("sliding_window_memory", {"window": 0}, "context_length=0 must be at least 1"),
+        ("sliding_window_memory", {"window": 0}, "context_length=0: expected at least 1"),
     ],
 )
 def test_bad_input(name, options, message):

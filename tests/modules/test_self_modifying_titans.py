@@ -305,8 +305,8 @@ def test_state_size_does_not_grow():
         ({"chunk_size": 0}, "chunk_size=0"),
         ({"chunk_size": 4, "projection_chunk_size": 6}, r"chunk_size=\(6, 4\)"),
         ({"read": "other"}, "read='other'"),
-        ({"up_bias": float("nan")}, "up_bias=nan must be a finite number"),
-        ({"eta_bias": float("inf")}, "eta_bias=inf must be a finite number"),
+        ({"up_bias": float("nan")}, "up_bias=nan: expected a finite number"),
+        ({"eta_bias": float("inf")}, "eta_bias=inf: expected a finite number"),
     ],
 )
 def test_bad_arguments(options, message):

@@ -146,12 +146,12 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="3 heads of keys must divide 2 heads of queries"):
         blockwise_attention(query[:, :, :2], key, value)
     for options, problem in [({"window": 0}, "window=0"), ({"block_size": 0}, "block_size=0")]:
-        with pytest.raises(ValueError, match=f"{problem} must be at least 1"):
+        with pytest.raises(ValueError, match=f"{problem}: expected at least 1"):
             blockwise_attention(query, key, value, **options)
     for arguments, problem in [
-        ((query[0], key, value), r"query has shape .* it must be \[batch, time, heads, head_dim\]"),
-        ((query, key, value[:, 1:]), "value has shape .* its batch, time and heads must be those of key"),
-        ((query, key[..., 1:], value), "key has shape .* its batch and head_dim must be those of query"),
+        ((query[0], key, value), r"query has shape .* expected \[batch, time, heads, head_dim\]"),
+        ((query, key, value[:, 1:]), "value has shape .* expected batch, time and heads of key"),
+        ((query, key[..., 1:], value), "key has shape .* expected batch and head_dim of query"),
     ]:
         with pytest.raises(ValueError, match=problem):
             blockwise_attention(*arguments)

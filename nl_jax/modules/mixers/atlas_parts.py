@@ -14,7 +14,7 @@ from nl_jax.optim import newton_schulz
 def check_count(name: str, value: Any, least: int) -> None:
     """Raises ``ValueError`` unless an option of this name is an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value!r} must be an integer of at least {least}")
+        raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
 
 
 def initial_powers(num_heads: int, degree: int) -> Float[Array, "heads degree"]:

@@ -101,7 +101,7 @@ class ChannelRetention(ZeroMatrix):
     ):
         rank = max(16, width // 16) if rank is None else rank
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"rank={rank!r} must be an integer of at least 1")
+            raise ValueError(f"rank={rank!r}: expected an integer of at least 1")
         self.removal = removal
         super().__init__(
             width,

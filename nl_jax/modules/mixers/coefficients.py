@@ -55,16 +55,16 @@ def coefficient(name: str, given: Any, width: int, num_heads: int, rngs: nnx.Rng
     if isinstance(given, tuple) and given and isinstance(given[0], str):
         activation, *bias = given
         if activation not in ("softplus", "sigmoid"):
-            raise ValueError(f"{name}={given!r}: the activation must be 'softplus' or 'sigmoid'")
+            raise ValueError(f"{name}={given!r}: expected the activation 'softplus' or 'sigmoid'")
         if len(bias) != 1 or not isinstance(bias[0], numbers.Real) or not math.isfinite(bias[0]):
-            raise ValueError(f"{name}={given!r}: the activation must be followed by one bias, a finite number")
+            raise ValueError(f"{name}={given!r}: expected an activation followed by one bias, a finite number")
         return Gate(width, num_heads, *given, rngs=rngs)
     constants = given if isinstance(given, tuple) else (given,) * num_heads
     top = math.inf if name == "eta" else 1.0
     numeric = all(not isinstance(c, str) and jnp.ndim(c) == 0 and math.isfinite(c) for c in constants)
     if len(constants) != num_heads or not numeric or not all(0.0 <= c <= top for c in constants):
         expected = "at least 0" if name == "eta" else "from 0 to 1"
-        raise ValueError(f"{name}={reprlib.repr(given)} must be one finite number, or one per head, {expected}")
+        raise ValueError(f"{name}={reprlib.repr(given)}: expected one finite number, or one per head, {expected}")
     return tuple(float(c) for c in constants)
 
 

@@ -76,7 +76,7 @@ class Comba(ZeroMatrix):
         rngs: nnx.Rngs,
     ):
         if not isinstance(correction, int | float) or not math.isfinite(correction):
-            raise ValueError(f"correction={correction!r} must be a finite number")
+            raise ValueError(f"correction={correction!r}: expected a finite number")
         super().__init__(
             width,
             num_heads,

@@ -55,7 +55,7 @@ class SlidingWindowMemory(nnx.Module):
 
     def __init__(self, attention: Attention, memory: Any):
         if not isinstance(memory, MixerParameters):
-            raise ValueError(f"memory={type(memory).__name__} must be a mixer with memories")
+            raise ValueError(f"memory={type(memory).__name__}: expected a mixer with memories")
         self.attention = attention
         self.memory: Any = memory
 

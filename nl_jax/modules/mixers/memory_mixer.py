@@ -90,12 +90,12 @@ class MemoryMixer(MixerParameters):
         check_count("degree", degree, 1)
         check_count("newton_schulz_steps", newton_schulz_steps, 0)
         if architecture.size_in != degree * head_size(width, num_heads):
-            raise ValueError(f"size_in={architecture.size_in} must be degree={degree} times the head's size")
+            raise ValueError(f"size_in={architecture.size_in}: expected degree={degree} times the head's size")
         memory = memory_of(architecture, chunk_size * window, **learning)
         keeps_boundary = memory.depends_on_boundary or read == "boundary" or newton_schulz_steps > 0
         self.chunking = Chunking((chunk_size,), window, keeps_boundary, newton_schulz_steps)
         if window > 1 and memory.rule.delta:
-            raise ValueError(f"window={window} must be at least 1, and 1 with a delta term")
+            raise ValueError(f"window={window}: expected at least 1, and 1 with a delta term")
         if initial == "zero" and architecture.depth > 1:
             raise ValueError(f"initial='zero' with depth={architecture.depth}: an MLP of zeros has no gradient")
         self.read = read
@@ -192,4 +192,4 @@ def check_names(**options: tuple[str, tuple[str, ...]]) -> None:
     """Raises ``ValueError`` for an option, given as (value, allowed values), that has another value."""
     for name, (value, allowed) in options.items():
         if value not in allowed:
-            raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
+            raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, allowed))}")

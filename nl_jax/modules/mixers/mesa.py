@@ -74,7 +74,7 @@ class Mesa(ZeroMatrix):
         rngs: nnx.Rngs,
     ):
         if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-            raise ValueError(f"iterations={iterations} must be an integer of at least 1")
+            raise ValueError(f"iterations={iterations}: expected an integer of at least 1")
         self.iterations = iterations
         super().__init__(
             width,

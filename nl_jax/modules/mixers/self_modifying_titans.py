@@ -220,7 +220,7 @@ def _check(read: str, retention: str, adaptive: tuple[str, ...], **biases: float
     """Raises ``ValueError`` for unknown names, a name twice, or a bias that is not finite."""
     check_names(read=(read, READS), retention=(retention, RETENTIONS))
     if not set(adaptive) <= set(PROJECTIONS) or len(set(adaptive)) < len(adaptive):
-        raise ValueError(f"adaptive={adaptive} must be some of {', '.join(PROJECTIONS)}, none twice")
+        raise ValueError(f"adaptive={adaptive}: expected some of {', '.join(PROJECTIONS)}, none twice")
     for name, bias in biases.items():
         if not math.isfinite(bias):
-            raise ValueError(f"{name}={bias} must be a finite number")
+            raise ValueError(f"{name}={bias}: expected a finite number")

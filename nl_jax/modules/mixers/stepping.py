@@ -98,10 +98,10 @@ class Chunking:
         whole = all(isinstance(size, int) and not isinstance(size, bool) for size in self.sizes)
         if not whole or min(self.sizes) < 1 or any(size % min(self.sizes) for size in self.sizes):
             raise ValueError(
-                f"chunk_size={shown} must be an integer of at least 1, or several that the smallest divides"
+                f"chunk_size={shown}: expected an integer of at least 1, or several that the smallest divides"
             )
         if self.window < 1:
-            raise ValueError(f"window={self.window} must be at least 1")
+            raise ValueError(f"window={self.window}: expected at least 1")
 
     @property
     def subchunk(self) -> int:
