@@ -187,9 +187,8 @@ def _read_config(workdir: Path, name: str, written: Iterable[str]) -> dict[str, 
         for file in written:
             if (workdir / file).exists():
                 raise InputError(f"{workdir / file}: there without a {CONFIG}; expected an empty or new workdir")
-    elif config.get("launcher") != name or not all(isinstance(config.get(what), dict) for what in COMPARED):
-        found = config.get("launcher")
-        what = f"of launcher {found!r}" if found not in (None, name) else "not a launcher's configuration"
+    elif (found := config.get("launcher")) != name or not all(isinstance(config.get(part), dict) for part in COMPARED):
+        what = "not a launcher's configuration" if found in (None, name) else f"of launcher {found!r}"
         raise InputError(f"{workdir / CONFIG}: {what}; expected a workdir of {name!r}, or a new one")
     return config
 

@@ -3,8 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+import jax
+import numpy as np
+
 from nl_jax.levels.level import Level
-from nl_jax.trees import is_under
+from nl_jax.trees import PyTree, is_under
 
 
 class Named(Protocol):
@@ -20,7 +23,7 @@ def as_levels(given: Any) -> tuple[Level, ...]:
         raise ValueError(f"levels is a {type(given).__name__}; expected a sequence of Level")
     levels = tuple(given)
     if not levels:
-        raise ValueError("levels=() must hold one or more")
+        raise ValueError("levels=(): expected one or more")
     for i, level in enumerate(levels):
         if not isinstance(level, Level):
             raise ValueError(f"levels[{i}] is a {type(level).__name__}; expected a Level")
@@ -97,3 +100,22 @@ def chain(periods: Sequence[int]) -> tuple[int, ...]:
         if period > 1:
             chain.append(period)
     return tuple(chain)
+
+
+def number_of_steps(data: PyTree, *, by_level: bool) -> int:
+    """Number of steps in a schedule's data, which must be the same for every array.
+
+    Raises:
+      ValueError: if it is not, or 0; it names the level where the data are ``by_level``.
+    """
+    lengths = {
+        jax.tree_util.keystr(path): (*np.shape(x), 0)[0] for path, x in jax.tree_util.tree_leaves_with_path(data)
+    }
+    if not lengths:
+        raise ValueError("data have no arrays, and so no number of steps")
+    n = next(iter(lengths.values()))
+    for path, length in lengths.items():
+        if length != n or n == 0:
+            where = f"level {path[2:].split(chr(39))[0]!r}" if by_level else f"data{path}"
+            raise ValueError(f"{where}: context of {length} steps; expected the {n} of the first one, at least 1")
+    return n

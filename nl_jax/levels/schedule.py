@@ -213,7 +213,7 @@ class Schedule:
           ValueError: if the data differ in length, if a period is left unfinished without ``open_end``, or if the state
             is not at ``start`` (which is not checked for a traced state).
         """
-        n = self._length(data)
+        n = composition.number_of_steps(data, by_level=self.flow is None)
         at = start if isinstance(state.step, jax.core.Tracer) else int(state.step)
         for level in self.levels:
             if (start + n) % level.period and not open_end:
@@ -235,22 +235,6 @@ class Schedule:
         if not self.has_aux:
             return state
         return state, jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
-
-    def _length(self, data: PyTree) -> int:
-        """Number of steps in the data, which must be the same for every array."""
-        lengths = {
-            jax.tree_util.keystr(path): (*np.shape(x), 0)[0] for path, x in jax.tree_util.tree_leaves_with_path(data)
-        }
-        if not lengths:
-            raise ValueError("data have no arrays, and so no number of steps")
-        n = next(iter(lengths.values()))
-        for path, length in lengths.items():
-            if length != n or n == 0:
-                where = f"level {path[2:].split(chr(39))[0]!r}" if self.flow is None else f"data{path}"
-                raise ValueError(
-                    f"{where}: context of {length} steps, where the first one has {n}; expected at least 1 of both"
-                )
-        return n
 
     def _piece(self, position: int, end: int) -> tuple[int, int]:
         """The longest scan that can start at a position: the index of its block, and the number of blocks."""

@@ -38,7 +38,7 @@ def polynomial_features(coefficients: Sequence[float] = (1.0, 0.5)) -> Callable[
     """
     coefficients = tuple(coefficients)
     if not coefficients:
-        raise ValueError(f"coefficients={coefficients} must hold one or more")
+        raise ValueError(f"coefficients={coefficients}: expected one or more")
 
     def features(g):
         size = jnp.sqrt(jnp.mean(jnp.square(g)))

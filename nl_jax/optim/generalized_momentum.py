@@ -120,7 +120,7 @@ def generalized_momentum(
     """
     memories = tuple(memories)
     if not memories:
-        raise ValueError(f"memories={memories} must hold one or more")
+        raise ValueError(f"memories={memories}: expected one or more")
     solve = newton() if solver is None else solver
     kept = [memory for memory in memories if memory.retention is not None]
 

@@ -56,15 +56,9 @@ class StackedLevel:
       regime: "online" takes gradients as constants (first order); "meta" lets an outer gradient flow through updates.
 
     Examples:
-      >>> from flax import nnx
-      >>> from nl_jax.models import LanguageModel, named_config
-      >>> from nl_jax.pretrained import StackedLevel, stack_levels
-      >>> sizes = {"width": 8, "num_layers": 2, "num_heads": 1, "mlp_hidden": 8}
-      >>> model = LanguageModel(named_config("transformer", "tiny", **sizes), rngs=nnx.Rngs(0))
-      >>> fast = StackedLevel("fast", blocks=(-1,), matrices=("down",), units=(0.0, 0.5))
-      >>> slow = StackedLevel("slow", period=4, blocks=(-1,), matrices=("down",), units=(0.5, 1.0))
-      >>> fast.rate, [level.name for level in stack_levels(model, [fast, slow]).levels]
-      (300.0, ['fast', 'slow'])
+      >>> from nl_jax.pretrained import StackedLevel
+      >>> StackedLevel("slow", period=4, blocks=(-1,), units=(0.5, 1.0)).rate  # a half of the last block's MLP
+      300.0
     """
 
     name: str
@@ -168,16 +162,12 @@ class StackedModel:
 
     Examples:
       >>> from flax import nnx
-      >>> from nl_jax.models import LanguageModel, named_config
-      >>> from nl_jax.pretrained import StackedLevel, stack_levels
-      >>> sizes = {"width": 8, "num_layers": 2, "num_heads": 1, "mlp_hidden": 8}
-      >>> model = LanguageModel(named_config("transformer", "tiny", **sizes), rngs=nnx.Rngs(0))
+      >>> from nl_jax.models import named_config
+      >>> from nl_jax.pretrained import stack_levels
+      >>> model = LanguageModel(named_config("transformer", "tiny", num_layers=1), rngs=nnx.Rngs(0))
       >>> stacked = stack_levels(model, [StackedLevel("fast", blocks=(-1,))])
-      >>> tokens = jnp.arange(6)[None]
-      >>> chunk = Chunk(tokens[:, :-1], tokens[:, 1:], jnp.ones((1, 5)))
-      >>> state, before = stacked.schedule().step(stacked.init(), chunk)
-      >>> _, again = stacked.schedule().step(state, chunk)
-      >>> bool(again.losses.mean() < before.losses.mean())  # it has learned the text
+      >>> logits, _ = stacked.read(stacked.init(), jnp.arange(6)[None])  # nothing has changed yet
+      >>> bool(jnp.allclose(logits, model(jnp.arange(6)[None])[0], atol=1e-5))
       True
     """
 
@@ -367,8 +357,8 @@ def stack_levels(model: LanguageModel, levels: Sequence[StackedLevel]) -> Stacke
 
     Examples:
       >>> from flax import nnx
-      >>> from nl_jax.models import LanguageModel, named_config
-      >>> model = LanguageModel(named_config("transformer", "tiny", num_layers=2), rngs=nnx.Rngs(0))
+      >>> from nl_jax.models import named_config
+      >>> from nl_jax.pretrained import stack_levels
       >>> fast = StackedLevel("fast", blocks=(1,), units=(0.0, 0.5))
       >>> slow = StackedLevel("slow", period=4, blocks=(1,), units=(0.5, 1.0))
       >>> stacked = stack_levels(model, [fast, slow])

@@ -66,7 +66,7 @@ def test_adam_is_two_parallel_moments_and_the_weights_after_them():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Schedule([]), r"levels=\(\) must hold one or more"),
+        (lambda: Schedule([]), r"levels=\(\): expected one or more"),
         (lambda: Schedule([still("same"), still("same", 2)]), r"level 'same': two levels"),
         (lambda: Schedule([loss_level("x", "a"), loss_level("y", "a.w")]), r"level 'y': .* 'a.w' belong to 'x' too"),
         (lambda: Schedule([loss_level("x", "a.w"), loss_level("y", "")]), r"level 'y': .* '' belong to 'x' too"),

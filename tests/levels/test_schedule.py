@@ -306,7 +306,7 @@ def test_bad_data_name_the_level():
 
     for call, message in [
         (lambda: schedule.run(state, data(6, 6)), r"level 'slow': period 4 does not divide 0 \+ 6 steps"),
-        (lambda: schedule.run(state, data(8, 4)), r"level 'slow': context of 4 steps, where the first one has 8"),
+        (lambda: schedule.run(state, data(8, 4)), r"level 'slow': context of 4 steps; expected the 8 of the first one"),
         (lambda: schedule.run(state, one), r"level 'fast': context of 0 steps"),
         (lambda: schedule.run(state, data(0, 0)), r"level 'fast': context of 0 steps"),
         (lambda: schedule.run(state, data(4, 4), start=2, open_end=True), r"level 'slow': start=2, but .* at step 0"),
