@@ -8,12 +8,14 @@ each model it is compared with by more than the standard deviations of both over
 Hope is worse by more than that in one comparison; else, and without a run that decides, it cannot be told.
 
 With --live it is the page of one run while it trains, live.html in the run's workdir: loss, validation, norms of
-levels, memory, and where the time went. Open the file in a browser, which reads it anew by itself; nothing is served
-to a network. The command ends when the run does.
+levels, memory, where the time went, and what the models of experiments.language_model write at their newest
+checkpoints. Open the file in a browser, which reads it anew by itself; nothing is served to a network. The command uses
+the CPU alone, and ends when the run does.
 """
 
 import sys
 
+import jax
 from absl import flags
 
 from experiments.common import launcher
@@ -38,6 +40,8 @@ def define_flags() -> flags.FlagValues:
     define_paths("workdirs", [], runs, flag_values=values)
     flags.DEFINE_bool("live", False, "Shows the run in --workdir while it trains.", flag_values=values)
     flags.DEFINE_integer("refresh", 10, "With --live, seconds between two versions of the page.", flag_values=values)
+    text = "With --live, tokens of the text that each new checkpoint of a model writes; 0 for none."
+    flags.DEFINE_integer("sample_tokens", 200, text, flag_values=values)
     return values
 
 
@@ -52,9 +56,11 @@ def write(values: flags.FlagValues) -> None:
     if values.live:
         if values.workdirs:
             raise InputError("--workdirs: not with --live, which shows the run in --workdir")
+        launcher.check_range(values, "sample_tokens", 0, 100_000)
         live.config_of(output)  # an error before the line that says what to open
+        jax.config.update("jax_platforms", "cpu")  # the run has the accelerator, and all of its memory
         print(f"Open {output / live.PAGE} in a browser.", flush=True)
-        print(f"The run has ended; its page is {live.watch(output, values.refresh)}")
+        print(f"The run has ended; its page is {live.watch(output, values.refresh, values.sample_tokens)}")
         return
     if not values.workdirs:
         raise InputError("--workdirs: none given; expected workdirs of launchers, as runs/mad,runs/niah")

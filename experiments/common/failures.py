@@ -74,6 +74,17 @@ def code_and_line(error: BaseException) -> tuple[int, str]:
     return FAULT, f"{type(error).__name__}: {error} (a fault of this program; the traceback is above)"
 
 
+def with_flags(error: BaseException, values: flags.FlagValues) -> BaseException:
+    """The same error; one of the library's about an argument then speaks of the flag of that name."""
+    if not isinstance(error, InputError):
+        return error
+
+    def flag(found: re.Match[str]) -> str:
+        return f"--{found[0]}" if found[0] in values else found[0]
+
+    return InputError(re.sub(r"(?<![^\s(])\w+(?==)|^\w+(?=:)", flag, str(error)))
+
+
 def fail(error: BaseException) -> int:
     """Reports the line of an error, after its traceback if that helps, and returns the exit code."""
     code, line = code_and_line(error)

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.common.failures import Terminated, fail, print_anything, without_tracebacks
+from experiments.common.failures import Terminated, fail, print_anything, with_flags, without_tracebacks
 from experiments.common.host_flags import hosts_of
 from experiments.common.more_steps import continued
 from experiments.common.path_flags import INPUT_FLAGS
@@ -77,7 +77,7 @@ def run(
     except (Exception, KeyboardInterrupt) as error:
         if command and isinstance(error, StorageError):
             sys.unraisablehook = lambda _: None  # Orbax's threads keep failing until then
-        return _fail(error)
+        return _fail(with_flags(error, values))
     return 0
 
 

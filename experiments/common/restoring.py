@@ -12,7 +12,7 @@ from experiments.common.path_flags import define_path
 from nl_jax import InputError
 from nl_jax.data import Tokenizer, load_tokenizer
 from nl_jax.models import LanguageModel, LanguageModelConfig
-from nl_jax.training import restore_newest
+from nl_jax.training import Checkpoint, restore_newest
 
 RUN = "language_model"  # the launcher whose runs are restored
 
@@ -32,12 +32,15 @@ def chosen_model(values: flags.FlagValues) -> tuple[Path, dict[str, Any], Tokeni
     name = values.model or next(iter(config["models"]))
     if name not in config["models"]:
         raise InputError(f"--model={name}: not in this run; expected one of {', '.join(config['models'])}")
-    return workdir / name, config["models"][name], tokenizer_of(values, workdir, config)
+    return workdir / name, config["models"][name], tokenizer_of(workdir, config, values.tokenizer)
 
 
-def tokenizer_of(values: flags.FlagValues, workdir: Path, config: dict[str, Any]) -> Tokenizer:
-    """The tokenizer with which a run was trained; raises `InputError` if the content of its file has changed."""
-    path = values.tokenizer or config.get("inputs", config["flags"])["tokenizer"]
+def tokenizer_of(workdir: Path, config: dict[str, Any], moved: str | None = None) -> Tokenizer:
+    """The tokenizer with which a run was trained; raises `InputError` if the content of its file has changed.
+
+    ``moved`` is its path, where that is not the one that the run was given.
+    """
+    path = moved or config.get("inputs", config["flags"])["tokenizer"]
     tokenizer = load_tokenizer(path)
     trained_with = config["data"].get("tokenizer", tokenizer.digest)  # earlier versions did not record it
     if tokenizer.digest != trained_with:
@@ -58,10 +61,15 @@ def shapes_of(config: LanguageModelConfig) -> LanguageModel:
 
 def restore(directory: Path, config: dict[str, Any]) -> LanguageModel:
     """The model of the newest checkpoint, on one device; ``config`` is the JSON of a `LanguageModelConfig`."""
+    return newest_checkpoint(directory, config).items["model"]
+
+
+def newest_checkpoint(directory: Path, config: dict[str, Any]) -> Checkpoint:
+    """The newest checkpoint that can be read, with the model alone, for `restore`."""
     shapes = shapes_of(LanguageModelConfig.from_json(config))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
     checkpoint = restore_newest(directory, {"model": template})
     if checkpoint is None:
         raise InputError(f"{directory}: no checkpoint yet; expected one of experiments.language_model")
-    return checkpoint.items["model"]
+    return checkpoint

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from experiments.common.launcher import CONFIG, LOCK, read_json
 from experiments.reporting.charts import Line, line_chart
-from experiments.reporting.page import Heading, Part, Picture, Table, self_contained_html
+from experiments.reporting.page import Code, Heading, Part, Picture, Table, self_contained_html
+from experiments.reporting.samples import Samples
 from nl_jax import InputError
 from nl_jax.files import Owner, owner, write_atomically
 from nl_jax.training import read_metrics
@@ -36,35 +37,40 @@ def config_of(workdir: Path) -> dict[str, Any]:
     return config
 
 
-def watch(workdir: Path, every: int, sleep: Callable[[float], None] = time.sleep) -> Path:
+def watch(workdir: Path, every: int, sample_tokens: int = 0, sleep: Callable[[float], None] = time.sleep) -> Path:
     """Writes the page of a run every few seconds until no process writes into its workdir; returns the page's path.
 
     Args:
         workdir: of the run, where the page is written.
         every: seconds between two pages.
+        sample_tokens: tokens of the samples that each model's newest checkpoint writes; 0 for no samples.
         sleep: waits that long.
 
     Raises:
         InputError: if the workdir holds no run of a launcher.
     """
     config = config_of(workdir)
-    begun, memory = time.monotonic(), Memory([], [])
+    begun, memory, samples = time.monotonic(), Memory([], []), Samples(workdir, config, sample_tokens)
     running: Owner | None = None
     try:
         while (running := owner(workdir / LOCK)) is not None:
             if running.is_here and (used := resident_mebibytes(running.process)) is not None:
                 memory.seconds.append(time.monotonic() - begun)
                 memory.mebibytes.append(used)
-            _write(workdir, config, memory, running, every)
+            _write(workdir, config, memory, samples, running, every)
+            samples.update()  # after the page, which would wait for it
             sleep(every)
+        samples.update()
     finally:
-        _write(workdir, config, memory, None, every)  # or the page would be read anew for ever
+        _write(workdir, config, memory, samples, None, every)  # or the page would be read anew for ever
     return workdir / PAGE
 
 
-def _write(workdir: Path, config: Mapping[str, Any], memory: Memory, running: Owner | None, every: int) -> None:
+def _write(
+    workdir: Path, config: Mapping[str, Any], memory: Memory, samples: Samples, running: Owner | None, every: int
+) -> None:
     title = f"{config.get('launcher')} ({workdir.name})"
-    parts = parts_of(title, config, read_metrics(workdir), memory, running)
+    parts = [*parts_of(title, config, read_metrics(workdir), memory, running), *_texts(samples)]
     write_atomically(workdir / PAGE, self_contained_html(parts, title, None if running is None else every))
 
 
@@ -161,6 +167,14 @@ def _time_split(runs: Mapping[str, Rows]) -> list[Part]:
         total = sum(taken) or 1.0
         table.append((name, *(f"{seconds:,.1f} ({seconds / total:.0%})" for seconds in taken)))
     return [Heading("Where the time went"), Table(table)]
+
+
+def _texts(samples: Samples) -> list[Part]:
+    """What the models wrote, the newest checkpoint of each."""
+    parts: list[Part] = [Heading("What the models write")] if samples.found else []
+    for name, (step, text) in samples.found.items():
+        parts += [f"{name}, after {step:,} steps:", Code(text)]
+    return parts
 
 
 def resident_mebibytes(process: int) -> float | None:

@@ -27,7 +27,7 @@ class Heading(NamedTuple):
 
 
 class Code(NamedTuple):
-    """A command."""
+    """A command, or another text that stays as it is."""
 
     text: str
 

@@ -62,12 +62,12 @@ def class_tasks(data: LabelledData, order: str, tasks: int, seed: int) -> tuple[
     random = np.random.default_rng((seed, 1))
     if order == "domains":
         if not data.domains:
-            raise InputError(f"--order=domains: {data.name} has no domains; expected mixed")
+            raise InputError(f"order=domains: {data.name} has no domains; expected mixed")
         names = list(data.domains)
         return tuple(data.domains[names[i]] for i in random.permutation(len(names)))
     count = len(data.classes)
     if not (2 <= tasks <= count) or count % tasks:
-        raise InputError(f"--tasks={tasks}: expected a divisor of the {count} classes of {data.name}, from 2")
+        raise InputError(f"tasks={tasks}: expected a divisor of the {count} classes of {data.name}, from 2")
     classes = random.permutation(count).reshape(tasks, -1)
     return tuple(tuple(map(int, group)) for group in classes)
 

@@ -183,7 +183,7 @@ def _is_text(value: Any) -> bool:
 
 def _text(file: Path) -> str:
     if not file.is_file():
-        raise InputError(f"{file}: no such file; expected --data_dir to hold it")
+        raise InputError(f"{file}: no such file; expected the directory of the data to hold it")
     return decoded(file.read_bytes(), str(file))
 
 

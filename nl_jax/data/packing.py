@@ -167,12 +167,10 @@ def windows(array: UInt[np.ndarray, "N"], seq_len: int) -> UInt[np.ndarray, "n T
     _check_seq_len(seq_len)
     if len(array) < seq_len + 1:
         most = max(len(array) - 1, 0)
-        raise InputError(
-            f"--seq_len={seq_len}: expected at most {most}, one less than this split of the text has tokens"
-        )
+        raise InputError(f"seq_len={seq_len}: expected at most {most}, one less than this split of the text has tokens")
     return np.lib.stride_tricks.sliding_window_view(array, seq_len + 1)[::seq_len]
 
 
 def _check_seq_len(seq_len: int) -> None:
     if seq_len < 1:
-        raise InputError(f"--seq_len={seq_len}: expected at least 1")
+        raise InputError(f"seq_len={seq_len}: expected at least 1")

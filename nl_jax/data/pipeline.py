@@ -175,7 +175,7 @@ def train_iterator(
     """
     _check_at_least_one(batch_size=batch_size)
     if seed < 0:
-        raise InputError(f"--seed={seed}: expected 0 or more")
+        raise InputError(f"seed={seed}: expected 0 or more")
     own_rows = np.arange(batch_size) if rows is None else np.asarray(rows)
     if not (len(own_rows) and own_rows.min() >= 0 and own_rows.max() < batch_size):
         raise ValueError(f"rows={reprlib.repr(rows)}: expected some of the rows 0 to {batch_size - 1}")

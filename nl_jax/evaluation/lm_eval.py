@@ -97,9 +97,7 @@ class HarnessModel(Base):
         texts = []
         for _request, begin, end in requests:
             if len(end) > self.max_length:
-                raise InputError(
-                    f"a continuation of {len(end)} tokens; expected at most --max_length={self.max_length}"
-                )
+                raise InputError(f"a continuation of {len(end)} tokens; expected at most max_length={self.max_length}")
             texts.append((begin[-(self.max_length + 1 - len(end)) :], end))
         scored: list[Any] = [None] * len(texts)
         for i, found in self._shown(likelihoods(self.model, texts, batch_size=self._batch_size), texts, disable_tqdm):
@@ -145,7 +143,7 @@ class HarnessModel(Base):
             raise InputError(f"generation_kwargs of a task: {names}; expected some of {', '.join(sorted(OPTIONS))}")
         most, room = options["max_gen_toks"], self.max_length - options["max_gen_toks"]
         if room < 1:
-            raise InputError(f"a task asks for {most} tokens; expected fewer than --max_length={self.max_length}")
+            raise InputError(f"a task asks for {most} tokens; expected fewer than max_length={self.max_length}")
         ends = {self.eot_token_id, *(() if self._pretrained is None else self._pretrained.end_tokens)}
         stops = [stop for stop in handle_stop_sequences(options["until"], None) if stop]
         vocab_size, top_k = self.model.config.vocab_size, options.get("top_k") or None

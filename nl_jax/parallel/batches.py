@@ -26,7 +26,7 @@ def rows_of_part(mesh: Mesh, batch_size: int) -> int:
     """
     parts = batch_parts(mesh)
     if batch_size % parts:
-        raise InputError(f"--batch_size={batch_size}: expected a multiple of {parts}, among which the mesh splits it")
+        raise InputError(f"batch_size={batch_size}: expected a multiple of {parts}, among which the mesh splits it")
     return batch_size // parts
 
 

@@ -109,20 +109,20 @@ def _cluster() -> Any:
 def _checked(coordinator: Any, num_processes: Any, process_id: Any) -> Hosts:
     """The processes by these values; raises `InputError` for one that is missing (None) or invalid."""
     if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:]+):[0-9]{1,5}|None", str(coordinator)):
-        raise InputError(f"--coordinator={coordinator}: expected HOST:PORT, such as 10.0.0.1:8476")
+        raise InputError(f"coordinator={coordinator}: expected HOST:PORT, such as 10.0.0.1:8476")
     if not re.fullmatch("[1-9][0-9]*|None", str(num_processes)):
-        raise InputError(f"--num_processes={num_processes}: expected at least 1")
+        raise InputError(f"num_processes={num_processes}: expected at least 1")
     if not re.fullmatch("[0-9]+|None", str(process_id)):
-        raise InputError(f"--process_id={process_id}: expected at least 0")
+        raise InputError(f"process_id={process_id}: expected at least 0")
     for name, value in zip(ENVIRONMENT, (coordinator, num_processes, process_id), strict=True):
         if value is None:
             raise InputError(
-                f"--{name}: missing; expected --coordinator=HOST:PORT, --num_processes and --process_id together, as "
+                f"{name}: missing; expected coordinator=HOST:PORT, num_processes=N and process_id=I together, as "
                 f"flags or as {', '.join(ENVIRONMENT.values())}"
             )
     hosts = Hosts(coordinator, int(num_processes), int(process_id))
     if hosts.process_id >= hosts.num_processes:
-        raise InputError(f"--process_id={process_id}: expected 0 to {hosts.num_processes - 1}")
+        raise InputError(f"process_id={process_id}: expected 0 to {hosts.num_processes - 1}")
     return hosts
 
 
@@ -170,12 +170,12 @@ def _bind_address(coordinator: str, address: tuple[str, int]) -> str:
     except OSError as error:
         what = "another program listens there" if error.errno == errno.EADDRINUSE else error.strerror
         raise InputError(
-            f"--coordinator={coordinator}: process 0 cannot listen there ({what}); expected a free port of its own "
+            f"coordinator={coordinator}: process 0 cannot listen there ({what}); expected a free port of its own "
             "machine, or the address to listen at in JAX_COORDINATOR_BIND_ADDRESS"
         ) from error
     if ipaddress.ip_address(found[0]).is_loopback and not _is_loopback_name(address[0]):
         # Debian names a machine 127.0.1.1 in its own /etc/hosts, where the others could not reach it.
-        logging.warning("--coordinator=%s is a loopback address here: listening on all interfaces", coordinator)
+        logging.warning("coordinator=%s is a loopback address here: listening on all interfaces", coordinator)
         return f"[::]:{address[1]}"
     return coordinator
 
@@ -193,7 +193,7 @@ def _wait_for_coordinator(coordinator: str, address: tuple[str, int], timeout_se
         except OSError as error:
             if time.monotonic() >= end:
                 raise InputError(
-                    f"--coordinator={coordinator}: nobody listens there after {timeout_seconds} s "
+                    f"coordinator={coordinator}: nobody listens there after {timeout_seconds} s "
                     f"({error.strerror or error}); expected the address of process 0, which must run as well"
                 ) from error
         time.sleep(0.2)

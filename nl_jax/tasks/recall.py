@@ -45,11 +45,11 @@ def recall_batch(seed: int, step: int, *, batch_size: int, seq_len: int, vocab_s
         Arora et al., `Zoology <https://arxiv.org/abs/2312.04927>`_, 2023, and the generator in its code.
     """
     if pairs < 1:
-        raise InputError(f"--pairs={pairs}: expected at least 1")
+        raise InputError(f"pairs={pairs}: expected at least 1")
     if seq_len < 4 * pairs:
-        raise InputError(f"--seq_len={seq_len}: expected at least {4 * pairs}, four times --pairs={pairs}")
+        raise InputError(f"seq_len={seq_len}: expected at least {4 * pairs}, four times pairs={pairs}")
     if vocab_size < 2 * pairs + 2:
-        raise InputError(f"--vocab_size={vocab_size}: expected at least {2 * pairs + 2} for --pairs={pairs}")
+        raise InputError(f"vocab_size={vocab_size}: expected at least {2 * pairs + 2} for pairs={pairs}")
     random = np.random.default_rng((seed, step))
 
     def distinct(low: int, high: int) -> np.ndarray:

@@ -112,9 +112,9 @@ def test_a_stream_has_every_example_once_group_by_group(folder):
 def test_tasks_by_domain_and_tasks_that_do_not_fit(folder):
     data = load_labelled("clinc150", str(folder))
     assert sorted(class_tasks(data, "domains", 0, seed=0)) == [(0, 1, 2), (3, 4, 5)]
-    with pytest.raises(InputError, match="--tasks=4: expected a divisor of the 6 classes of clinc150, from 2"):
+    with pytest.raises(InputError, match="tasks=4: expected a divisor of the 6 classes of clinc150, from 2"):
         class_tasks(data, "mixed", 4, seed=0)
-    with pytest.raises(InputError, match="--order=domains: dbpedia has no domains"):
+    with pytest.raises(InputError, match="order=domains: dbpedia has no domains"):
         class_tasks(load_labelled("dbpedia", str(folder)), "domains", 2, seed=0)
 
 

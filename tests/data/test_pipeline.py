@@ -39,7 +39,7 @@ def assert_same(got, expected):
 @given(st.integers(2, 60), st.integers(1, 20))
 def test_windows_make_every_token_but_the_first_a_target_once(n, seq_len):
     if n < seq_len + 1:
-        with pytest.raises(InputError, match=f"--seq_len={seq_len}: expected at most"):
+        with pytest.raises(InputError, match=f"seq_len={seq_len}: expected at most"):
             windows(np.arange(n), seq_len)
         return
     rows = windows(np.arange(n), seq_len)
@@ -115,10 +115,10 @@ def test_the_rows_of_a_process_are_those_of_the_global_batch():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 0}, "--batch_size=0"),
-        ({"seq_len": 0}, "--seq_len=0"),
-        ({"seq_len": 205}, "--seq_len=205: expected at most 204"),
-        ({"seed": -1}, "--seed=-1"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"seq_len": 0}, "seq_len=0"),
+        ({"seq_len": 205}, "seq_len=205: expected at most 204"),
+        ({"seed": -1}, "seed=-1"),
     ],
 )
 def test_bad_training_arguments(change, message):

@@ -52,7 +52,7 @@ def test_a_continuation_is_scored_after_its_context_and_a_space_belongs_to_it(na
         assert greedy is False
     long = asked(native, "loglikelihood", ("x" * 9 + "abc", "de"), max_length=4)[0]  # reads "abcd", one less than 5
     np.testing.assert_allclose(long[0], nats(native, b"abc", b"de"), atol=1e-4)
-    with pytest.raises(InputError, match="a continuation of 5 tokens; expected at most --max_length=4"):
+    with pytest.raises(InputError, match="a continuation of 5 tokens; expected at most max_length=4"):
         asked(native, "loglikelihood", ("a", "bcdef"), max_length=4)
 
 
@@ -79,7 +79,7 @@ def test_a_text_is_continued_up_to_a_stop_string_or_the_end(native):
     assert one == three
     with pytest.raises(InputError, match="num_beams; expected some of do_sample"):
         asked(native, "generate_until", ("ab", {"num_beams": 3}))
-    with pytest.raises(InputError, match="asks for 9 tokens; expected fewer than --max_length=8"):
+    with pytest.raises(InputError, match="asks for 9 tokens; expected fewer than max_length=8"):
         asked(native, "generate_until", ("ab", {"max_gen_toks": 9}), max_length=8)
 
 

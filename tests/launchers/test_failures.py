@@ -45,6 +45,19 @@ def test_a_new_workdir_with_files_that_would_be_replaced_is_refused(file, tmp_pa
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(file, "mine")]
 
 
+def test_an_error_about_an_argument_speaks_of_the_flag_of_that_name(capsys):
+    values = flags.FlagValues()
+    for name in ("seq_len", "pairs"):
+        flags.DEFINE_integer(name, 8, "", flag_values=values)
+
+    def body(values):
+        raise InputError("seq_len=8: expected four times pairs=4 (pairs=2), and width=8, rule=pairs=1, x-pairs=1")
+
+    assert launcher.run(body, values, "", ["x"]) == 2
+    expected = "--seq_len=8: expected four times --pairs=4 (--pairs=2), and width=8, rule=pairs=1, x-pairs=1"
+    assert error_line(capsys) == f"error: {expected}"
+
+
 def test_sigterm_outside_of_training_is_one_line_and_the_code_of_a_shell(capsys):
     handled = []
 

@@ -1,5 +1,7 @@
 """experiments.language_model and experiments.generate: bad data, a whole run, what goes on and how, samples."""
 
+import html
+import itertools
 import json
 import os
 import shutil
@@ -12,7 +14,7 @@ import pytest
 from launcher_cases import MODEL_FIGURES, call, error_line, results_of
 from launcher_table import files
 
-from experiments import context, generate, language_model, stream
+from experiments import context, generate, language_model, report, stream
 from experiments.common import launcher, restoring
 from nl_jax.data import ByteTokenizer, decode_stream
 from nl_jax.streaming.generation import sample
@@ -171,6 +173,26 @@ def test_generate_continues_the_prompt(finished, flags, capsys):
     assert first.out.startswith("" if "--prompt=" in flags else "def é")
     assert call(generate.main, *arguments) == 0
     assert capsys.readouterr().out == first.out
+
+
+def test_the_page_of_a_run_shows_what_each_model_writes(finished, tmp_path, capsys):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    os.truncate(workdir / "transformer/checkpoints/6/about/metadata", 3)  # so that its newest one cannot be read
+    model = restoring.restore(
+        workdir / "transformer/checkpoints", results_of(workdir)["configuration"]["models"]["transformer"]
+    )
+    separator = ByteTokenizer().separator_id
+    tokens = itertools.takewhile(lambda token: token != separator, sample(model, [separator], num_tokens=12))
+    written = "".join(decode_stream(ByteTokenizer(), tokens))
+
+    assert call(report.main, "--live", f"--workdir={workdir}", "--sample_tokens=12") == 0
+    page = (workdir / "live.html").read_text(encoding="utf-8")
+    assert "What the models write" in page
+    assert page.count("after 6 steps:") == len(results_of(workdir)["models"]) - 1
+    assert "transformer, after 4 steps:" in page
+    assert html.escape(written) in page
+    assert call(report.main, "--live", f"--workdir={workdir}", "--sample_tokens=0") == 0
+    assert "What the models write" not in (workdir / "live.html").read_text(encoding="utf-8")
 
 
 def test_generate_takes_a_prompt_longer_than_training_sequences(finished, capsys):

@@ -92,9 +92,9 @@ def test_batches_are_fixed_by_seed_and_step():
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"pairs": 0}, "--pairs=0: expected at least 1"),
-        ({"seq_len": 7}, "--seq_len=7: expected at least 8"),
-        ({"vocab_size": 5}, "--vocab_size=5: expected at least 6"),
+        ({"pairs": 0}, "pairs=0: expected at least 1"),
+        ({"seq_len": 7}, "seq_len=7: expected at least 8"),
+        ({"vocab_size": 5}, "vocab_size=5: expected at least 6"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(change, problem):

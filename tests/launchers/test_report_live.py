@@ -33,7 +33,9 @@ def row(step, model="hope", **values):
 
 
 def write_run(workdir, rows):
-    (workdir / "config.json").write_text(json.dumps({"launcher": "language_model", "flags": {"steps": 4}}))
+    (workdir / "config.json").write_text(
+        json.dumps({"launcher": "language_model", "flags": {"steps": 4}, "models": {}})
+    )
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -69,7 +71,7 @@ def test_the_page_follows_a_run_to_its_end(tmp_path, capsys):
                 raise KeyboardInterrupt  # as by Ctrl-C
 
         with pytest.raises(KeyboardInterrupt):
-            live.watch(tmp_path, 7, sleep)
+            live.watch(tmp_path, 7, sleep=sleep)
     first, second = (text for _, text in seen)
     assert [seconds for seconds, _ in seen] == [7, 7]
     assert '<meta http-equiv="refresh" content="7">' in first

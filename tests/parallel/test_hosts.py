@@ -60,15 +60,15 @@ def test_flags_come_before_the_environment_and_that_before_the_cluster(monkeypat
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((None, 2, 0), "--coordinator: missing"),
-        (("a:1", None, 0), "--num_processes: missing"),
-        (("a:1", 2, None), "--process_id: missing"),
-        (("a", 2, 0), "--coordinator=a: expected HOST:PORT"),
-        (("a:b", 2, 0), "--coordinator=a:b: expected HOST:PORT"),
-        (("a:1", 0, 0), "--num_processes=0: expected at least 1"),
-        (("a:1", "many", 0), "--num_processes=many: expected at least 1"),
-        (("a:1", 2, 2), "--process_id=2: expected 0 to 1"),
-        (("a:1", 2, -1), "--process_id=-1: expected at least 0"),
+        ((None, 2, 0), "coordinator: missing"),
+        (("a:1", None, 0), "num_processes: missing"),
+        (("a:1", 2, None), "process_id: missing"),
+        (("a", 2, 0), "coordinator=a: expected HOST:PORT"),
+        (("a:b", 2, 0), "coordinator=a:b: expected HOST:PORT"),
+        (("a:1", 0, 0), "num_processes=0: expected at least 1"),
+        (("a:1", "many", 0), "num_processes=many: expected at least 1"),
+        (("a:1", 2, 2), "process_id=2: expected 0 to 1"),
+        (("a:1", 2, -1), "process_id=-1: expected at least 0"),
     ],
 )
 def test_bad_values_are_named(given, message):
