@@ -15,7 +15,7 @@ table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 
 th, td { padding: 0.25rem 0.7rem; text-align: right; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums }
 th:first-child, td:first-child { text-align: left } th { border-bottom: 2px solid #888 }
 img, svg { max-width: 100%; height: auto }
-code { background: #f4f4f4; padding: 0.1rem 0.3rem; font-size: 0.85rem; overflow-wrap: anywhere }
+pre { background: #f4f4f4; padding: 0.5rem; font-size: 0.85rem; white-space: pre-wrap; overflow-wrap: anywhere }
 """
 
 
@@ -84,7 +84,7 @@ def _html(part: Part) -> str:
         case Heading(text, level):
             return f"<h{level}>{html.escape(text)}</h{level}>"
         case Code(text):
-            return f"<p><code>{html.escape(text)}</code></p>"
+            return f"<pre>{html.escape(text)}</pre>"
         case Table(rows):
             return "<table>" + "".join(_row(row, "td" if i else "th") for i, row in enumerate(rows)) + "</table>"
         case Picture(svg):
