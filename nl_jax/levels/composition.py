@@ -71,7 +71,7 @@ def check(levels: Sequence[Level], named: Named) -> None:
             slow = named[level.starts_from].period
             if slow <= level.period or slow % level.period:
                 raise ValueError(
-                    f"level {level.name!r}: its period {level.period} must divide, and be less than, the period "
+                    f"level {level.name!r}: period {level.period}; expected a divisor of, and less than, the period "
                     f"{slow} of {level.starts_from!r}, from which it starts"
                 )
 

@@ -28,7 +28,7 @@ def check_shapes(W, S, x, g, coefficients, w0):
         jnp.broadcast_shapes(*leading.values())
     except ValueError:
         given = ", ".join(f"{name} {axes}" for name, axes in leading.items() if axes)
-        raise ValueError(f"leading axes of {given}: they must broadcast") from None
+        raise ValueError(f"leading axes of {given}; expected axes that broadcast") from None
 
 
 def sequential_update(

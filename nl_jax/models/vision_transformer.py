@@ -23,7 +23,7 @@ class FullAttention(nnx.Module):
 
     def __init__(self, width: int, num_heads: int, *, output_scale: float = 1.0, rngs: nnx.Rngs):
         if num_heads < 1 or width % num_heads:
-            raise ValueError(f"num_heads={num_heads} must divide width={width}")
+            raise ValueError(f"num_heads={num_heads}: expected a divisor of width={width}")
         self.num_heads = num_heads
         self.query = linear(width, width, rngs=rngs)
         self.key = linear(width, width, rngs=rngs)
@@ -86,7 +86,7 @@ class VisionTransformer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if patch_size < 1 or image_size < patch_size or image_size % patch_size:
-            raise ValueError(f"patch_size={patch_size} must divide image_size={image_size}")
+            raise ValueError(f"patch_size={patch_size}: expected a divisor of image_size={image_size}")
         for name, value in (("num_layers", num_layers), ("channels", channels), ("num_classes", num_classes)):
             if value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")

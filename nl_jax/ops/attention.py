@@ -59,7 +59,7 @@ def blockwise_attention(
     _check_shapes(query, key, value)
     time, keys = query.shape[1], key.shape[1]
     if query.shape[2] % key.shape[2]:
-        raise ValueError(f"{key.shape[2]} heads of keys must divide {query.shape[2]} heads of queries")
+        raise ValueError(f"{key.shape[2]} heads of keys; expected a divisor of the {query.shape[2]} heads of queries")
     if keys < time:
         raise ValueError(f"{keys} keys for {time} queries: expected at least one for each")
     window = keys if window is None else window

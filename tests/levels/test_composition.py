@@ -79,7 +79,7 @@ def test_adam_is_two_parallel_moments_and_the_weights_after_them():
         ),
         (
             lambda: Schedule([still("x", 2, starts_from="y", start=float), still("y", 3)]),
-            r"level 'x': its period 2 must divide",
+            r"level 'x': period 2; expected a divisor",
         ),
         (lambda: Schedule([still("x")], has_aux=True), "has_aux=True needs a flow"),
         (lambda: Schedule(still("x")), "levels is a Level; expected a sequence of Level"),

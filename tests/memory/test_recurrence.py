@@ -243,7 +243,7 @@ def test_arguments_that_are_no_matrices_or_sequences_are_named(update):
         ({"x": np.zeros((0, 4)), "g": np.zeros((0, 3))}, r"^x has shape \(0, 4\); expected at least one token"),
         (
             {"W": np.zeros((2, 3, 4)), "x": np.zeros((3, 6, 4))},
-            r"^leading axes of W \(2,\), .*x \(3,\).* must broadcast",
+            r"^leading axes of W \(2,\), .*x \(3,\).*; expected axes that broadcast",
         ),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -303,7 +303,7 @@ def test_independent_levels_are_summed_with_weights():
 def test_bad_input():
     with pytest.raises(InputError, match="cms_regime='late'"):
         make(regime="late")
-    with pytest.raises(InputError, match="chunk_size=3 must divide the shortest period"):
+    with pytest.raises(InputError, match="chunk_size=3: expected a divisor of the CMS levels' shortest period"):
         make(chunk_size=3)
     with pytest.raises(ValueError, match="level cms_1: period 6; expected a multiple of the shortest, 4"):
         read_and_learn(make(periods=(4, 6)), *text(12))
@@ -311,5 +311,5 @@ def test_bad_input():
         read_and_learn(make(), *text(30))
     with pytest.raises(ValueError, match="variant='cyclic'"):
         make(variant="cyclic")
-    with pytest.raises(ValueError, match="must divide, and be less than"):
+    with pytest.raises(ValueError, match="expected a divisor of, and less than"):
         read_and_learn(make("nested", periods=(4, 8, 12)), *text(24))

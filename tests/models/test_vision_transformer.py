@@ -70,10 +70,10 @@ def test_learns_the_images():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"patch_size": 3}, "patch_size=3 must divide image_size=8"),
+        ({"patch_size": 3}, "patch_size=3: expected a divisor of image_size=8"),
         ({"patch_size": 16}, "patch_size=16"),
         ({"patch_size": 0}, "patch_size=0"),
-        ({"num_heads": 3}, "num_heads=3 must divide"),
+        ({"num_heads": 3}, "num_heads=3: expected a divisor"),
         ({"num_layers": 0}, "num_layers=0"),
         ({"channels": 0}, "channels=0: expected at least 1"),
     ],

@@ -130,7 +130,7 @@ def test_bad_periods(periods):
 
 @pytest.mark.parametrize(("width", "heads"), [(8, 3), (6, 2)])
 def test_bad_heads(width, heads):
-    with pytest.raises(ValueError, match=f"num_heads={heads} must divide width={width}"):
+    with pytest.raises(ValueError, match=f"num_heads={heads}: expected a divisor of width={width}"):
         Attention(width, heads, context_length=4, rngs=nnx.Rngs(0))
 
 

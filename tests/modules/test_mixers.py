@@ -226,7 +226,7 @@ def test_default_rule_is_bounded_over_65536_tokens(chunk, alpha):
     ("name", "options", "message"),
     [
         ("other", {}, "unknown mixer 'other'"),
-        ("titans", {"num_heads": 3}, "num_heads=3 must divide width=8"),
+        ("titans", {"num_heads": 3}, "num_heads=3: expected a divisor of width=8"),
         ("titans", {"chunk_size": 0}, "chunk_size=0: expected an integer of at least 1"),
         ("titans", {"chunk_size": True}, "chunk_size=True: expected an integer of at least 1"),
         ("titans", {"rule": "other"}, "rule='other': expected one of 'implicit', 'normalized', 'paper'"),

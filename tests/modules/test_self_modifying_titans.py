@@ -301,7 +301,7 @@ def test_state_size_does_not_grow():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_heads": 3}, "num_heads=3 must divide width=8"),
+        ({"num_heads": 3}, "num_heads=3: expected a divisor of width=8"),
         ({"chunk_size": 0}, "chunk_size=0"),
         ({"chunk_size": 4, "projection_chunk_size": 6}, r"chunk_size=\(6, 4\)"),
         ({"read": "other"}, "read='other'"),

@@ -143,7 +143,7 @@ def test_groups_of_query_heads_share_keys_and_values(queries, keys, window, empt
 
 def test_bad_arguments():
     query, key, value, _ = inputs(3, 3)
-    with pytest.raises(ValueError, match="3 heads of keys must divide 2 heads of queries"):
+    with pytest.raises(ValueError, match="3 heads of keys; expected a divisor of the 2 heads of queries"):
         blockwise_attention(query[:, :, :2], key, value)
     for options, problem in [({"window": 0}, "window=0"), ({"block_size": 0}, "block_size=0")]:
         with pytest.raises(ValueError, match=f"{problem}: expected at least 1"):

@@ -77,7 +77,7 @@ DIRECTORIES = {
         "rope_scaling: type 'linear' needs 'factor'",
     ),
     "quantised": (configured(quantization_config={"quant_method": "gptq"}), "weights quantised by 'gptq'"),
-    "heads": (configured(num_key_value_heads=3), "num_kv_heads=3 must divide num_heads=4"),
+    "heads": (configured(num_key_value_heads=3), "num_kv_heads=3: expected a divisor of num_heads=4"),
     "missing tensor": (change(lambda t: t.pop(Q)), f"tensor {Q!r} is missing"),
     "wrong shape": (
         change(lambda t: t.update({Q: t[Q][1:]})),

@@ -112,7 +112,7 @@ class Attention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if head_dim is None and (num_heads < 1 or width % (2 * num_heads)):
-            raise ValueError(f"num_heads={num_heads} must divide width={width} into even head sizes")
+            raise ValueError(f"num_heads={num_heads}: expected a divisor of width={width} that leaves even head sizes")
         self.head_dim = width // num_heads if head_dim is None else head_dim
         if self.head_dim < 2 or self.head_dim % 2:
             raise ValueError(f"head_dim={head_dim}: expected an even number of at least 2")
@@ -120,7 +120,7 @@ class Attention(nnx.Module):
             raise ValueError(f"context_length={context_length}: expected at least 1")
         self.num_heads, self.num_kv_heads = num_heads, num_heads if num_kv_heads is None else num_kv_heads
         if self.num_kv_heads < 1 or num_heads < 1 or num_heads % self.num_kv_heads:
-            raise ValueError(f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}")
+            raise ValueError(f"num_kv_heads={num_kv_heads}: expected a divisor of num_heads={num_heads}")
         if convolution and self.num_kv_heads != num_heads:
             raise ValueError(f"num_kv_heads={num_kv_heads}: a convolution needs as many as num_heads={num_heads}")
         self.context_length = context_length

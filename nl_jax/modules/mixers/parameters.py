@@ -128,7 +128,7 @@ class MixerParameters(nnx.Module):
 def head_size(width: int, num_heads: int) -> int:
     """Width of a head; ``ValueError`` if the heads do not divide the width."""
     if num_heads < 1 or width % num_heads:
-        raise ValueError(f"num_heads={num_heads} must divide width={width}")
+        raise ValueError(f"num_heads={num_heads}: expected a divisor of width={width}")
     return width // num_heads
 
 
