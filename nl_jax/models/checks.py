@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 
@@ -22,3 +23,10 @@ def check_like_tokens(tokens: Any, **others: Any) -> None:
     for name, value in others.items():
         if value is not None and jnp.shape(value) != tokens.shape:
             raise ValueError(f"{name} has shape {jnp.shape(value)}; expected that of tokens, {tokens.shape}")
+
+
+def check_state(tokens: Any, state: Any) -> None:
+    """Raises ``ValueError`` for the state of another number of texts; its arrays are ``[layers, batch, ...]``."""
+    sizes = {leaf.shape[1] for leaf in jax.tree.leaves(state) if jnp.ndim(leaf) > 2}
+    if len(sizes) == 1 and len(tokens) not in sizes:
+        raise ValueError(f"state is of {sizes.pop()} texts; expected that of {len(tokens)}, as tokens are")

@@ -105,7 +105,8 @@ class LanguageModelConfig:
             raise InputError(f"cms_regime={self.cms_regime!r}: expected one of {', '.join(REGIMES)}")
         if self.cms_regime != "outer" and min(self.cms_periods) % self.chunk_size:
             raise InputError(
-                f"chunk_size={self.chunk_size}: expected a divisor of the CMS levels' shortest period, {min(self.cms_periods)}"
+                f"chunk_size={self.chunk_size}: expected a divisor of the CMS levels' shortest period, "
+                f"{min(self.cms_periods)}"
             )
         if self.cms_regime != "outer" and self.kernel == "pallas":
             raise InputError(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from nl_jax.models.checks import check_tokens
+from nl_jax.models.checks import check_state, check_tokens
 from nl_jax.models.config import LanguageModelConfig
 from nl_jax.models.precision import cast_matrices
 from nl_jax.models.remat import remat
@@ -99,6 +99,7 @@ class LanguageModel(nnx.Module):
         """
         # a model that learns in context is read chunk by chunk, each of which needs what the one before has taught
         x = self.embedded(tokens)
+        check_state(tokens, state)
         shards = 1 if self.learns_in_context else shards_of(x.shape[1])
         axes = ("batch", "time" if shards > 1 else None, None)
         x = constrain(x, *axes)
@@ -125,7 +126,9 @@ class LanguageModel(nnx.Module):
         self, tokens: Int[Array, "batch time"], state: Any = None
     ) -> tuple[Float[Array, "batch vocab"], Any]:
         """The logits after the last token alone, since the head is a large matrix, and the state after it."""
-        x, state = self.read_blocks(self.embedded(tokens), state)
+        x = self.embedded(tokens)
+        check_state(tokens, state)
+        x, state = self.read_blocks(x, state)
         return self.logits(x[:, -1:])[:, 0], state
 
     @property

@@ -199,6 +199,16 @@ def test_a_mixer_added_to_the_table_has_a_configuration(monkeypatch):
         named_config("nobody", "tiny")
 
 
+@pytest.mark.parametrize("mixer", ["attention", "delta_net", "self_modifying_titans", "lstm"])
+def test_the_state_of_another_number_of_texts_is_refused(mixer):
+    model = LanguageModel(small(mixer), rngs=nnx.Rngs(0))
+    tokens = jnp.zeros((3, 4), jnp.int32)
+    for call in (model, model.last_logits):
+        with pytest.raises(ValueError, match="state is of 2 texts; expected that of 3, as tokens are"):
+            jax.eval_shape(call, tokens, model.init_state(2))
+        jax.eval_shape(call, tokens, model.init_state(3))
+
+
 @pytest.mark.parametrize(
     ("tokens", "given"),
     [
