@@ -2,6 +2,7 @@
 
 from nl_jax.ops.attention import blockwise_attention
 from nl_jax.ops.causal_attention import causal_attention
+from nl_jax.ops.chunk_scan import chunk_scan
 from nl_jax.ops.conjugate_gradients import solve_positive_definite
 from nl_jax.ops.decay import decay_matrix, shift
 from nl_jax.ops.definite import solve_definite
@@ -30,6 +31,7 @@ __all__ = [
     "block_squared_lengths",
     "blockwise_attention",
     "causal_attention",
+    "chunk_scan",
     "decay_matrix",
     "fits_splash",
     "gram",

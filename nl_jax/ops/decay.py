@@ -4,15 +4,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nl_jax.ops.in_kernel import is_in_kernel, masked_decay, rolled
+
 DECAY_BLOCK_SIZE = 8  # rows whose decay products are computed one after the other
 
 
-@jax.custom_jvp
 def decay_matrix(rate: Float[Array, "... C"]) -> Float[Array, "... C C"]:
-    """Lower-triangular matrix of ``Π_{s<i≤t} rate_i`` at [t, s]; ones on the diagonal, zeros above."""
-    return _decay_matrix(rate)
+    """Lower-triangular matrix of ``Π_{s<i≤t} rate_i`` at [t, s]; ones on the diagonal, zeros above.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from nl_jax.ops import decay_matrix
+      >>> print(decay_matrix(jnp.array([0.3, 0.5, 0.1]))[2])  # at token 2, of what tokens 0, 1 and 2 wrote
+      [0.05 0.1  1.  ]
+    """
+    return masked_decay(rate) if is_in_kernel() else _decay_matrix(rate)
 
 
+@jax.custom_jvp
 def _decay_matrix(rate):
     size = rate.shape[-1]
     if size <= DECAY_BLOCK_SIZE:
@@ -23,7 +32,7 @@ def _decay_matrix(rate):
     inside = _products(rate)
     start = rate[..., :1] * inside[..., :, 0]  # from the start of a block to its row t
     # from the end of one block to the start of another one
-    between = decay_matrix(start[..., -1])
+    between = _decay_matrix(start[..., -1])
     between = shift(between, -2)
     # [block of t, block of s, t, s], zero for a later block
     across = start[..., :, None, :, None] * between[..., None, None] * inside[..., None, :, -1:, :]
@@ -49,11 +58,11 @@ def _products(rate):
     return jnp.stack(rows, axis=-2)
 
 
-@decay_matrix.defjvp
+@_decay_matrix.defjvp
 def _decay_jvp(primals, tangents):
     # d products[t,s] / d rate_i = products[t,i] products[i-1,s]: no division, so exact at rate 0
     (rate,), (tangent,) = primals, tangents
-    products = decay_matrix(rate)
+    products = _decay_matrix(rate)
     return products, products @ (tangent[..., :, None] * shift(products, -2))
 
 
@@ -66,6 +75,8 @@ def shift(x: Array, axis: int, first: float = 0.0) -> Array:
       >>> print(shift(jnp.array([1, 2, 3]), axis=0, first=9))
       [9 1 2]
     """
+    if is_in_kernel():
+        return rolled(x, axis, first)
     pads = [(0, 0)] * x.ndim
     pads[axis] = (1, 0)
     return jnp.pad(jax.lax.slice_in_dim(x, 0, x.shape[axis] - 1, axis=axis), pads, constant_values=first)

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nl_jax.ops.in_kernel import is_in_kernel
+
 
 def matmul(x: Float[Array, "... C in"], y: Float[Array, "... in out"]) -> Float[Array, "... C out"]:
     """``x y``, where one operand in bfloat16 makes the product bfloat16 and the result float32.
@@ -203,4 +205,7 @@ def _in_one_type(product, x, y):
     if jnp.bfloat16 not in (x.dtype, y.dtype):
         return product(x, y)
     wide = jnp.promote_types(jnp.promote_types(x.dtype, y.dtype), jnp.float32)
-    return product(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)).astype(wide)
+    x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
+    if is_in_kernel():  # Mosaic adds in float32 only, and so must the transposes of these products
+        x, y = x.astype(wide), y.astype(wide)
+    return product(x, y).astype(wide)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nl_jax.ops.in_kernel import is_in_kernel, masked_solve
 from nl_jax.ops.products import over_leading
 
 BLOCK_SIZE = 8  # larger blocks lose digits: for equal keys the powers of L hold binomials, 35 at 8 rows, 6435 at 16
@@ -71,7 +72,7 @@ def solve_unit_lower(
       >>> print(solve_unit_lower(jnp.array([[0.0, 0.0], [2.0, 0.0]]), jnp.array([[1.0], [5.0]]))[:, 0])
       [1. 3.]
     """
-    return over_leading(_solve, lower, right)
+    return over_leading(masked_solve if is_in_kernel() else _solve, lower, right)
 
 
 @jax.custom_jvp

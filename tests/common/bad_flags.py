@@ -200,8 +200,8 @@ BENCHMARK = [
     (["gpu", "--models=gpt"], "--models=gpt: expected some of hope,"),
     (["gpu", "--lengths=8192"], "--lengths=8192: expected tokens:batch pairs"),
     (
-        ["kernel", "--models=titans", "--preset=tiny"],
-        "--models=titans: --kernel=pallas: MemoryMixer with these options has none",
+        ["kernel", "--models=mesa", "--preset=tiny"],
+        "--models=mesa: --kernel=pallas: Mesa with these options has none",
     ),
     (["mixers", "--kernel=pallas"], "kernel=pallas: cpu runs no kernels"),
     (["gpu", "--dtype=float16"], "flag --dtype=float16: value should be one of <float32|bfloat16>"),

@@ -166,7 +166,7 @@ class ChannelRetention(ZeroMatrix):
             return linear_channel_chunks(tokens.key, tokens.value, decay, tokens.query), None
 
         linear = LinearMemory(self.kernel, maps) if self.has_kernel else None
-        return read_text(self, self.chunking, learn, x, state, at_boundary=at_boundary, linear=linear)
+        return read_text(self, self.chunking, learn, x, state, at_boundary=at_boundary, kernel=linear)
 
     @property
     def has_kernel(self) -> bool:

@@ -122,4 +122,4 @@ class Comba(ZeroMatrix):
             return linear_chunks(tokens.key, *written(tokens, tokens.valid)), None
 
         linear = LinearMemory(self.kernel, maps)
-        return read_text(self, self.chunking, learn, x, state, at_boundary=at_boundary, linear=linear)
+        return read_text(self, self.chunking, learn, x, state, at_boundary=at_boundary, kernel=linear)

@@ -1,5 +1,6 @@
 """A sequence mixer whose state is an associative memory, with keys, values and coefficients from slow weights."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float
 from nl_jax.memory import Architecture, Tokens, chunk_decay, learn_linear_chunks, memory_of
 from nl_jax.modules.mixers.all_chunks import LinearMemory
 from nl_jax.modules.mixers.atlas_parts import check_count, initial_powers, polynomial_features
+from nl_jax.modules.mixers.chunk_kernel import ChunkMemory
 from nl_jax.modules.mixers.coefficients import RETENTION_BIAS
 from nl_jax.modules.mixers.parameters import MixerParameters, Projected, head_size, over_batch
 from nl_jax.modules.mixers.stepping import Chunking, Memories, MemoryState, read_text, start_of_text
@@ -131,7 +133,7 @@ class MemoryMixer(MixerParameters):
         powers = None if self.powers is None else over_batch(self.powers[...], len(x))
 
         def learn(
-            memories: Memories, tokens: Projected, advances: Array, starts_at_boundary: bool
+            read_only: ReadOnly, memories: Memories, tokens: Projected, advances: Array, starts_at_boundary: bool
         ) -> tuple[Array, Memories]:
             assert tokens.eta is not None
             assert tokens.alpha is not None
@@ -154,20 +156,18 @@ class MemoryMixer(MixerParameters):
                 return answer_at_boundary(memory, read_only, weights, query), memories
             return answer_by_token(memory, read_only, chunks, query), memories
 
-        linear = LinearMemory(self.kernel, self._maps(len(x))) if self.has_kernel else None
-        return read_text(self, self.chunking, learn, x, state, at_boundary=at_boundary, linear=linear)
+        kernel: LinearMemory | ChunkMemory | None = None
+        if self.has_kernel:
+            kernel = ChunkMemory(self.kernel, learn, read_only)
+            if self.groups[0].is_linear and not self.chunking.keeps_boundary and self.mu is None:
+                kernel = LinearMemory(self.kernel, self._maps(len(x)))
+        learn_chunk = functools.partial(learn, read_only)
+        return read_text(self, self.chunking, learn_chunk, x, state, at_boundary=at_boundary, kernel=kernel)
 
     @property
     def has_kernel(self) -> bool:
-        """Whether the memory is linear in its state, so that a kernel can carry it from chunk to chunk."""
-        chunking = self.chunking
-        return (
-            self.groups[0].is_linear
-            and not chunking.keeps_boundary
-            and chunking.window == 1
-            and self.mu is None
-            and self.powers is None
-        )
+        """Whether a kernel can carry the memory from chunk to chunk."""
+        return self.chunking.window == 1 and not self.chunking.orthogonal_steps and self.powers is None
 
     def _maps(self, batch_size: int) -> Callable[[Projected], tuple[ChunkMaps, Array | None]]:
         """What all chunks of a text do to such a memory, and what W₀ answers."""

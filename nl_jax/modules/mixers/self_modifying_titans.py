@@ -27,6 +27,7 @@ The departures from the paper's form, each for a measured reason (BUILD_NOTES.md
 ``PAPER_FORM`` holds the options of the paper's form.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -36,6 +37,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from nl_jax.memory import Architecture, Memory, memory_of
+from nl_jax.modules.mixers.chunk_kernel import ChunkMemory
 from nl_jax.modules.mixers.coefficients import MOMENTUM_BIAS, RETENTION_BIAS
 from nl_jax.modules.mixers.generation import PROJECTIONS, ProjectionMemories, generate, generate_queries
 from nl_jax.modules.mixers.memory_mixer import READS, RETENTIONS, check_names
@@ -188,7 +190,7 @@ class SelfModifyingTitans(MixerParameters):
         read_only, answering = self.read_only(len(x)), self.groups[-1]
 
         def learn(
-            memories: Memories, tokens: Projected, advances: Array, starts_at_boundary: bool
+            read_only: ReadOnly, memories: Memories, tokens: Projected, advances: Array, starts_at_boundary: bool
         ) -> tuple[Array, Memories]:
             if self.frozen and read_only.w0 is not None:  # it never learns and has nothing to forget
                 queries = generate_queries(self.projecting, read_only.w0, tokens)
@@ -213,7 +215,14 @@ class SelfModifyingTitans(MixerParameters):
                 return answer_at_boundary(answering, read_only, weights, queries), memories
             return answer_by_token(answering, read_only, chunks, queries), memories
 
-        return read_text(self, self.chunking, learn, x, state, at_boundary=at_boundary)
+        kernel = ChunkMemory(self.kernel, learn, read_only) if self.has_kernel else None
+        learn_chunk = functools.partial(learn, read_only)
+        return read_text(self, self.chunking, learn_chunk, x, state, at_boundary=at_boundary, kernel=kernel)
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether a kernel can carry the memories from chunk to chunk."""
+        return self.chunking.is_uniform and not self.frozen
 
 
 def _check(read: str, retention: str, adaptive: tuple[str, ...], **biases: float) -> None:

@@ -17,6 +17,7 @@ from nl_jax.memory import limit_cotangent
 from nl_jax.modules.layers import remat_except_dots
 from nl_jax.modules.mixers.all_chunks import LinearMemory
 from nl_jax.modules.mixers.atlas_parts import orthogonal_update
+from nl_jax.modules.mixers.chunk_kernel import ChunkMemory
 from nl_jax.modules.mixers.parameters import Groups, MixerParameters, Projected
 from nl_jax.ops import narrow_like
 
@@ -185,7 +186,7 @@ def read_text(
     state: MemoryState | None,
     *,
     at_boundary: bool,
-    linear: LinearMemory | None = None,
+    kernel: LinearMemory | ChunkMemory | None = None,
 ) -> tuple[Float[Array, "batch time width"], MemoryState]:
     """Output of a mixer, and its state after the last token: projects, learns subchunk by subchunk, projects back.
 
@@ -199,14 +200,14 @@ def read_text(
       x: the tokens.
       state: before them; None starts a text.
       at_boundary: the caller's promise that the state is at a boundary of all chunk sizes.
-      linear: the same as ``learn``, where the mixer has one matrix that is linear in its state; else None.
+      kernel: the same as ``learn``, for all chunks at once; None where there is only XLA's scan over chunks.
     """
     at_boundary = at_boundary or state is None
     state = start_of_text(parameters, chunking, len(x)) if state is None else state
     if x.shape[1] == 0:
         return parameters.output(x), state
     projected, conv = remat_except_dots(parameters.project)(x, state.conv)
-    y, new = step_through(chunking, learn, projected, state, at_boundary=at_boundary, linear=linear)
+    y, new = step_through(chunking, learn, projected, state, at_boundary=at_boundary, kernel=kernel)
     new = jax.tree.map(lambda u, before: u.astype(before.dtype), new._replace(conv=conv), state)
     return parameters.project_back(y, x.dtype), new
 
@@ -218,11 +219,15 @@ def step_through(
     state: MemoryState,
     *,
     at_boundary: bool,
-    linear: LinearMemory | None = None,
+    kernel: LinearMemory | ChunkMemory | None = None,
 ) -> tuple[Float[Array, "batch heads time head_dim"], MemoryState]:
     """Answers to the tokens, and the state after them but for its convolution. Arguments as for ``read_text``."""
     batch, heads, time, head_dim = projected.key.shape
     past, origin, wide = chunking.window - 1, state.position, projected.valid.dtype
+    if isinstance(kernel, ChunkMemory) and at_boundary:
+        found = _whole_chunks(chunking, learn, projected, state, kernel)
+        if found is not None:
+            return found
     if past:
         projected = jax.tree.map(lambda a, b: jnp.concatenate([a.astype(b.dtype), b], 2), state.past, projected)
     if at_boundary or time == 1:
@@ -233,9 +238,9 @@ def step_through(
         size, offset = chunking.subchunk, origin % chunking.subchunk
         count = -(-(time + size - 1) // size)
         padded = jax.tree.map(lambda u: _place(u, past + count * size, offset), projected)
-    backend = linear.backend(state.delta_w[0][0], size) if linear is not None and count > 1 else None
-    if linear is not None and backend is not None:
-        y, after = linear.read(padded, count, state.delta_w[0][0].astype(wide), backend)
+    backend = kernel.backend(state.delta_w[0][0], size) if isinstance(kernel, LinearMemory) and count > 1 else None
+    if isinstance(kernel, LinearMemory) and backend is not None:
+        y, after = kernel.read(padded, count, state.delta_w[0][0].astype(wide), backend)
         y = jax.lax.dynamic_slice_in_dim(y, offset, time, axis=2)
         return y, state._replace(delta_w=((after,),), position=chunking.wrap(origin + time))
     starts = origin - offset + size * jnp.arange(count)
@@ -271,6 +276,28 @@ def step_through(
         memories = chunking.at_boundary(origin + time, memories)
     last = jax.tree.map(lambda u: u[:, :, time:], projected) if past else None
     return y, MemoryState(state.conv, *memories, last, chunking.wrap(origin + time))
+
+
+def _whole_chunks(
+    chunking: Chunking, learn: Learn, projected: Projected, state: MemoryState, kernel: ChunkMemory
+) -> tuple[Float[Array, "batch heads time head_dim"], MemoryState] | None:
+    """As `step_through` from a boundary on, whole chunks by a kernel; None where there are not two, or none fits."""
+    size, time = chunking.subchunk, projected.key.shape[2]
+    whole = time // size * size
+    memories = Memories(state.delta_w, state.momentum, state.delta_w_at_boundary)
+    memories = jax.tree.map(lambda w: w.astype(projected.valid.dtype), memories)
+    backend = kernel.backend(memories, projected.key.shape[-1], size) if whole > size else None
+    if backend is None:
+        return None
+    y, memories = kernel.read(
+        jax.tree.map(lambda u: u[:, :, :whole], projected), size, memories, chunking.keeps_boundary, backend
+    )
+    state = state._replace(**memories._asdict(), position=chunking.wrap(state.position + whole))
+    if whole < time:
+        rest = jax.tree.map(lambda u: u[:, :, whole:], projected)
+        last, state = step_through(chunking, learn, rest, state, at_boundary=True)
+        y = jnp.concatenate([y, last], axis=2)
+    return y, state
 
 
 def _pad(u: Float[Array, "batch heads time ..."], count: int) -> Float[Array, "batch heads padded ..."]:

@@ -1,0 +1,75 @@
+"""All chunks of a text in one kernel, for memories that are not linear in their state, as MLPs."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from nl_jax.memory import limit_cotangent
+from nl_jax.modules.mixers.parameters import Projected
+from nl_jax.ops import chunk_scan, narrow_like
+from nl_jax.ops.chunk_scan import STARTS, VMEM
+from nl_jax.parallel.kernels import choose_backend, over_heads
+
+COPIES = 24  # of a state, that a chunk's backward pass may hold beside each other
+LANES, ROWS = 128, 8  # a TPU's register: sizes that are no multiples of them need layouts that Mosaic lacks
+
+
+class ChunkMemory(NamedTuple):
+    """How a mixer with such memories reads chunks that all start at a boundary.
+
+    Attributes:
+      kernel: which program carries the state, as for ``choose_backend``.
+      learn: as ``Learn``, after what it only reads; of one sequence and head.
+      read_only: what it only reads, arrays [batch, heads, ...].
+    """
+
+    kernel: str
+    learn: Callable[..., Any]
+    read_only: Any
+
+    def backend(self, memories: Any, head_dim: int, size: int) -> str | None:
+        """The kernel's backend for chunks of a size; None for XLA's scan over chunks."""
+        leaves = jax.tree.leaves((memories.delta_w, memories.momentum))
+        held = sum(math.prod(u.shape[2:]) * u.dtype.itemsize for u in leaves)
+
+        def fits(backend: str) -> bool:
+            narrow = all(u.dtype == jnp.float32 for u in leaves)
+            return backend == "tpu" and narrow and not (head_dim % LANES or size % ROWS) and COPIES * held <= VMEM
+
+        found = choose_backend(self.kernel, fits)
+        return None if found == "interpret_gpu" else found
+
+    def read(
+        self, tokens: Projected, size: int, memories: Any, keeps_boundary: bool, backend: str
+    ) -> tuple[Float[Array, "batch heads time head_dim"], Any]:
+        """Answers to all tokens, cut in chunks of ``size``, and the memories after them.
+
+        The backward pass keeps the tokens and the memories at each chunk's start.
+        """
+        wide, make = tokens.valid.dtype, type(memories)
+
+        def step(read_only, state, parts):
+            tokens = Projected(**parts, valid=jnp.ones((1, 1, size), wide))  # whole chunks have no padding
+            before = make(*state, state[0] if keeps_boundary else ())
+            y, after = self.learn(read_only, before, tokens, tokens.valid, True)
+            return narrow_like(y, tokens.key), (after.delta_w, after.momentum)
+
+        def limit(state):
+            return state if not keeps_boundary else jax.vjp(limit_cotangent, state)[1](state)[0]
+
+        def cut(u):
+            return u.reshape(*u.shape[:2], u.shape[2] // size, size, *u.shape[3:])
+
+        @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(STARTS))
+        def read(read_only, state, tokens):
+            return over_heads(functools.partial(chunk_scan, step, limit, backend), read_only, state, tokens)
+
+        chunks = {name: jax.tree.map(cut, u) for name, u in tokens._asdict().items() if name != "valid"}
+        y, (delta_w, momentum) = read(self.read_only, (memories.delta_w, memories.momentum), chunks)
+        y = y.reshape(*y.shape[:2], y.shape[2] * size, *y.shape[4:])
+        return y, make(delta_w, momentum, delta_w if keeps_boundary else ())
