@@ -1,5 +1,10 @@
 """Mixers whose state a kernel carries through a text, by Pallas' interpreter: the same as XLA's scan over chunks."""
 
+import importlib.util
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -227,3 +232,41 @@ def test_a_model_knows_its_kernel_and_its_configuration_on_disk_does_not():
     for wrong in ({"kernel": "fast"}, {"kernel": "pallas", "cms_regime": "meta", "cms_periods": (4,)}):
         with pytest.raises(InputError, match="expected"):
             named_config("delta_net", "tiny", **sizes, **wrong)
+
+
+COMPILE = """
+import sys
+import jax, jax.numpy as jnp
+from flax import nnx
+from nl_jax.modules import choose_kernel, mixer
+from nl_jax.parallel import parse_mesh, topology_devices
+
+jax.config.update("jax_platforms", "cpu")
+device = topology_devices(sys.argv[1])[0]
+place = jax.sharding.SingleDeviceSharding(device)
+
+def make():
+    return mixer(sys.argv[2], width=256, num_heads=2, chunk_size=64, rngs=nnx.Rngs(0))
+
+def placed(tree):
+    return jax.tree.map(lambda u: jax.ShapeDtypeStruct(u.shape, u.dtype, sharding=place), tree)
+
+module, x = jax.eval_shape(make), jax.ShapeDtypeStruct((1, 192, 256), jnp.float32)
+choose_kernel(module, "pallas")
+with jax.set_mesh(parse_mesh("fsdp:1", [device])):
+    gradient = jax.jit(jax.grad(lambda module, x: jnp.sum(jnp.sin(module(x)[0])), (0, 1)))
+    assert gradient.lower(placed(module), placed(x)).compile().as_text().count("tpu_custom_call") == 2
+"""
+
+
+@slow
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2", "v5p:2x2x1"])
+@pytest.mark.parametrize("name", ["titans", "self_modifying_titans", "ttt_mlp"])
+def test_chunks_compile_for_a_tpu_that_is_not_here(topology, name):
+    """Forward and backward; Mosaic lacks some operations, so that a change of a rule can need another form there."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed")
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}  # for the CPU's compiler
+    command = [sys.executable, "-c", COMPILE, topology, name]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert found.returncode == 0, found.stderr[-2000:]
