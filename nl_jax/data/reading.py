@@ -186,7 +186,7 @@ def _standard_library() -> tuple[list[Document], ReadSummary]:
         if (text := file.read_bytes()) and _is_utf8(text):
             documents.append(Document(relative.as_posix(), text))
     if not documents:
-        raise InputError("this Python comes without the source of its standard library; expected a path of text files")
+        raise InputError("this Python comes without the source of its standard library; expected data=PATH, text files")
     size = sum(len(document.text) for document in documents)
     return documents, ReadSummary(len(documents), len(documents), size, {})
 

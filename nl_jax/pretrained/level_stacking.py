@@ -357,8 +357,8 @@ def stack_levels(model: LanguageModel, levels: Sequence[StackedLevel]) -> Stacke
 
     Examples:
       >>> from flax import nnx
-      >>> from nl_jax.models import named_config
-      >>> from nl_jax.pretrained import stack_levels
+      >>> from nl_jax.models import LanguageModel, named_config
+      >>> model = LanguageModel(named_config("transformer", "tiny", num_layers=2), rngs=nnx.Rngs(0))
       >>> fast = StackedLevel("fast", blocks=(1,), units=(0.0, 0.5))
       >>> slow = StackedLevel("slow", period=4, blocks=(1,), units=(0.5, 1.0))
       >>> stacked = stack_levels(model, [fast, slow])

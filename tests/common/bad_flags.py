@@ -24,7 +24,7 @@ LANGUAGE_MODEL = [
     (["--remat=some"], "flag --remat=some: value should be one of <none|block|dots>"),
     (["--kernel=fast"], "flag --kernel=fast: value should be one of <auto|xla|pallas>"),
     (["--kernel=pallas", "--models=delta_net"], "--models=delta_net --kernel=pallas: cpu runs no kernels"),
-    (["--kernel=pallas", "--models=hope"], "kernel=pallas: SelfModifyingTitans with these options has none"),
+    (["--kernel=pallas", "--models=lstm"], "--kernel=pallas: LSTM with these options has none"),
     (["--seed=-1"], "--seed=-1: expected 0 to"),
     (["--seed=99999999999"], "--seed=99999999999: expected 0 to"),
     (["--learning_rate=0"], "--learning_rate=0.0: expected"),

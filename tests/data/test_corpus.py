@@ -139,7 +139,7 @@ def test_a_python_without_its_source_is_an_error_that_says_what_to_do(tmp_path, 
         write(library / "latin.py", b"# caf\xe9")
         write(library / "empty.py", b"")
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(library))
-    with pytest.raises(InputError, match="--data=PATH"):
+    with pytest.raises(InputError, match="data=PATH, text files"):
         load_documents()
 
 

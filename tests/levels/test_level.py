@@ -33,10 +33,10 @@ def test_a_level_alone_can_be_donated(name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"period": 0}, "period=0 must"),
-        ({"period": 1.5}, "period=1.5 must"),
-        ({"period": True}, "period=True must"),
-        ({"gather": "mean"}, "gather='mean' must"),
+        ({"period": 0}, "period=0: expected"),
+        ({"period": 1.5}, "period=1.5: expected"),
+        ({"period": True}, "period=True: expected"),
+        ({"gather": "mean"}, "gather='mean': expected"),
         ({"starts_from": "other"}, "starts_from='other' needs"),
     ],
 )
