@@ -104,6 +104,7 @@ CASES = {
     "attention": ["transformer_conv", "sequence:8", {"unroll": False}],
     "kernel": ["delta_net", "fsdp:2,tensor:2,sequence:2", {"kernel": "interpret"}],
     "kernel twice": ["comba", "data:2,fsdp:2,tensor:2", {"kernel": "interpret_gpu", "texts": 2}],
+    "chunks in a kernel twice": ["hope", "fsdp:2,tensor:2,sequence:2", {"kernel": "interpret", "texts": 2}],
     "memories twice": ["delta_net", "data:2,sequence:4", {"texts": 2, "time": 24, "num_layers": 3}],
     "attention twice": ["transformer_conv", "sequence:8", {"texts": 2, "context_length": 100}],
 }
