@@ -1,7 +1,6 @@
 """The documentation site: every public name is on a page, pages are in the navigation, and the site can be built."""
 
 import importlib.util
-import pkgutil
 import re
 import subprocess
 import sys
@@ -10,15 +9,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-
-import nl_jax
+from public_names import PUBLIC
 
 ROOT = Path(__file__).parents[1]
-PUBLIC = [
-    f"{name}.{exported}"
-    for name in ("nl_jax", *(m.name for m in pkgutil.walk_packages(nl_jax.__path__, "nl_jax.") if m.ispkg))
-    for exported in importlib.import_module(name).__all__
-]
 
 
 def hook(name):

@@ -75,7 +75,7 @@ def code_and_line(error: BaseException) -> tuple[int, str]:
 
 
 def with_flags(error: BaseException, values: flags.FlagValues) -> BaseException:
-    """The same error; one of the library's about an argument then speaks of the flag of that name."""
+    """The same error. Where an `InputError` names an argument, it now names the flag: ``--seq_len`` for ``seq_len``."""
     if not isinstance(error, InputError):
         return error
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from nl_jax import InputError
 from nl_jax.training import learning_rate_schedule
+from nl_jax.training.checkpoint import saved_steps
 from nl_jax.training.loop import CHECKPOINTS
 
 MAY_CHANGE = ("steps", "schedule")  # if the learning rates of the steps already taken stay the same
@@ -49,5 +50,5 @@ def _rates(values: Mapping[str, Any], steps: int) -> np.ndarray:
 
 def _newest_checkpoint(workdir: Path) -> int:
     """The largest step of the checkpoints of all models and seeds; 0 if there is no checkpoint."""
-    found = [path for depth in ("*", "*/*") for path in workdir.glob(f"{depth}/{CHECKPOINTS}/*")]
-    return max((int(path.name) for path in found if path.name.isdecimal()), default=0)
+    found = [path for depth in ("*", "*/*") for path in workdir.glob(f"{depth}/{CHECKPOINTS}")]
+    return max((step for directory in found for step in saved_steps(directory)), default=0)

@@ -1,7 +1,6 @@
 """What the models of a run write at their newest checkpoints, for the page of a run that is going on."""
 
 import itertools
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ from experiments.common.restoring import RUN, newest_checkpoint, tokenizer_of
 from nl_jax import Diverged, InputError
 from nl_jax.data import decode_stream
 from nl_jax.streaming.generation import sample
+from nl_jax.training.checkpoint import saved_steps
 from nl_jax.training.loop import CHECKPOINTS
 
 
@@ -28,10 +28,9 @@ class Samples:
         num_tokens: tokens of a sample, unless its document ends earlier.
     """
 
-    def __init__(self, workdir: Path, config: Mapping[str, Any], num_tokens: int):
-        self.workdir, self.num_tokens = workdir, num_tokens
-        self.config = dict(config)
-        self.models = dict(config["models"]) if num_tokens and config.get("launcher") == RUN else {}
+    def __init__(self, workdir: Path, config: dict[str, Any], num_tokens: int):
+        self.workdir, self.config, self.num_tokens = workdir, config, num_tokens
+        self.models = config["models"] if num_tokens and config.get("launcher") == RUN else {}
         self.found: dict[str, Sample] = {}
         self._seen: dict[str, int] = {}  # the newest checkpoint of each model that was there at the last call
 
@@ -39,7 +38,7 @@ class Samples:
         """Samples from each model that has a newer checkpoint than at the last call."""
         for name in self.models:
             directory = self.workdir / name / CHECKPOINTS
-            newest = max((int(path.name) for path in directory.glob("*") if path.name.isdecimal()), default=None)
+            newest = max(saved_steps(directory), default=None)
             if newest is not None and self._seen.get(name) != newest:
                 self._seen[name], self.found[name] = newest, self._sample(name, directory, newest)
 

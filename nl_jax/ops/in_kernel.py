@@ -1,8 +1,9 @@
 """Operations of a chunk in the form that Pallas compiles for a TPU: masks and whole matrices in place of slices.
 
 A kernel that keeps the state of memories on the chip runs the same functions as XLA's scan over chunks. Three of them
-cut matrices into small blocks, which suits XLA and which Mosaic, the compiler of TPU kernels, cannot do. While
-`in_kernel` is on they take the forms below, which give the same up to rounding.
+cut matrices into small blocks. That suits XLA, but Mosaic, the compiler of TPU kernels, cannot do it. While `in_kernel`
+is on, they take the forms below, which give the same up to rounding, and products of bfloat16 (``products.py``) give
+float32.
 """
 
 import contextlib

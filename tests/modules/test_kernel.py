@@ -161,9 +161,16 @@ def test_extreme_inputs_give_no_nan(case):
         assert all(bool(jnp.all(jnp.isfinite(u))) for u in jax.tree.leaves((y, state, gradients)))
 
 
-def test_bfloat16_is_near():
-    """The kernel rounds what each token erases and writes to bfloat16, where the scan rounds their difference."""
-    module, x = make("delta_net", 16), jax.random.normal(jax.random.key(1), (2, 64, WIDTH), jnp.bfloat16)
+@pytest.mark.parametrize(
+    "case",
+    ["delta_net", *(pytest.param(c, marks=slow) for c in ("titans", "self_modifying_titans", "ttt_mlp"))],
+)
+def test_bfloat16_is_near(case):
+    """A matrix's kernel rounds what a token erases and writes to bfloat16 each, where the scan rounds their difference.
+
+    A chunk's kernel keeps in float32 what products of bfloat16 give, where the scan rounds it.
+    """
+    module, x = make(case, 16), jax.random.normal(jax.random.key(1), (2, 64, WIDTH), jnp.bfloat16)
     for name in ("query", "key", "value", "output", "conv"):
         part = getattr(module, name)
         part.kernel[...] = part.kernel[...].astype(jnp.bfloat16)

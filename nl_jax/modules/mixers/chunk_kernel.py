@@ -15,8 +15,8 @@ from nl_jax.ops import chunk_scan, narrow_like
 from nl_jax.ops.chunk_scan import STARTS, VMEM
 from nl_jax.parallel.kernels import choose_backend, over_heads
 
-COPIES = 24  # of a state, that a chunk's backward pass may hold beside each other
-LANES, ROWS = 128, 8  # a TPU's register: sizes that are no multiples of them need layouts that Mosaic lacks
+COPIES = 24  # room for so many arrays as large as the state, in the backward pass of a chunk
+LANES, ROWS = 128, 8  # of a TPU's register; the kernel was compiled for multiples of them only
 
 
 class ChunkMemory(NamedTuple):
@@ -24,7 +24,7 @@ class ChunkMemory(NamedTuple):
 
     Attributes:
       kernel: which program carries the state, as for ``choose_backend``.
-      learn: as ``Learn``, after what it only reads; of one sequence and head.
+      learn: as ``Learn``, with what it only reads as first argument. The kernel calls it for one sequence and head.
       read_only: what it only reads, arrays [batch, heads, ...].
     """
 
@@ -42,7 +42,7 @@ class ChunkMemory(NamedTuple):
             return backend == "tpu" and narrow and not (head_dim % LANES or size % ROWS) and COPIES * held <= VMEM
 
         found = choose_backend(self.kernel, fits)
-        return None if found == "interpret_gpu" else found
+        return None if found == "interpret_gpu" else found  # there is no form for GPUs
 
     def read(
         self, tokens: Projected, size: int, memories: Any, keeps_boundary: bool, backend: str
