@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -157,6 +158,20 @@ def test_the_site_loads_nothing_from_elsewhere_and_its_links_lead_somewhere(site
             if part and file.suffix == ".html":
                 assert unquote(part) in found[folder / file.relative_to(folder.resolve())].ids, f"{path}: {link}"
     assert (folder / "search" / "search_index.json").exists()
+
+
+@pytest.mark.slow
+def test_pages_that_are_opened_as_files_can_be_searched(site):
+    folder, _ = site
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    assert 0 < text.index("search_in_files.js") < text.index("javascripts/bundle")
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium is installed")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
+    page = f"{(folder / 'index.html').as_uri()}?q=preconditioner"
+    done = subprocess.run([browser, *options, page], capture_output=True, text=True, timeout=120)
+    assert re.search(r"\d+ matching documents", done.stdout)
 
 
 def test_the_page_of_results_names_every_launcher_that_writes_them():

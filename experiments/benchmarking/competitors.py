@@ -20,7 +20,7 @@ def jax_attention(sizes: Sizes) -> Program:
     shape = {name: getattr(sizes, name) for name in ("vocab_size", "width", "num_heads", "num_layers", "mlp_hidden")}
     config = named_config("transformer", "tiny", **shape, context_length=sizes.length)
 
-    def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, window: int) -> jax.Array:
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, window: int, empty: None) -> jax.Array:
         return jax.nn.dot_product_attention(query, key, value, is_causal=True)  # no text is longer than the window
 
     def init_model() -> LanguageModel:

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 BLOCK_SIZES = (512, 256, 128)  # queries, and keys, of a tile: the largest that divides the text's length
 
 
 def fits_splash(query: Array, key: Array, value: Array) -> bool:
-    """Whether the kernel can answer queries [batch, time, heads, head_dim] by keys and values of the same tokens.
+    """Whether the kernel can answer queries [batch, time, heads, head_dim] by keys and values of as many heads.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -21,10 +21,11 @@ def fits_splash(query: Array, key: Array, value: Array) -> bool:
       >>> fits_splash(short, short, short), fits_splash(long, long, long)  # the kernel reads whole blocks of tokens
       (False, True)
     """
+    (batch, time, *heads), keys = query.shape, key.shape[1]
     return (
-        query.shape == key.shape == value.shape
-        and query.shape[1] > 0
-        and query.shape[1] % BLOCK_SIZES[-1] == 0
+        key.shape == value.shape == (batch, keys, *heads)
+        and 0 < time <= keys
+        and time % BLOCK_SIZES[-1] == keys % BLOCK_SIZES[-1] == 0
         and query.dtype == key.dtype == value.dtype
         and query.dtype in (jnp.bfloat16, jnp.float32)
     )
@@ -32,8 +33,9 @@ def fits_splash(query: Array, key: Array, value: Array) -> bool:
 
 def splash_attention(
     query: Float[Array, "batch heads time head_dim"],
-    key: Float[Array, "batch heads time head_dim"],
-    value: Float[Array, "batch heads time head_dim"],
+    key: Float[Array, "batch heads keys head_dim"],
+    value: Float[Array, "batch heads keys head_dim"],
+    empty: Int[Array, "batch heads"] | None = None,
     *,
     window: int,
     interpret: bool = False,
@@ -43,7 +45,10 @@ def splash_attention(
     It has gradients in reverse mode only, and none of second order.
 
     Args:
-      query, key, value: of the same tokens.
+      query: of the last ``time`` tokens.
+      key, value: of all tokens, so that those of the queries are the last.
+      empty: how many keys at the front hold no token; None for none. It is one number for all, in this shape so that
+        it can be split over devices like the rest. Tiles of such keys are masked, not left out.
       window: tokens that each sees, itself included.
       interpret: whether Pallas' interpreter runs it, on any device.
 
@@ -55,12 +60,16 @@ def splash_attention(
       (1, 2, 256, 64)
     """
     _, heads, time, head_dim = query.shape
-    size = next(size for size in BLOCK_SIZES if time % size == 0)
+    keys = key.shape[2]
+    offset = keys - time
     mask = (
-        masks.CausalMask((time, time)) if window >= time else masks.LocalMask((time, time), (window - 1, 0), offset=0)
+        masks.CausalMask((time, keys), offset)
+        if window >= keys
+        else masks.LocalMask((time, keys), (window - 1, 0), offset)
     )
-    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
-    blocks: dict[str, Any] = {f"block_{name}": size for name in names}
+    of_query, of_keys = (next(size for size in BLOCK_SIZES if n % size == 0) for n in (time, keys))
+    blocks: dict[str, Any] = {f"block_{name}": of_query for name in ("q", "q_dkv", "q_dq")}
+    blocks |= {f"block_{name}": of_keys for name in ("kv", "kv_compute", "kv_dkv", "kv_dkv_compute", "kv_dq")}
     attend = kernel.make_splash_mha(
         masks.MultiHeadMask([mask] * heads),
         block_sizes=kernel.BlockSizes(**blocks),
@@ -68,4 +77,8 @@ def splash_attention(
         q_seq_shards=1,
         interpret=interpret,
     )
-    return jax.vmap(attend)(query * head_dim**-0.5, key, value)
+    query = query * head_dim**-0.5
+    if empty is None:
+        return jax.vmap(attend)(query, key, value)
+    segments = kernel.SegmentIds(jnp.ones(time, jnp.int32), (jnp.arange(keys) >= empty[0, 0]).astype(jnp.int32))
+    return jax.vmap(attend, in_axes=(0, 0, 0, None))(query, key, value, segments)

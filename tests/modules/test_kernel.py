@@ -195,6 +195,26 @@ def test_attention_to_a_whole_text(window):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
+@pytest.mark.parametrize("window", [256, 128])
+def test_attention_to_a_text_that_goes_on(window):
+    """In parts, of which the first leaves places of the context without a token where the window is longer."""
+    module = mixer("attention", width=WIDTH, num_heads=HEADS, context_length=window, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (2, 384, WIDTH))
+
+    def loss(x):
+        first, state = module(x[:, :128])
+        second, _ = module(x[:, 128:], state)
+        return jnp.sum(jnp.sin(jnp.concatenate([first, second], axis=1)))
+
+    found = []
+    for kernel in ("xla", "interpret"):
+        choose_kernel(module, kernel)
+        found.append(jax.jit(jax.value_and_grad(loss))(x))
+    assert kernels_of(loss, x) == 2
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_mixers_without_a_kernel_say_so(name):
     module = mixer(name, width=8, num_heads=1, rngs=nnx.Rngs(0))

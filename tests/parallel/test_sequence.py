@@ -40,11 +40,11 @@ def learns(model, batch, state):
 
 worst = {}
 for name, mesh, options in cases:
-    text, count = options.pop("time", 64), options.pop("texts", 1)
+    text, count, dtype = options.pop("time", 64), options.pop("texts", 1), options.pop("dtype", "float64")
     sizes = {"width": 16, "num_heads": 2, "mlp_hidden": 8, "num_layers": 2, "chunk_size": 4, "context_length": 24}
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     config = named_config(name, "tiny", 32, **{**sizes, **options})
-    model = jax.tree.map(lambda w: w.astype(jnp.float64), LanguageModel(config, rngs=nnx.Rngs(0)))
+    model = jax.tree.map(lambda w: w.astype(dtype), LanguageModel(config, rngs=nnx.Rngs(0)))
     tokens = np.random.default_rng(0).integers(0, 32, (4, count * text + 1)).astype(np.int32)
     batches = [
         {"inputs": tokens[:, first : first + text], "targets": tokens[:, first + 1 : first + text + 1]}
@@ -115,6 +115,14 @@ def test_devices_that_share_a_text_read_it_as_one_does(case):
     """Loss, state and all gradients, in float64; of two texts in a row also those through the state."""
     for found, (path, error) in printed_by(COMPARE, json.dumps([CASES[case]])).items():
         assert error < 1e-12, (found, path)
+
+
+@slow
+def test_attention_by_a_kernel_reads_a_split_text():
+    """Splash attention, in float32; the first device's context has places without a token."""
+    options = {"time": 256, "context_length": 256, "kernel": "interpret", "dtype": "float32"}
+    for found, (path, error) in printed_by(COMPARE, json.dumps([["transformer", "data:4,sequence:2", options]])).items():
+        assert error < 1e-4, (found, path)
 
 
 @slow

@@ -173,7 +173,7 @@ class Attention(nnx.Module):
         values = jnp.concatenate([state.values.astype(value.dtype), value], axis=1)
         if fresh:
             query, key = (rotary(u, 0, self.frequencies) for u in (query, key))
-            y = self._attend_whole(query, key, value)
+            y = self._attend(query, key, value)
         else:
             y = self._attend_after(query, keys, values, self._held(state))
         held = jnp.minimum(self._held(state) + time, self.context_length)
@@ -255,8 +255,8 @@ class Attention(nnx.Module):
             query, key = (norm(u).astype(u.dtype) for norm, u in ((self.query_norm, query), (self.key_norm, key)))
         return query, key, value, conv
 
-    def _attend_whole(self, query: Array, key: Array, value: Array) -> Array:
-        """Answers to the queries of a whole text."""
+    def _attend(self, query: Array, key: Array, value: Array, empty: Int[Array, ""] | None = None) -> Array:
+        """Answers to queries by keys and values of whole texts, the first ``empty`` of which hold no token."""
         if self.attend is causal_attention:
             fits = fits_splash(query, key, value)
             # a GPU's kernel is cuDNN's, which causal_attention chooses
@@ -264,13 +264,15 @@ class Attention(nnx.Module):
             if fits and backend in ("tpu", "interpret"):
                 options: dict[str, Any] = {"window": self.context_length, "interpret": backend == "interpret"}
                 heads_first = [jnp.swapaxes(u, 1, 2) for u in (query, key, value)]
+                if empty is not None:
+                    heads_first.append(jnp.broadcast_to(empty, heads_first[0].shape[:2]))
                 y = over_heads(functools.partial(splash_attention, **options), *heads_first)
                 return jnp.swapaxes(y, 1, 2)
-        return self.attend(query, key, value, window=self.context_length)
+        return self.attend(query, key, value, window=self.context_length, empty=empty)
 
     def _attend_after(self, query: Array, keys: Array, values: Array, position: Int[Array, ""]) -> Array:
         """Answers to queries whose keys come after ``context_length`` others, of which ``position`` hold a token."""
         # positions count from the first key that the state has room for, so that they stay small in a long text
         empty = jnp.maximum(self.context_length - position, 0)
         query, keys = rotary(query, self.context_length, self.frequencies), rotary(keys, 0, self.frequencies)
-        return self.attend(query, keys, values, window=self.context_length, empty=empty)
+        return self._attend(query, keys, values, empty)
