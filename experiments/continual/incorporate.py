@@ -176,10 +176,10 @@ class Comparison:
     ) -> tuple[LanguageModel, float]:
         passes, texts = self.given["passes"], document.texts
         if seed is None:
-            return read_document_by(METHODS[name], setting, pretrained, texts, other, passes, 0, lambda *_: None)
+            return read_document_by(name, setting, pretrained, texts, other, passes, 0, lambda *_: None)
         with MetricsWriter(self.workdir, f"{name}/document_{seed}") as writer:
             return read_document_by(
-                METHODS[name], setting, pretrained, texts, other, passes, seed, lambda n, row: writer.write(n, 0, row)
+                name, setting, pretrained, texts, other, passes, seed, lambda n, row: writer.write(n, 0, row)
             )
 
 

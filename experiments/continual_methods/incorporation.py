@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from nl_jax import InputError
@@ -124,6 +125,14 @@ class OtherText:
         order = np.random.default_rng(0).permutation(len(texts))
         self.held_out = [texts[i] for i in order[:size]]
         self.protected = [texts[i] for i in order[size : 3 * size]]
+        self._seen: dict[str, Any] = {}
+
+    def protect(self, learner: ContinualLearner, name: str) -> None:
+        """Lets a new learner see the protected texts, which takes minutes; one with levels of this name only once."""
+        if name not in self._seen:
+            learner.protect(self.protected)
+            self._seen[name] = jax.block_until_ready(learner.snapshot())
+        learner.rollback(self._seen[name])
 
     def perplexity(self, pretrained: Pretrained, model: LanguageModel) -> float:
         """Of the held-out texts, per token."""
@@ -165,7 +174,7 @@ METHODS = {
 
 
 def read_document_by(
-    method: Method,
+    name: str,
     setting: Setting,
     pretrained: Pretrained,
     texts: Sequence[str],
@@ -174,16 +183,17 @@ def read_document_by(
     seed: int,
     told: Callable[[int, dict[str, float]], None],
 ) -> tuple[LanguageModel, float]:
-    """The model after it has read the texts some times, each time in another order, and the seconds that it took.
+    """The model after it has read the texts some times by the method ``name``, and the seconds that it took.
 
-    ``told`` gets the number of each pass, and its loss and surprise.
+    Each time they come in another order. ``told`` gets the number of each pass, and its loss and surprise.
     """
-    model, started = pretrained.model, time.perf_counter()
+    method, model = METHODS[name], pretrained.model
     levels = method.levels(model.config.num_layers, setting)
     learner = ContinualLearner(model, pretrained.tokenizer, levels, chunk=256, batch_size=8)
     if method.protects:
-        learner.protect(other.protected)
+        other.protect(learner, name)
     learner.batch_size = 16  # sentences are short
+    started = time.perf_counter()
     for number in range(passes):
         order = np.random.default_rng((seed, number)).permutation(len(texts))
         learned = learner.learn([texts[i] for i in order])

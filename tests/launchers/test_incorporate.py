@@ -1,13 +1,15 @@
 """experiments.continual.incorporate: a whole run on a small random model, on generated and on given text."""
 
+import jax
 import numpy as np
 import pytest
 from launcher_cases import results_of
 from pretrained_cases import configuration, tensors_of, write_directory
 
 from experiments.continual import incorporate
-from experiments.continual_methods.incorporation import Exam, generated, read_document
+from experiments.continual_methods.incorporation import Exam, OtherText, generated, read_document, read_document_by
 from nl_jax.pretrained import load_pretrained
+from nl_jax.streaming import ContinualLearner
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +27,20 @@ def inputs(tmp_path_factory):
 def call(inputs, workdir, *more):
     small = ["--quick", "--passes=2", "--other_texts=1"]
     return incorporate.main(["incorporate", f"--workdir={workdir}", f"--pretrained={inputs / 'llama'}", *small, *more])
+
+
+def test_levels_see_protected_texts_once_and_learn_as_if_each_time(inputs, monkeypatch):
+    pretrained, calls, protect = load_pretrained(inputs / "llama"), [], ContinualLearner.protect
+    monkeypatch.setattr(ContinualLearner, "protect", lambda *given: calls.append(protect(*given)))
+    shared = OtherText(1)
+    found = [
+        read_document_by("levels", {"learning_rate": 1.0}, pretrained, ["The fox."], other, 1, 0, lambda *_: None)[0]
+        for other in (shared, shared, OtherText(1))
+    ]
+    assert len(calls) == 2
+    for model in found[1:]:
+        for one, other in zip(jax.tree.leaves(found[0]), jax.tree.leaves(model), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_a_given_text_is_read_and_asked(inputs, tmp_path, capsys):

@@ -121,7 +121,8 @@ def test_devices_that_share_a_text_read_it_as_one_does(case):
 def test_attention_by_a_kernel_reads_a_split_text():
     """Splash attention, in float32; the first device's context has places without a token."""
     options = {"time": 256, "context_length": 256, "kernel": "interpret", "dtype": "float32"}
-    for found, (path, error) in printed_by(COMPARE, json.dumps([["transformer", "data:4,sequence:2", options]])).items():
+    case = ["transformer", "data:4,sequence:2", options]
+    for found, (path, error) in printed_by(COMPARE, json.dumps([case])).items():
         assert error < 1e-4, (found, path)
 
 
