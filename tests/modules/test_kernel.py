@@ -215,6 +215,16 @@ def test_attention_to_a_text_that_goes_on(window):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
+def test_a_token_after_a_text_needs_no_kernel():
+    module = mixer("attention", width=WIDTH, num_heads=HEADS, context_length=256, rngs=nnx.Rngs(0))
+    x = jnp.ones((1, 129, WIDTH))
+    _, state = module(x[:, :128])
+    module.kernel = "pallas"
+    assert module(x[:, 128:], state)[0].shape == (1, 1, WIDTH)
+    with pytest.raises(InputError, match="kernel=pallas"):
+        module(x[:, :128], state)
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_mixers_without_a_kernel_say_so(name):
     module = mixer(name, width=8, num_heads=1, rngs=nnx.Rngs(0))

@@ -259,8 +259,10 @@ class Attention(nnx.Module):
         """Answers to queries by keys and values of whole texts, the first ``empty`` of which hold no token."""
         if self.attend is causal_attention:
             fits = fits_splash(query, key, value)
-            # a GPU's kernel is cuDNN's, which causal_attention chooses
-            backend = choose_backend(self.kernel, lambda backend: backend == "gpu" or fits)
+            backend = None
+            if fits or empty is None:  # a few tokens more, as in decoding, need no kernel
+                # a GPU's kernel is cuDNN's, which causal_attention chooses
+                backend = choose_backend(self.kernel, lambda backend: backend == "gpu" or fits)
             if fits and backend in ("tpu", "interpret"):
                 options: dict[str, Any] = {"window": self.context_length, "interpret": backend == "interpret"}
                 heads_first = [jnp.swapaxes(u, 1, 2) for u in (query, key, value)]
