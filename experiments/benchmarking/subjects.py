@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
+from matplotlib.ticker import LogLocator
 
 from experiments.benchmarking.gpu import gpu
 from experiments.benchmarking.kernel import kernel
@@ -176,7 +177,9 @@ def gradients(run: Run) -> None:
         axes.loglog(list(curve), list(curve.values()), marker="o", label=name)
     axes.set_xticks(list(measured), [f"{length:,}" for length in measured])
     axes.minorticks_off()
-    axes.set(xlabel="tokens", ylabel="norm of the gradient at the memories' initial weights")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel="tokens", ylabel="gradient of the initial memories (norm)")
     label_curves(axes)
     launcher.print_table(rows)
     save_figure(figure, run.workdir / "gradients.png")
