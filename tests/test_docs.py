@@ -164,7 +164,7 @@ def test_the_site_loads_nothing_from_elsewhere_and_its_links_lead_somewhere(site
 def test_pages_that_are_opened_as_files_can_be_searched(site):
     folder, _ = site
     text = (folder / "index.html").read_text(encoding="utf-8")
-    assert 0 < text.index("search_in_files.js") < text.index("javascripts/bundle")
+    assert 0 < text.index("iframe-worker.js") < text.index("javascripts/bundle")
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium is installed")

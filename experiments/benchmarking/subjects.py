@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import jax
+from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
 from experiments.benchmarking.gpu import gpu
@@ -109,10 +110,8 @@ def scaling(run: Run) -> None:
             exponents[key][name] = slope = exponent(curve)
             rows.append((name, *(_cell(curve.get(length), ",.4g") for length in measured), _cell(slope, ".3f")))
             axes.loglog(list(curve), list(curve.values()), marker="o", label=f"{name} ({_cell(slope, '.2f')})")
-        axes.set_xticks(list(measured), [f"{length:,}" for length in measured])
-        axes.minorticks_off()
+        _label_lengths(axes, measured)
         axes.set(xlabel=f"tokens, batch {size}", ylabel=title)
-        label_curves(axes)
         launcher.print_table(rows)
         print()
     for length, figures in measured.items():
@@ -175,14 +174,19 @@ def gradients(run: Run) -> None:
         curve = {length: norms[name] for length, norms in measured.items() if name in norms}
         rows.append((name, *(_cell(curve.get(length), ".3g") for length in measured)))
         axes.loglog(list(curve), list(curve.values()), marker="o", label=name)
-    axes.set_xticks(list(measured), [f"{length:,}" for length in measured])
+    _label_lengths(axes, measured)
+    axes.set(xlabel="tokens", ylabel="gradient of the initial memories (norm)")
+    launcher.print_table(rows)
+    save_figure(figure, run.workdir / "gradients.png")
+
+
+def _label_lengths(axes: Axes, lengths: Collection[int]) -> None:
+    """Labels curves over lengths of texts, and logarithmic axes of which one may have less than a power of ten."""
+    axes.set_xticks(list(lengths), [f"{length:,}" for length in lengths])
     axes.minorticks_off()
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set(xlabel="tokens", ylabel="gradient of the initial memories (norm)")
     label_curves(axes)
-    launcher.print_table(rows)
-    save_figure(figure, run.workdir / "gradients.png")
 
 
 def _cell(value: float | None, spec: str, unit: float | None = None) -> str:

@@ -125,10 +125,13 @@ class OtherText:
         order = np.random.default_rng(0).permutation(len(texts))
         self.held_out = [texts[i] for i in order[:size]]
         self.protected = [texts[i] for i in order[size : 3 * size]]
-        self._seen: dict[str, Any] = {}
+        self._seen: dict[str, Any] = {}  # by method: what its levels have seen of them
 
     def protect(self, learner: ContinualLearner, name: str) -> None:
-        """Lets a new learner see the protected texts, which takes minutes; one with levels of this name only once."""
+        """Lets the levels of a new learner see the protected texts.
+
+        That takes minutes, so all learners of the method ``name`` share what the first of them has seen.
+        """
         if name not in self._seen:
             learner.protect(self.protected)
             self._seen[name] = jax.block_until_ready(learner.snapshot())
@@ -183,7 +186,7 @@ def read_document_by(
     seed: int,
     told: Callable[[int, dict[str, float]], None],
 ) -> tuple[LanguageModel, float]:
-    """The model after it has read the texts some times by the method ``name``, and the seconds that it took.
+    """The model after it has read the texts some times by the method ``name``, and the seconds of reading.
 
     Each time they come in another order. ``told`` gets the number of each pass, and its loss and surprise.
     """

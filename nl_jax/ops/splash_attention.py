@@ -8,11 +8,13 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jaxtyping import Array, Float, Int
 
-BLOCK_SIZES = (512, 256, 128)  # queries, and keys, of a tile: the largest that divides the text's length
+BLOCK_SIZES = (512, 256, 128)  # queries, or keys, of a tile: the largest that divides their number
 
 
 def fits_splash(query: Array, key: Array, value: Array) -> bool:
-    """Whether the kernel can answer queries [batch, time, heads, head_dim] by keys and values of as many heads.
+    """Whether the kernel can answer queries [batch, time, heads, head_dim] by keys and values [batch, keys, ...].
+
+    There must be at least as many keys as queries, and as many heads of keys as of queries.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -47,8 +49,9 @@ def splash_attention(
     Args:
       query: of the last ``time`` tokens.
       key, value: of all tokens, so that those of the queries are the last.
-      empty: how many keys at the front hold no token; None for none. It is one number for all, in this shape so that
-        it can be split over devices like the rest. Tiles of such keys are masked, not left out.
+      empty: how many keys at the front hold no token; None for none. All sequences and heads have the same number. It
+        has this shape because `nl_jax.parallel.kernels.over_heads` gives each device its sequences and heads of every
+        argument. The kernel reads these keys too, and masks them.
       window: tokens that each sees, itself included.
       interpret: whether Pallas' interpreter runs it, on any device.
 

@@ -1,8 +1,7 @@
 """Tests that are slow by their time, beside those that are marked in their files.
 
-Each takes 2 to 22 seconds of a core, and a cheaper form of the same claim is in the fast suite, or a test of the whole
-that contains it: so README's test command takes less than eight minutes on two cores, not thirteen. ``.ci/run`` runs
-them all.
+Each takes 2 to 22 seconds of a core. For most of them a cheaper form of the same claim is in the fast suite, or a test
+of the whole that contains it. So README's test command takes some eight minutes on two cores. ``.ci/run`` runs all.
 """
 
 # By file: beginnings of the names of tests with their parameters; an empty one is the whole file.

@@ -256,13 +256,12 @@ class Attention(nnx.Module):
         return query, key, value, conv
 
     def _attend(self, query: Array, key: Array, value: Array, empty: Int[Array, ""] | None = None) -> Array:
-        """Answers to queries by keys and values of whole texts, the first ``empty`` of which hold no token."""
+        """Answers to the queries of a text's last tokens by all keys, of which the first ``empty`` hold no token."""
         if self.attend is causal_attention:
             fits = fits_splash(query, key, value)
-            backend = None
-            if fits or empty is None:  # a few tokens more, as in decoding, need no kernel
-                # a GPU's kernel is cuDNN's, which causal_attention chooses
-                backend = choose_backend(self.kernel, lambda backend: backend == "gpu" or fits)
+            asks = fits or empty is None  # a few tokens after a text, as in decoding, need no kernel
+            # a GPU's kernel is cuDNN's, which causal_attention chooses
+            backend = choose_backend(self.kernel, lambda backend: backend == "gpu" or fits) if asks else None
             if fits and backend in ("tpu", "interpret"):
                 options: dict[str, Any] = {"window": self.context_length, "interpret": backend == "interpret"}
                 heads_first = [jnp.swapaxes(u, 1, 2) for u in (query, key, value)]
