@@ -8,22 +8,27 @@ By default the documents are generated: facts about invented people and places, 
 --statements sentences; the questions are in other words. --text takes plain text, and --questions rows with question
 and answer.
 
+What is learned as text is hardly found by a question, so the model first asks itself, while it sees a sentence,
+what one could ask about it, and answers with the sentences around in view. It then learns these answers.
+
 without             the model is asked without the document
 in_context          the document stands before every question
-levels              the model reads the document --passes times, its sentences in new orders; levels on the MLPs of
-                    its middle blocks learn, by steps preconditioned by the covariance of inputs. Before that they have
-                    seen other text, from which they learn nothing, so that steps avoid the directions of its inputs
+levels              the model learns the answers to its own questions, --passes times in new orders; levels on the MLPs
+                    of its middle blocks learn, by steps preconditioned by the covariance of inputs. Before that they
+                    have seen other text, from which they learn nothing, so that steps avoid its inputs' directions
 levels_unprotected  the same, without the other text
-levels_last         as levels, on the last 4 blocks
-fine_tuned          Adam on all MLPs, the same passes
+levels_text         as levels, but what is learned are the document's sentences
+fine_tuned          Adam on all MLPs, the answers of levels, the same passes
+fine_tuned_text     the same with the document's sentences
 
 Each way is tuned alike: the learning rate is chosen of three on another generated document, for the largest share of
 questions answered at no more than 2 % higher perplexity of other text. All ways get the same examples of questions
-before every question. An answer is exact if greedy sampling gives it and nothing else; "chosen" is the share of
-questions whose answer is likelier than all answers of its kind. Other text is documentation of Python's standard
-library; that whose perplexity is measured is none that the levels have seen.
+before every question, about other facts of the same kinds; the model asks itself with these examples, too, and sees
+neither the exam's questions nor their answers. An answer is exact if greedy sampling gives it and nothing else;
+"chosen" is the share of questions whose answer is likelier than all answers of its kind. Other text is documentation
+of Python's standard library; that whose perplexity is measured is none that the levels have seen.
 
---quick takes 12 facts, one seed, 4 passes and the first learning rate: some minutes on 2 cores.
+--quick takes 6 facts, one seed and the first learning rate: some minutes on 2 cores.
 
 The same command resumes a stopped run. The workdir gets config.json, metrics.jsonl (each pass), results.json and
 incorporation.png.
@@ -47,6 +52,8 @@ from experiments.continual_methods.incorporation import (
     Document,
     Exam,
     OtherText,
+    Pair,
+    asked_itself,
     generated,
     read_document,
     read_document_by,
@@ -69,8 +76,8 @@ from nl_jax.training.metrics import MetricsWriter
 NAME = "continual.incorporate"
 FIGURE = "incorporation.png"
 NAMES = ("without", "in_context", *METHODS)
-DEFAULTS = {"facts": 40, "passes": 10, "seeds": 3, "other_texts": 8}
-QUICK = {"facts": 12, "passes": 4, "seeds": 1, "other_texts": 4}
+DEFAULTS = {"facts": 20, "passes": 4, "seeds": 3, "other_texts": 4}
+QUICK = {"facts": 6, "passes": 4, "seeds": 1, "other_texts": 2}
 ALLOWED = 0.02  # rise of the perplexity of other text
 COLUMNS = {"answered": "answered", "of in_context": "of_in_context", "chosen": "chosen", "rise": "perplexity_rise"}
 
@@ -124,14 +131,14 @@ class Comparison:
         self._choose(pretrained, other, results)
 
         def outcome_of(name: str, seed: int) -> dict[str, Any]:
-            setting = results["settings"].get(name, {}).get("setting")
+            setting = results["settings"][_tuned(name)]["setting"] if name in METHODS else None
             return self._outcome(pretrained, other, self.documents(seed), name, setting, seed, results)
 
         make_runs("documents", "document", runs, outcome_of, self.workdir, results)
 
     def _choose(self, pretrained: Pretrained, other: OtherText, results: dict[str, Any]) -> None:
         """Chooses the setting of each method on a document of its own."""
-        names = [name for name in self.given["methods"] if name in METHODS]
+        names = list(dict.fromkeys(_tuned(name) for name in self.given["methods"] if name in METHODS))
         if self.given["quick"]:
             take_first_settings(names, _settings, results)
             return
@@ -161,7 +168,7 @@ class Comparison:
         exam = Exam(pretrained, document)
         if name not in METHODS:
             return exam.answers(pretrained.model, name == "in_context") | {"perplexity_rise": 0.0, "seconds": 0.0}
-        model, seconds = self._read(pretrained, other, document, name, setting or {}, seed)
+        model, seconds = self._read(pretrained, other, document, name, setting or {}, seed, results)
         rise = other.perplexity(pretrained, model) / results["perplexity"] - 1.0
         return exam.answers(model) | {"perplexity_rise": rise, "seconds": seconds}
 
@@ -173,14 +180,29 @@ class Comparison:
         name: str,
         setting: dict[str, Any],
         seed: int | None,
+        results: dict[str, Any],
     ) -> tuple[LanguageModel, float]:
-        passes, texts = self.given["passes"], document.texts
+        pairs = self._asked(pretrained, document, seed, results) if METHODS[name].asks else []
+        given = name, setting, pretrained, document.texts, pairs, other, self.given["passes"]
         if seed is None:
-            return read_document_by(name, setting, pretrained, texts, other, passes, 0, lambda *_: None)
+            return read_document_by(*given, 0, lambda *_: None)
         with MetricsWriter(self.workdir, f"{name}/document_{seed}") as writer:
-            return read_document_by(
-                name, setting, pretrained, texts, other, passes, seed, lambda n, row: writer.write(n, 0, row)
-            )
+            return read_document_by(*given, seed, lambda number, row: writer.write(number, 0, row))
+
+    def _asked(
+        self, pretrained: Pretrained, document: Document, seed: int | None, results: dict[str, Any]
+    ) -> list[Pair]:
+        """What the model asks itself about a document: once, and then from the results."""
+        key = "validation" if seed is None else str(seed)
+        if key not in results["asked"]:
+            results["asked"][key] = asked_itself(pretrained, document, seed or 0)
+            launcher.write_json(self.workdir / RESULTS, results)
+        return [(question, answer) for question, answer in results["asked"][key]]
+
+
+def _tuned(name: str) -> str:
+    """The method whose setting a method takes."""
+    return METHODS[name].like or name
 
 
 def _settings(name: str) -> Sequence[dict[str, Any]]:
@@ -206,11 +228,11 @@ def compare(values: flags.FlagValues) -> None:
         "data": fingerprint(files) if files else {},
         "models": models_of(pretrained),
     }
-    metadata = {"inputs": launcher.inputs_of(values), "settings": {}, "figures": {}}
+    metadata = {"inputs": launcher.inputs_of(values), "settings": {}, "figures": {}, "asked": {}}
     results = launcher.claim_workdir(workdir, config, metadata, (FIGURE,))
     Comparison(values, given, document, workdir).run(pretrained, results)
     outcomes = _figures(results["figures"], given["methods"])
-    _print(outcomes, given["passes"])
+    _print(outcomes, given["passes"], results["asked"])
     _draw(outcomes, workdir)
     print(f"Everything is in {workdir}: {RESULTS}, {FIGURE}")
 
@@ -244,13 +266,16 @@ def _figures(found: dict[str, Any], names: Sequence[str]) -> dict[str, list[dict
     return outcomes
 
 
-def _print(outcomes: dict[str, list[dict[str, Any]]], passes: int) -> None:
+def _print(outcomes: dict[str, list[dict[str, Any]]], passes: int, asked: dict[str, Any]) -> None:
     rows: list[tuple[str, ...]] = [("way", "passes", *COLUMNS, "nats", "seconds")]
     for name, found in outcomes.items():
         cells = [_percent([outcome[key] for outcome in found if key in outcome]) for key in COLUMNS.values()]
         numbers = [launcher.mean_and_spread([o[key] for o in found], 1) for key in ("nats", "seconds")]
         rows.append((name, str(passes) if name in METHODS else "-", *cells, *numbers))
     launcher.print_table(rows)
+    counts = [str(len(pairs)) for key, pairs in asked.items() if key != "validation"]
+    if counts:
+        print(f"Questions that the model asked itself about each document: {', '.join(counts)}.")
     print("In %, mean ± standard deviation over documents; rise: of the perplexity of other text; nats: of an answer.")
 
 

@@ -16,12 +16,14 @@ from nl_jax.pretrained import Pretrained, StackedLevel
 from nl_jax.streaming import ContinualLearner
 from nl_jax.streaming.answers import likeliest, read_prefix
 from nl_jax.streaming.questions import answered
+from nl_jax.streaming.self_questions import Shown, as_question, before_questions, self_questions
 from nl_jax.tasks.facts import ANSWERS, invented_facts
 
 EXAMPLES_SEED = 1_000_003  # of the facts in the examples before every question
 VALIDATION_SEED = 2_000_003  # of the document on which settings are chosen
 ROOM = 64  # tokens of a question and its answer
 Setting = dict[str, Any]
+Pair = tuple[str, str]  # a question and its answer
 
 
 class Question(NamedTuple):
@@ -64,6 +66,17 @@ def read_document(text: str, questions: str) -> Document:
     return Document(tuple(sentences), tuple(Question(*pair, answers) for pair in pairs))
 
 
+def examples() -> list[Shown]:
+    """One example of each kind of fact, about other people and places."""
+    facts = {fact.kind: fact for fact in invented_facts(EXAMPLES_SEED, 40, 1)}.values()
+    return [Shown(fact.statements[0], fact.question, fact.answer) for fact in facts]
+
+
+def asked_itself(pretrained: Pretrained, document: Document, seed: int) -> list[Pair]:
+    """Questions about a document which the model asks itself, with the answers that it gives with the text in view."""
+    return self_questions(pretrained.model, pretrained.tokenizer, document.texts, examples(), seed=seed)
+
+
 class Exam:
     """Questions about a document, which a model answers with the document in context or without it.
 
@@ -77,12 +90,9 @@ class Exam:
 
     def __init__(self, pretrained: Pretrained, document: Document):
         self.document = document
-        example = {fact.kind: fact for fact in invented_facts(EXAMPLES_SEED, 40, 1)}.values()
-        self._facts = " ".join(fact.statements[0] for fact in example)
-        self._shown = "".join(_asked(fact.question) + f" {fact.answer}\n\n" for fact in example)
         self._encode, self._start = pretrained.encode, pretrained.tokenizer.separator_id
         end = self._encode("\n")
-        prompts = [self._encode(_asked(question.text)) for question in document.questions]
+        prompts = [self._encode(as_question(question.text)) for question in document.questions]
         length = -(-max(map(len, prompts)) // 8) * 8
         # blank lines make all prompts equally long, so that they are read by one program
         self._prompts = [end[-1:] * (length - len(prompt)) + prompt for prompt in prompts]
@@ -90,8 +100,8 @@ class Exam:
 
     def prefix(self, in_context: bool) -> list[int]:
         """The tokens before every question."""
-        text = " ".join(self.document.texts) if in_context else ""
-        return [self._start, *self._encode(f"{self._facts} {text}\n\n{self._shown}")]
+        texts = self.document.texts if in_context else ()
+        return [self._start, *self._encode(before_questions(examples(), texts))]
 
     def answers(self, model: LanguageModel, in_context: bool = False) -> dict[str, Any]:
         """What the model answers: ``exact`` (greedy) and ``chosen`` of all choices, by question, and mean ``nats``."""
@@ -109,10 +119,6 @@ class Exam:
         return {"exact": found.exact.tolist(), "chosen": chosen.tolist(), "nats": float(found.nats.mean())}
 
 
-def _asked(question: str) -> str:
-    return f"Question: {question}\nAnswer:"
-
-
 class OtherText:
     """Texts about other things: some whose perplexity says what learning has cost, others to protect.
 
@@ -125,17 +131,18 @@ class OtherText:
         order = np.random.default_rng(0).permutation(len(texts))
         self.held_out = [texts[i] for i in order[:size]]
         self.protected = [texts[i] for i in order[size : 3 * size]]
-        self._seen: dict[str, Any] = {}  # by method: what its levels have seen of them
+        self._seen: dict[Any, Any] = {}  # by what levels own: what they have seen of them
 
-    def protect(self, learner: ContinualLearner, name: str) -> None:
+    def protect(self, learner: ContinualLearner) -> None:
         """Lets the levels of a new learner see the protected texts.
 
-        That takes minutes, so all learners of the method ``name`` share what the first of them has seen.
+        That takes minutes, so all learners whose levels own the same weights share what the first of them has seen.
         """
-        if name not in self._seen:
+        own = tuple((level.name, level.blocks, level.matrices, level.units) for level in learner.levels)
+        if own not in self._seen:
             learner.protect(self.protected)
-            self._seen[name] = jax.block_until_ready(learner.snapshot())
-        learner.rollback(self._seen[name])
+            self._seen[own] = jax.block_until_ready(learner.snapshot())
+        learner.rollback(self._seen[own])
 
     def perplexity(self, pretrained: Pretrained, model: LanguageModel) -> float:
         """Of the held-out texts, per token."""
@@ -147,7 +154,9 @@ class Method(NamedTuple):
     """A way in which a model takes up a document."""
 
     levels: Callable[[int, Setting], list[StackedLevel]]  # of the number of blocks and a setting
-    settings: tuple[Setting, ...]
+    settings: tuple[Setting, ...] = ()
+    like: str | None = None  # the method whose chosen setting is taken over, so that a control differs in one thing only
+    asks: bool = True  # whether it learns the answers to its own questions, or else the sentences
     protects: bool = False  # whether the levels see other text before
 
 
@@ -156,23 +165,19 @@ def _middle(blocks: int, setting: Setting) -> list[StackedLevel]:
     return [StackedLevel("middle", blocks=tuple(range(first, max(last, first + 1))), **setting)]
 
 
-def _last(blocks: int, setting: Setting) -> list[StackedLevel]:
-    return [StackedLevel("last", blocks=tuple(range(-min(4, blocks), 0)), **setting)]
-
-
 def _all(blocks: int, setting: Setting) -> list[StackedLevel]:
     matrices = ("gate", "up", "down")
     return [StackedLevel("all", blocks=tuple(range(blocks)), matrices=matrices, rule="adam", **setting)]
 
 
-# With ridge 1 and learning rate 100 other text's perplexity rises by 169 %, with ridge 0.1 and rate 10 by 0.7 %
-# (SmolLM2-135M, 12 facts, 6 passes).
-PRECONDITIONED = tuple({"learning_rate": rate, "ridge": 0.1} for rate in (30.0, 10.0, 60.0))
+PRECONDITIONED = tuple({"learning_rate": rate} for rate in (100.0, 50.0, 200.0))
+ADAM = tuple({"learning_rate": rate} for rate in (1e-4, 3e-5, 3e-4))
 METHODS = {
     "levels": Method(_middle, PRECONDITIONED, protects=True),
-    "levels_unprotected": Method(_middle, PRECONDITIONED),
-    "levels_last": Method(_last, PRECONDITIONED, protects=True),
-    "fine_tuned": Method(_all, ({"learning_rate": 1e-4}, {"learning_rate": 3e-4}, {"learning_rate": 3e-5})),
+    "levels_unprotected": Method(_middle, like="levels"),
+    "levels_text": Method(_middle, PRECONDITIONED, asks=False, protects=True),
+    "fine_tuned": Method(_all, ADAM),
+    "fine_tuned_text": Method(_all, ADAM, asks=False),
 }
 
 
@@ -181,25 +186,34 @@ def read_document_by(
     setting: Setting,
     pretrained: Pretrained,
     texts: Sequence[str],
+    pairs: Sequence[Pair],
     other: OtherText,
     passes: int,
     seed: int,
     told: Callable[[int, dict[str, float]], None],
 ) -> tuple[LanguageModel, float]:
-    """The model after it has read the texts some times by the method ``name``, and the seconds of reading.
+    """The model after it has learned a document by the method ``name``, and the seconds that this took.
 
-    Each time they come in another order. ``told`` gets the number of each pass, and its loss and surprise.
+    It learns the texts, or ``pairs`` of questions and answers, ``passes`` times, each time in another order. ``told``
+    gets the number of each pass, and its loss and surprise.
     """
     method, model = METHODS[name], pretrained.model
-    levels = method.levels(model.config.num_layers, setting)
-    learner = ContinualLearner(model, pretrained.tokenizer, levels, chunk=256, batch_size=8)
+    learner = ContinualLearner(
+        model,
+        pretrained.tokenizer,
+        method.levels(model.config.num_layers, setting),
+        chunk=256,
+        batch_size=8,
+        question=as_question("{text}"),
+        before=before_questions(examples()) if method.asks else "",
+    )
     if method.protects:
-        other.protect(learner, name)
-    learner.batch_size = 16  # sentences are short
-    started = time.perf_counter()
-    for number in range(passes):
-        order = np.random.default_rng((seed, number)).permutation(len(texts))
-        learned = learner.learn([texts[i] for i in order])
-        surprise = {f"surprise/{name}": value for name, value in learned.surprise.items()}
-        told(number + 1, {"loss": learned.loss, **surprise})
+        other.protect(learner)
+    learner.batch_size = 16  # sentences and questions are short
+    learned, started = pairs if method.asks else texts, time.perf_counter()
+    for number in range(passes if learned else 0):
+        order = np.random.default_rng((seed, number)).permutation(len(learned))
+        found = learner.learn([learned[i] for i in order])
+        surprise = {f"surprise/{name}": value for name, value in found.surprise.items()}
+        told(number + 1, {"loss": found.loss, **surprise})
     return learner.model, time.perf_counter() - started

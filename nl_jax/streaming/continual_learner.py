@@ -22,8 +22,9 @@ from nl_jax.levels import ScheduleState
 from nl_jax.models.language_model import LanguageModel
 from nl_jax.pretrained.level_stacking import Chunk, Pull, StackedLevel, StackedModel, stack_levels
 from nl_jax.streaming import saved
-from nl_jax.streaming.answers import likeliest
-from nl_jax.streaming.generation import sample
+from nl_jax.streaming.answers import likeliest, read_prefix, repeated
+from nl_jax.streaming.batches import cut, stacked
+from nl_jax.streaming.generation import sample, with_room
 from nl_jax.streaming.learning import (
     AT_ONCE,
     learn_batches,
@@ -73,6 +74,9 @@ class ContinualLearner:
       question: the format of a labelled example, with ``{text}`` in it.
       fill: the number of tokens to which shorter texts are filled up. Longer ones are filled up to a power of two, up
         to ``chunk``; each length is compiled.
+      before: what the model reads before every example and question, and does not learn, such as other questions with
+        their answers, so that it answers in their form. Answers then end with a line, and without it with the
+        tokenizer's separator.
 
     Examples:
       >>> from flax import nnx
@@ -96,6 +100,7 @@ class ContinualLearner:
         batch_size: int = 16,
         question: str = QUESTION,
         fill: int = 16,
+        before: str = "",
     ):
         if "{text}" not in question:
             raise InputError(f"question={question!r}: expected '{{text}}' in it, where the text of an example stands")
@@ -110,9 +115,11 @@ class ContinualLearner:
                 f"{tokenizer}: {tokenizer.vocab_size} tokens; expected at most the model's {model.config.vocab_size}"
             )
         self.tokenizer, self.chunk, self.batch_size, self.question = tokenizer, chunk, batch_size, question
-        self.fill = fill
+        self.fill, self.before = fill, before
         self._stacked = stack_levels(model, default_levels(model) if levels is None else levels)
         self._state = self._stacked.init()
+        self._before = [tokenizer.separator_id, *self._ids(before)] if before else []
+        self._end = self._ids("\n")[-1] if before else tokenizer.separator_id
         self._labels: dict[str, list[int]] = {}  # tokens of every label that was learned
         self.notes: dict[str, Any] = {}  # JSON of the caller's, which is saved and loaded with what was learned
         self.pull: dict[str, Pull] | None = None  # by level, what `learn` pulls changes back to; it is not saved
@@ -142,15 +149,16 @@ class ContinualLearner:
         for example in examples:
             if not isinstance(example, str):
                 self._labels.setdefault(example[1], self._answer(example[1]))
-        program = (self._stacked.model, *unrated(self.levels))
+        model, before = self._started(examples, self.batch_size)
+        program = (model, *unrated(self.levels))
         progress, count, step = started(self._state), 0, int(self._state.step)
         for group in self._groups(examples):
             count += sum(int(np.sum(chunk.mask)) for chunks in group for chunk in chunks)
             if len(group[0]) == 1:
-                batches = _stacked([chunks[0] for chunks in group], AT_ONCE)
-                progress = learn_batches(*program, progress, batches, len(group), self.pull)
+                batches = stacked([chunks[0] for chunks in group], AT_ONCE)
+                progress = learn_batches(*program, progress, batches, len(group), self.pull, before)
                 continue
-            mixers = None
+            mixers = before
             for i, chunk in enumerate(group[0]):
                 keep = i + 1 < len(group[0])
                 progress, mixers = learn_chunk(*program, progress, chunk._replace(state=mixers), keep, self.pull)
@@ -179,12 +187,13 @@ class ContinualLearner:
         It is the mean over examples of the squared gradient: the diagonal of the empirical Fisher matrix. With ``pull``
         it makes elastic weight consolidation. Texts of more than a chunk count with their first chunk.
         """
-        rows = [self._row(example) for example in _checked(examples)]
-        texts = [self._cut([row], 1)[0] for row in rows]
-        total, programs = None, (self._stacked.model, unrated(self.levels)[0], self._state)
+        examples = _checked(examples)
+        texts = [cut([self._row(example)], 1, self.chunk, self.fill)[0] for example in examples]
+        model, before = self._started(examples, 1)
+        total, programs = None, (model, unrated(self.levels)[0], self._state)
         for begin in range(0, len(texts), AT_ONCE):
             part = texts[begin : begin + AT_ONCE]
-            found = squared_gradients(*programs, _stacked(part, AT_ONCE), len(part))
+            found = squared_gradients(*programs, stacked(part, AT_ONCE), len(part), before)
             total = found if total is None else jax.tree.map(jnp.add, total, found)
         if total is None:
             raise InputError("no examples: expected at least one")
@@ -204,16 +213,18 @@ class ContinualLearner:
         if not known:
             raise InputError("no label was learned yet; expected labels=[...], or labelled examples first")
         prompts = [self._asked(text) for text in texts]
-        found = likeliest(self.model, prompts, list(known.values()), batch_size=batch_size)
+        found = likeliest(self.model, prompts, list(known.values()), batch_size=batch_size, prefix=self._before)
         names = list(known)
         return [names[i] for i in found.choice]
 
     def score(self, examples: Sequence[Example]) -> Score:
         """Loss and accuracy on examples, without learning from them."""
         examples = _checked(examples)
-        nats, count, model = 0.0, 0.0, self.model
+        nats, count = 0.0, 0.0
+        model, before = self._started(examples, self.batch_size)
+        model = _changed(model, unrated(self.levels)[0], self._state)
         for chunks in self._chunks(examples):
-            mixers = None
+            mixers = before
             for i, chunk in enumerate(chunks):
                 losses, mixers = _losses(model, chunk._replace(state=mixers), i + 1 < len(chunks))
                 nats, count = nats + float(losses), count + float(np.sum(chunk.mask))
@@ -256,8 +267,8 @@ class ContinualLearner:
         """
         path = saved.newest(local_path(directory))
         metadata, own = saved.read_metadata(path), json.loads(json.dumps(self._metadata()))
-        for name in ("format", "model", "weights", "tokenizer", "levels", "question"):
-            if metadata.get(name) != own[name]:
+        for name in ("format", "model", "weights", "tokenizer", "levels", "question", "before"):
+            if metadata.get(name, "" if name == "before" else None) != own[name]:
                 raise InputError(f"{path}: {name} {metadata.get(name)}; expected {own[name]}")
         template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), named_leaves(self._state))
         leaves = saved.read_state(path, template)
@@ -276,6 +287,7 @@ class ContinualLearner:
             "tokenizer": self.tokenizer.digest,
             "levels": [dataclasses.asdict(level) for level in self.levels],
             "question": self.question,
+            "before": self.before,
             "labels": list(self._labels),
             "notes": self.notes,
             "waiting": [],
@@ -286,12 +298,22 @@ class ContinualLearner:
         return self.tokenizer.encode(text.encode())[0].tolist()
 
     def _asked(self, text: str) -> list[int]:
-        """Tokens of a question, after separators that make its length a multiple of 16: each length is compiled."""
+        """Tokens of a question, after others that make its length a multiple of 16: each length is compiled."""
         ids = self._ids(self.question.format(text=text))
-        return [self.tokenizer.separator_id] * (16 - len(ids) % 16) + ids
+        return [self._end] * (16 - len(ids) % 16) + ids
 
     def _answer(self, label: str) -> list[int]:
-        return [*self._ids(" " + label), self.tokenizer.separator_id]
+        return [*self._ids(" " + label), self._end]
+
+    def _started(self, examples: Sequence[Example], batch_size: int) -> tuple[LanguageModel, Any]:
+        """The model before its changes, with room for examples, and the state after ``before`` of the changed one."""
+        model = self._stacked.model
+        if not self._before or not examples:
+            return model, None
+        longest = max(len(self._row(example)[0]) for example in examples)
+        model = with_room(model, len(self._before) + longest)
+        changed = _changed(model, unrated(self.levels)[0], self._state)
+        return model, repeated(read_prefix(changed, self._before, longest).state, batch_size)
 
     def _row(self, example: Example) -> tuple[list[int], int]:
         """Tokens of an example, and the number of those that are not learned."""
@@ -318,33 +340,7 @@ class ContinualLearner:
         """The chunks of each batch of examples."""
         for begin in range(0, len(examples), self.batch_size):
             rows = [self._row(example) for example in examples[begin : begin + self.batch_size]]
-            yield self._cut(rows, self.batch_size)
-
-    def _cut(self, rows: Sequence[tuple[list[int], int]], batch_size: int) -> list[Chunk]:
-        """The chunks of a batch of rows of tokens, of which the given ones are not learned."""
-        length = max(len(tokens) for tokens, _ in rows) - 1
-        size = min(self.chunk, 1 << (max(length, self.fill) - 1).bit_length())
-        whole = -(-length // size) * size
-        table: Any = np.zeros((batch_size, whole + 1), np.int32)
-        mask: Any = np.zeros((batch_size, whole), np.float32)
-        for i, (tokens, given) in enumerate(rows):
-            table[i, : len(tokens)] = tokens
-            mask[i, given - 1 : len(tokens) - 1] = 1.0
-        starts = range(0, whole, size)
-        return [Chunk(table[:, a : a + size], table[:, a + 1 : a + size + 1], mask[:, a : a + size]) for a in starts]
-
-
-def _stacked(chunks: Sequence[Chunk], size: int) -> Chunk:
-    """Chunks [batch, time] one after the other [size, batch, time], filled up with zeros."""
-
-    def stacked(arrays: list[np.ndarray]) -> Any:
-        filled = np.zeros((size, len(arrays[0]), max(array.shape[1] for array in arrays)), arrays[0].dtype)
-        for place, array in zip(filled, arrays, strict=False):
-            place[:, : array.shape[1]] = array
-        return filled
-
-    tokens, targets, mask = (stacked([np.asarray(chunk[i]) for chunk in chunks]) for i in range(3))
-    return Chunk(tokens, targets, mask)
+            yield cut(rows, self.batch_size, self.chunk, self.fill)
 
 
 def _diverged(position: int, finite: dict[str, Any]) -> Diverged:

@@ -50,14 +50,18 @@ def learn_batches(
     batches: Chunk,
     count: Int[Array, ""],
     pull: dict[str, Pull] | None = None,
+    before: Any = None,
 ) -> Progress:
-    """Learns the first ``count`` of some batches of texts, each a chunk long: leaves of ``batches`` are [n, ...]."""
+    """Learns the first ``count`` of some batches of texts, each a chunk long: leaves of ``batches`` are [n, ...].
+
+    ``before`` is the mixers' state before each of them.
+    """
     schedule = StackedModel(model, levels, rates).schedule()
 
     def body(carry):
         i, progress = carry
         batch = jax.tree.map(lambda leaf: leaf[i], batches)
-        return i + 1, _advanced(schedule, progress, batch._replace(pull=pull))[0]
+        return i + 1, _advanced(schedule, progress, batch._replace(pull=pull, state=before))[0]
 
     return jax.lax.while_loop(lambda carry: (carry[0] < count) & carry[1].good, body, (0, progress))[1]
 
@@ -99,11 +103,16 @@ def protect_chunk(
 
 @functools.partial(jax.jit, static_argnames="levels")
 def squared_gradients(
-    model: LanguageModel, levels: tuple[StackedLevel, ...], state: ScheduleState, texts: Chunk, count: Int[Array, ""]
+    model: LanguageModel,
+    levels: tuple[StackedLevel, ...],
+    state: ScheduleState,
+    texts: Chunk,
+    count: Int[Array, ""],
+    before: Any = None,
 ) -> dict[str, Any]:
     """By level and matrix: the sum over texts of the squared gradient of each text's loss, as in the Fisher matrix.
 
-    Leaves of ``texts`` are [n, 1, time]; the first ``count`` count.
+    Leaves of ``texts`` are [n, 1, time]; the first ``count`` count. ``before`` is the mixers' state before each.
     """
     stacked = StackedModel(model, levels)
     total = {level.name: jax.tree.map(jnp.zeros_like, state.levels[level.name].change) for level in levels}
@@ -111,7 +120,7 @@ def squared_gradients(
     def body(carry):
         i, total = carry
         text = jax.tree.map(lambda leaf: leaf[i], texts)
-        contexts, _ = stacked.flow(lambda name: state.levels[name].change, text)
+        contexts, _ = stacked.flow(lambda name: state.levels[name].change, text._replace(state=before))
         gradients = {name: context[0] for name, context in contexts.items()}
         return i + 1, jax.tree.map(lambda t, g: t + g * g, total, gradients)
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nl_jax.models.language_model import LanguageModel
 from nl_jax.models.reading import learns_in_context, read, start
+from nl_jax.streaming.answers import Prefix, repeated
 from nl_jax.streaming.generation import Sampling, can_decode, draw, rotated_state, sample, with_room
 
 FEW_LENGTHS = 32  # texts are filled up to a multiple of this, since each length is compiled
@@ -105,6 +106,7 @@ def continued(
     stopped: Callable[[Ids], bool],
     batch_size: int = 8,
     seed: int = 0,
+    prefix: Prefix | None = None,
 ) -> Iterator[tuple[int, list[int]]]:
     """Yields the continuation of each prompt with its index, in an order that reads the longest prompts first.
 
@@ -119,6 +121,8 @@ def continued(
       stopped: tells of the ids of a continuation, at least one, whether it has ended; it is asked after each token.
       batch_size: number of prompts that are continued together.
       seed: random seed.
+      prefix: what the model has read before every prompt (`read_prefix`), with room for a prompt and ``num_tokens``; of
+        a model that does not learn in context.
 
     Raises:
       ValueError: for a prompt without tokens.
@@ -134,7 +138,7 @@ def continued(
         rows = order[first : first + batch_size]
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(np.resize(rows, batch_size))
         given = [list(prompts[i]) for i in np.resize(rows, batch_size)]  # repeats prompts: each size is compiled
-        found = _together(model, given, len(rows), num_tokens, sampling, stopped, keys)
+        found = _together(model, given, len(rows), num_tokens, sampling, stopped, keys, prefix)
         yield from zip(rows, found, strict=True)
 
 
@@ -162,23 +166,29 @@ def _together(
     sampling: Sampling,
     stopped: Callable[[Ids], bool],
     keys: Array,
+    prefix: Prefix | None,
 ) -> list[list[int]]:
     """The continuations of the first ``count`` prompts of a batch."""
-    lengths = [len(prompt) for prompt in prompts]
-    model, shortest = with_room(model, max(lengths) + num_tokens), min(lengths)
-    state, begun = start(model, len(prompts)), 0
+    lengths, begun = [len(prompt) for prompt in prompts], 0
+    whole, shortest = max(lengths) + num_tokens, min(lengths)
+    if prefix is None:
+        model = with_room(model, whole)
+        state = start(model, len(prompts))
+    else:
+        model, state, whole = prefix.model, repeated(prefix.state, len(prompts)), whole + prefix.length
     while begun < shortest - 1:  # the last token is read below, and powers of two are few lengths
         size = min(PIECE, 1 << (shortest - 1 - begun).bit_length() - 1)
         state = _state_after(model, np.asarray([prompt[begun : begun + size] for prompt in prompts], np.int32), state)
         begun += size
-    if can_decode(model, max(lengths) + num_tokens):
-        state = rotated_state(model, state)
+    after = _next
+    if can_decode(model, whole):
+        state, after = rotated_state(model, state), _next_from_own
     found: list[list[int]] = [[] for _ in prompts]
     running = [row < count for row in range(len(prompts))]
     texts = [list(prompt) for prompt in prompts]
     for place in range(shortest - 1, max(lengths) + num_tokens - 1):
         tokens = np.asarray([text[place] if place < len(text) else 0 for text in texts], np.int32)
-        drawn, state = _next(model, tokens[:, None], state, keys, place, sampling)
+        drawn, state = after(model, tokens[:, None], state, keys, place, sampling)
         for row, token in enumerate(np.asarray(drawn).tolist()):
             if running[row] and place + 1 >= lengths[row]:
                 texts[row].append(token)
@@ -194,8 +204,7 @@ def _state_after(model: LanguageModel, tokens: Int[Array, "batch time"], state: 
     return model.read_blocks(model.embedded(tokens), state)[1]
 
 
-@jax.jit
-def _next(
+def _drawn(
     model: LanguageModel, tokens: Int[Array, "batch 1"], state: Any, keys: Array, place: Int[Array, ""], how: Sampling
 ) -> tuple[Int[Array, " batch"], Any]:
     """A token after each row, and the state before it."""
@@ -203,3 +212,7 @@ def _next(
     logits = jax.lax.optimization_barrier(logits.astype(jnp.float32))
     keys = jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
     return jax.vmap(lambda row, key: draw(row[None], key, how)[0])(logits, keys), after
+
+
+_next = jax.jit(_drawn)
+_next_from_own = jax.jit(_drawn, donate_argnums=2)  # takes the state over, so that it can change in place

@@ -32,32 +32,32 @@ def call(inputs, workdir, *more):
 def test_levels_see_protected_texts_once_and_learn_as_if_each_time(inputs, monkeypatch):
     pretrained, calls, protect = load_pretrained(inputs / "llama"), [], ContinualLearner.protect
     monkeypatch.setattr(ContinualLearner, "protect", lambda *given: calls.append(protect(*given)))
-    shared = OtherText(1)
+    shared, said = OtherText(1), lambda *_: None
     found = [
-        read_document_by("levels", {"learning_rate": 1.0}, pretrained, ["The fox."], other, 1, 0, lambda *_: None)[0]
-        for other in (shared, shared, OtherText(1))
+        read_document_by(name, {"learning_rate": 1.0}, pretrained, ["The fox."], [("f?", "x")], other, 1, 0, said)[0]
+        for name, other in (("levels", shared), ("levels_text", shared), ("levels", shared), ("levels", OtherText(1)))
     ]
     assert len(calls) == 2
-    for model in found[1:]:
+    for model in found[2:]:
         for one, other in zip(jax.tree.leaves(found[0]), jax.tree.leaves(model), strict=True):
             np.testing.assert_array_equal(one, other)
 
 
 def test_a_given_text_is_read_and_asked(inputs, tmp_path, capsys):
     files = [f"--text={inputs / 'text.txt'}", f"--questions={inputs / 'questions.jsonl'}"]
-    assert call(inputs, tmp_path / "run", *files, "--methods=without,in_context,levels_last") == 0
+    assert call(inputs, tmp_path / "run", *files, "--methods=without,in_context,levels_text") == 0
     out = capsys.readouterr().out
     results = results_of(tmp_path / "run")
-    for name in ("without", "in_context", "levels_last"):
+    for name in ("without", "in_context", "levels_text"):
         (found,) = results["figures"][name]
         assert len(found["exact"]) == len(found["chosen"]) == 2
         assert np.isfinite(found["nats"])
         assert any(line.startswith(f"{name} ") for line in out.splitlines())
     assert results["figures"]["without"][0]["perplexity_rise"] == 0.0
-    assert results["figures"]["levels_last"][0]["perplexity_rise"] != 0.0
+    assert results["figures"]["levels_text"][0]["perplexity_rise"] != 0.0
     assert (tmp_path / "run/incorporation.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "run/metrics.jsonl").read_text().count("levels_last/document_0") == 2
-    assert call(inputs, tmp_path / "run", *files, "--methods=without,in_context,levels_last") == 0
+    assert (tmp_path / "run/metrics.jsonl").read_text().count("levels_text/document_0") == 2
+    assert call(inputs, tmp_path / "run", *files, "--methods=without,in_context,levels_text") == 0
     assert capsys.readouterr().out == out
 
 

@@ -1,0 +1,137 @@
+"""Questions that a model asks itself about a text, and answers while it still sees it.
+
+What a model reads as text it can often continue, but not find when it is asked (Allen-Zhu and Li, Physics of Language
+Models 3.1, 2023). So it learns what it answers while the text is in context, and can then answer without it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from nl_jax.data import Tokenizer
+from nl_jax.models.language_model import LanguageModel
+from nl_jax.streaming.answers import read_prefix
+from nl_jax.streaming.generation import Sampling, checked_sampling
+from nl_jax.streaming.together import continued
+
+LONGEST = 40  # tokens of a question, and of an answer
+RELATED = 8  # texts that are read before a question is answered
+
+
+class Shown(NamedTuple):
+    """An example of a question about a text."""
+
+    text: str
+    question: str
+    answer: str
+
+
+def self_questions(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    examples: Sequence[Shown],
+    *,
+    wanted: int = 3,
+    rounds: int = 4,
+    temperature: float = 0.6,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> list[tuple[str, str]]:
+    """Questions about texts with their answers, as `ContinualLearner.learn` takes them.
+
+    Questions are sampled after each text. Their answers are the likeliest ones after the text and those around it that
+    have a name in common with it, so that no question about one fact is answered with another. A question is kept if a
+    name in it stands in the text that it is about, and its answer, too, but not in the question. Texts about which few
+    were kept are asked about again.
+
+    Args:
+      model: a model that does not learn in context.
+      tokenizer: its tokenizer.
+      texts: the parts of a document, such as its sentences, in their order.
+      examples: texts with a question and its answer, which the model reads before; one or more.
+      wanted: questions about each text that are sampled in a round, and with which no more are asked for.
+      rounds: number of rounds at most.
+      temperature: of sampling.
+      seed: random seed.
+      batch_size: questions that are sampled together.
+    """
+    writer = _Writer(model, tokenizer, batch_size)
+    how = checked_sampling(temperature, None, 1.0, model.config.vocab_size)
+    likeliest = checked_sampling(0.0, None, 1.0, model.config.vocab_size)
+    shown = "".join(f"Text: {one.text}\n{as_question(one.question)} {one.answer}\n\n" for one in examples)
+    tried: set[str] = set()
+    kept: dict[int, dict[str, str]] = {i: {} for i in range(len(texts))}
+    for number in range(rounds):
+        asked = [i for i, found in kept.items() if len(found) < wanted for _ in range(wanted)]
+        sampled = writer.lines(shown, [f"Text: {texts[i]}\nQuestion:" for i in asked], how, seed + number)
+        about = {q: i for i, q in zip(asked, sampled, strict=True) if q.endswith("?") and _names(q) & _names(texts[i])}
+        new = [question for question in about if question not in tried]
+        prompts = [f"Text: {_related(texts, about[question])}\n{as_question(question)}" for question in new]
+        answers = writer.lines(before_questions(examples), prompts, likeliest, 0)
+        for question, answer in zip(new, answers, strict=True):
+            if answer and answer in texts[about[question]] and answer not in question:
+                kept[about[question]][question] = answer
+        tried |= about.keys()
+    return [pair for found in kept.values() for pair in found.items()]
+
+
+def before_questions(examples: Sequence[Shown], document: Sequence[str] = ()) -> str:
+    """What stands before a question: the examples' texts, those of a document, and the examples' questions."""
+    texts = " ".join([*(one.text for one in examples), *document])
+    return f"{texts}\n\n" + "".join(f"{as_question(one.question)} {one.answer}\n\n" for one in examples)
+
+
+def as_question(text: str) -> str:
+    """A question in the form of those that stand before it; the answer follows after a space."""
+    return f"Question: {text}\nAnswer:"
+
+
+class _Writer:
+    """Writes lines after prompts."""
+
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, batch_size: int):
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+
+    def lines(self, before: str, prompts: Sequence[str], sampling: Sampling, seed: int) -> list[str]:
+        """The line after each prompt; ``before`` stands before all of them."""
+        if not prompts:
+            return []
+        tokens = [self._ids(prompt) for prompt in prompts]
+        room = max(map(len, tokens)) + LONGEST
+        prefix = read_prefix(self.model, [self.tokenizer.separator_id, *self._ids(before)], room)
+        found = [""] * len(prompts)
+        continuations = continued(
+            self.model,
+            tokens,
+            num_tokens=LONGEST,
+            sampling=sampling,
+            stopped=lambda ids: "\n" in self._text(ids[-1:]),
+            batch_size=self.batch_size,
+            seed=seed,
+            prefix=prefix,
+        )
+        for i, ids in continuations:
+            found[i] = self._text(ids).strip()
+        return found
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text.encode())[0].tolist()
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(np.asarray(ids, int))
+
+
+def _names(text: str) -> set[str]:
+    """The capitalised words after the first, or the first where there are none."""
+    words = [word.strip(".,;:!?'\"()").removesuffix("'s") for word in text.split()]
+    found = {word for word in words[1:] if word[:1].isupper()}
+    return found or set(words[:1])
+
+
+def _related(texts: Sequence[str], index: int) -> str:
+    """The text and the nearest others with a name in common, in their order."""
+    own = [i for i, text in enumerate(texts) if _names(text) & _names(texts[index])]
+    nearest = sorted(own, key=lambda i: abs(i - index))[:RELATED]
+    return " ".join(texts[i] for i in sorted(nearest))
