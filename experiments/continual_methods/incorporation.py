@@ -155,7 +155,7 @@ class Method(NamedTuple):
 
     levels: Callable[[int, Setting], list[StackedLevel]]  # of the number of blocks and a setting
     settings: tuple[Setting, ...] = ()
-    like: str | None = None  # the method whose chosen setting is taken over, so that a control differs in one thing only
+    like: str | None = None  # the method whose chosen setting is taken over: a control differs in one thing only
     asks: bool = True  # whether it learns the answers to its own questions, or else the sentences
     protects: bool = False  # whether the levels see other text before
 

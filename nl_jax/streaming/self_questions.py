@@ -61,14 +61,14 @@ def self_questions(
     how = checked_sampling(temperature, None, 1.0, model.config.vocab_size)
     likeliest = checked_sampling(0.0, None, 1.0, model.config.vocab_size)
     shown = "".join(f"Text: {one.text}\n{as_question(one.question)} {one.answer}\n\n" for one in examples)
-    tried: set[str] = set()
+    names, tried = _names(texts), set[str]()
     kept: dict[int, dict[str, str]] = {i: {} for i in range(len(texts))}
     for number in range(rounds):
         asked = [i for i, found in kept.items() if len(found) < wanted for _ in range(wanted)]
         sampled = writer.lines(shown, [f"Text: {texts[i]}\nQuestion:" for i in asked], how, seed + number)
-        about = {q: i for i, q in zip(asked, sampled, strict=True) if q.endswith("?") and _names(q) & _names(texts[i])}
+        about = {q: i for i, q in zip(asked, sampled, strict=True) if q.endswith("?") and names[i] & set(_words(q))}
         new = [question for question in about if question not in tried]
-        prompts = [f"Text: {_related(texts, about[question])}\n{as_question(question)}" for question in new]
+        prompts = [f"Text: {_related(texts, names, about[question])}\n{as_question(question)}" for question in new]
         answers = writer.lines(before_questions(examples), prompts, likeliest, 0)
         for question, answer in zip(new, answers, strict=True):
             if answer and answer in texts[about[question]] and answer not in question:
@@ -123,15 +123,18 @@ class _Writer:
         return self.tokenizer.decode(np.asarray(ids, int))
 
 
-def _names(text: str) -> set[str]:
-    """The capitalised words after the first, or the first where there are none."""
-    words = [word.strip(".,;:!?'\"()").removesuffix("'s") for word in text.split()]
-    found = {word for word in words[1:] if word[:1].isupper()}
-    return found or set(words[:1])
+def _words(text: str) -> list[str]:
+    return [word.strip(".,;:!?'\"()").removesuffix("'s") for word in text.split()]
 
 
-def _related(texts: Sequence[str], index: int) -> str:
+def _names(texts: Sequence[str]) -> list[set[str]]:
+    """The names in each text: words that some text has with a capital inside of it, or else the text's first word."""
+    inside = {word for text in texts for word in _words(text)[1:] if word[:1].isupper()}
+    return [set(_words(text)) & inside or set(_words(text)[:1]) for text in texts]
+
+
+def _related(texts: Sequence[str], names: Sequence[set[str]], index: int) -> str:
     """The text and the nearest others with a name in common, in their order."""
-    own = [i for i, text in enumerate(texts) if _names(text) & _names(texts[index])]
+    own = [i for i in range(len(texts)) if names[i] & names[index]]
     nearest = sorted(own, key=lambda i: abs(i - index))[:RELATED]
     return " ".join(texts[i] for i in sorted(nearest))

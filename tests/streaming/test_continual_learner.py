@@ -217,3 +217,49 @@ def test_a_pull_brings_changes_back(model):
             learner.learn(EXAMPLES)
     far, near = (float(jnp.linalg.norm(x.snapshot()[0].levels["a"].change["down"])) for x in (free, pulled))
     assert near < far / 2
+
+
+def test_what_stands_before_is_read_and_not_learned(model):
+    """Each example is learned as after ``before`` in its text, whose own tokens are no targets."""
+    level = StackedLevel("a", blocks=(1,), learning_rate=20.0)
+    tokenizer, before = ByteTokenizer(), "Q: the sea\nA: blue\n\n"
+    learner = make(model, [level], before=before, question="Q: {text}\nA:", chunk=32)
+    learned = learner.learn(EXAMPLES[:2])
+    assert learned.tokens == len(" blue\n") + len(" green\n")
+
+    start = [tokenizer.separator_id, *tokenizer.encode(before.encode())[0].tolist()]
+    tokens, mask = np.zeros((2, 33), np.int32), np.zeros((2, 33), np.float32)
+    for row, (text, label) in enumerate(EXAMPLES[:2]):
+        asked = tokenizer.encode(f"Q: {text}\nA:".encode())[0].tolist()
+        given = [*[10] * (16 - len(asked) % 16), *asked]  # after blank lines
+        whole = [*given, *tokenizer.encode(f" {label}\n".encode())[0].tolist()]
+        tokens[row, : len(whole)] = whole
+        mask[row, len(given) : len(whole)] = 1.0
+    chunk = Chunk(tokens[:, :-1], tokens[:, 1:], mask[:, 1:], model(np.asarray([start] * 2))[1])
+    plain = make(model, [level])
+    state, _ = plain._stacked.schedule().step(plain._stacked.init(), chunk)
+    plain.rollback((state, {}))
+    assert_equal(learner, plain, rtol=2e-3, atol=2e-4)
+
+    whole = np.concatenate([np.asarray([start] * 2), tokens], axis=1)
+    logits = jax.nn.log_softmax(learner.model(whole[:, :-1])[0])[:, -32:]
+    losses = -jnp.take_along_axis(logits, chunk.targets[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(
+        learner.score(EXAMPLES[:2]).loss, np.sum(losses * chunk.mask) / np.sum(chunk.mask), rtol=1e-5
+    )
+
+
+def test_answers_are_predicted_after_what_stands_before(model):
+    matrices = ("query", "value", "gate", "up", "down")
+    level = StackedLevel("a", blocks=(0, 1), rule="adam", learning_rate=1e-2, matrices=matrices)
+    learner = make(model, [level], before="the sea: blue\n", question="{text}:")
+    for _ in range(30):
+        learner.learn(EXAMPLES)
+    assert learner.predict([text for text, _ in EXAMPLES]) == [label for _, label in EXAMPLES]
+
+
+def test_a_learner_with_something_else_before_is_refused(model, tmp_path):
+    make(model, before="one").save(tmp_path / "saved")
+    make(model, before="one").load(tmp_path / "saved")
+    with pytest.raises(InputError, match="before one"):
+        make(model).load(tmp_path / "saved")

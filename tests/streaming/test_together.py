@@ -8,6 +8,7 @@ from in_context_cases import make
 
 from nl_jax.models import LanguageModel, named_config, read
 from nl_jax.streaming import together
+from nl_jax.streaming.answers import read_prefix
 from nl_jax.streaming.generation import checked_sampling, sample
 from nl_jax.streaming.together import continued, likelihoods
 
@@ -79,6 +80,15 @@ def test_continuations_are_those_of_each_prompt_alone(model):
         continued(model, PROMPTS, num_tokens=6, sampling=greedy, stopped=lambda ids: ids[-1] == end, batch_size=3)
     )
     assert [found[i] for i in range(len(PROMPTS))] == cut
+
+
+@pytest.mark.parametrize("model", ["attention", "memory"], indirect=True)
+def test_a_prefix_stands_before_every_prompt(model):
+    prefix, greedy = [5, 1, 8], checked_sampling(0.0, None, 1.0, 11)
+    options = {"num_tokens": 4, "sampling": greedy, "stopped": lambda _: False, "batch_size": 2}
+    whole = dict(continued(model, [[*prefix, *prompt] for prompt in PROMPTS], **options))
+    longest = max(map(len, PROMPTS)) + 4
+    assert dict(continued(model, PROMPTS, prefix=read_prefix(model, prefix, longest), **options)) == whole
 
 
 @kinds("attention")
