@@ -6,7 +6,8 @@
 
 The words of the command line are the question, or else standard input is. With --classify this prints the label that
 the model finds most likely, among all that it has learned or --labels; each line of standard input is a text. It works
-while learning still runs, and reads what was saved last.
+while learning still runs, and reads what was saved last. A model that learned with --ask_itself is asked in the form
+in which it has asked itself, unless --chat is given.
 """
 
 import itertools
@@ -64,7 +65,7 @@ def ask(values: flags.FlagValues) -> None:
     texts = _texts(values)
     learner = restored(workdir, pretrained, stored["flags"])
     if not values.classify:
-        _answer(learner, pretrained, texts[0], values, options)
+        _answer(learner, pretrained, texts[0], values, options, bool(stored["flags"].get("ask_itself")))
         return
     if not values.labels and not learner.labels:
         raise InputError(f"--labels: missing, and {workdir} has learned no labels; expected some of them")
@@ -83,15 +84,22 @@ def _texts(values: flags.FlagValues) -> list[str]:
 
 
 def _answer(
-    learner: ContinualLearner, pretrained: Pretrained, text: str, values: flags.FlagValues, options: dict[str, Any]
+    learner: ContinualLearner,
+    pretrained: Pretrained,
+    text: str,
+    values: flags.FlagValues,
+    options: dict[str, Any],
+    asked_itself: bool,
 ) -> None:
-    if values.chat:
-        text = pretrained.chat([{"role": "user", "content": text}])
-    ids = pretrained.encode(text, marked=values.chat)
     separator = pretrained.tokenizer.separator_id
-    before = [] if values.chat else [separator]  # as texts are learned
-    tokens = sample(learner.model, [*before, *ids], num_tokens=values.num_tokens, **options)
-    ends = (*pretrained.end_tokens, separator)
+    if asked_itself and not values.chat:
+        ids = learner.prompt(text)  # as the model has asked itself
+    elif values.chat:
+        ids = pretrained.encode(pretrained.chat([{"role": "user", "content": text}]), marked=True)
+    else:
+        ids = [separator, *pretrained.encode(text)]  # as texts are learned
+    tokens = sample(learner.model, ids, num_tokens=values.num_tokens, **options)
+    ends = (*pretrained.end_tokens, separator, *([learner.end] if asked_itself else []))
     answer = itertools.takewhile(lambda token: token not in ends, tokens)
     for piece in until_stop(decode_stream(pretrained.tokenizer, answer, context=ids), values.stop):
         print(piece, end="", flush=True)

@@ -12,6 +12,7 @@ from nl_jax import InputError
 from nl_jax.pretrained import Pretrained, StackedLevel
 from nl_jax.streaming import ContinualLearner
 from nl_jax.streaming.saved import is_saved
+from nl_jax.streaming.self_questions import before_questions, document_levels
 
 NAME = "learn"  # the launcher whose runs are continued and asked
 LEARNED = "learned"  # the saved learner in a workdir
@@ -27,6 +28,9 @@ def restored(workdir: Path, pretrained: Pretrained, given: dict[str, Any]) -> Co
     """The learner of a workdir, with all that it has learned; ``given`` is the run's entry ``flags``."""
     levels = None if given["levels"] is None else [_level(fields) for fields in given["levels"]]
     options = {name: given[name] for name in ("chunk", "batch_size", "question")}
+    if given.get("ask_itself"):
+        levels = levels or document_levels(pretrained.model.config.num_layers)
+        options["before"] = before_questions()
     learner = ContinualLearner(pretrained.model, pretrained.tokenizer, levels, **options)
     if is_saved(workdir / LEARNED):
         learner.load(workdir / LEARNED)

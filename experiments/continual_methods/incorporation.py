@@ -1,22 +1,22 @@
 """Knowledge incorporation: documents, questions about them, and the ways in which a model takes a document up."""
 
-import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from nl_jax import InputError
-from nl_jax.data.examples import read_examples
+from nl_jax.data.examples import read_examples, sentences
 from nl_jax.data.library_docs import library_docs
 from nl_jax.models import LanguageModel
 from nl_jax.pretrained import Pretrained, StackedLevel
 from nl_jax.streaming import ContinualLearner
 from nl_jax.streaming.answers import likeliest, read_prefix
 from nl_jax.streaming.questions import answered
-from nl_jax.streaming.self_questions import Shown, as_question, before_questions, self_questions
+from nl_jax.streaming.self_questions import Shown, as_question, before_questions, document_levels, self_questions
 from nl_jax.tasks.facts import ANSWERS, invented_facts
 
 EXAMPLES_SEED = 1_000_003  # of the facts in the examples before every question
@@ -55,15 +55,15 @@ def read_document(text: str, questions: str) -> Document:
         InputError: for a file that cannot be read, or a row without one of them; the message names file and column.
     """
     paragraphs = [paragraph for paragraph in read_examples(text) if isinstance(paragraph, str)]
-    sentences = [part for paragraph in paragraphs for part in re.split(r"(?<=[.!?])\s+", paragraph) if part.strip()]
-    if not sentences:
+    texts = [sentence for paragraph in paragraphs for sentence in sentences(paragraph)]
+    if not texts:
         raise InputError(f"{text}: rows with labels; expected text")
     rows = read_examples(questions, text_column="question", label_column="answer")
     pairs = [row for row in rows if not isinstance(row, str)]
     if not pairs:
         raise InputError(f"{questions}: no column 'answer'; expected rows with question and answer")
     answers = tuple(dict.fromkeys(answer for _, answer in pairs))
-    return Document(tuple(sentences), tuple(Question(*pair, answers) for pair in pairs))
+    return Document(tuple(texts), tuple(Question(*pair, answers) for pair in pairs))
 
 
 def examples() -> list[Shown]:
@@ -161,8 +161,7 @@ class Method(NamedTuple):
 
 
 def _middle(blocks: int, setting: Setting) -> list[StackedLevel]:
-    first, last = round(0.27 * blocks), round(0.6 * blocks)
-    return [StackedLevel("middle", blocks=tuple(range(first, max(last, first + 1))), **setting)]
+    return [replace(level, **setting) for level in document_levels(blocks)]
 
 
 def _all(blocks: int, setting: Setting) -> list[StackedLevel]:

@@ -150,9 +150,8 @@ def incorporates(runs: Sequence[Run]) -> Verdict:
             for name, documents in run.results.get("figures", {}).items()
             if documents
         }
-        for ours in (name for name in shares if name.startswith("levels")):
-            others = [name for name in shares if name in ("without", "fine_tuned")]
-            found += [Comparison(f"{ours} against {name}", shares[ours], shares[name]) for name in others]
+        others = [name for name in ("without", "fine_tuned", "fine_tuned_text") if name in shares and "levels" in shares]
+        found += [Comparison(f"levels against {name}", shares["levels"], shares[name]) for name in others]
     return from_comparisons(found)
 
 

@@ -53,6 +53,17 @@ def examples_of(content: bytes, name: str, *, text_column: str = "text", label_c
     return examples
 
 
+def sentences(text: str) -> list[str]:
+    """The sentences of a text: parts that end in a stop, an exclamation or a question mark before a blank.
+
+    Examples:
+      >>> from nl_jax.data.examples import sentences
+      >>> sentences("It rains. Is Nia here?  No!")
+      ['It rains.', 'Is Nia here?', 'No!']
+    """
+    return [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if part]
+
+
 def _examples(
     name: str, rows: Iterator[tuple[int, dict[str, Any]]], text_column: str, label_column: str
 ) -> Iterator[Example]:

@@ -16,7 +16,7 @@ import optax
 
 from nl_jax.data import Tokenizer
 from nl_jax.data.examples import Example
-from nl_jax.errors import Diverged, InputError
+from nl_jax.errors import InputError
 from nl_jax.files import local_path
 from nl_jax.levels import ScheduleState
 from nl_jax.models.language_model import LanguageModel
@@ -24,9 +24,10 @@ from nl_jax.pretrained.level_stacking import Chunk, Pull, StackedLevel, StackedM
 from nl_jax.streaming import saved
 from nl_jax.streaming.answers import likeliest, read_prefix, repeated
 from nl_jax.streaming.batches import cut, stacked
-from nl_jax.streaming.generation import sample, with_room
+from nl_jax.streaming.generation import checked_sampling, sample, with_room
 from nl_jax.streaming.learning import (
     AT_ONCE,
+    diverged,
     learn_batches,
     learn_chunk,
     protect_chunk,
@@ -34,6 +35,7 @@ from nl_jax.streaming.learning import (
     started,
     unrated,
 )
+from nl_jax.streaming.together import continued
 from nl_jax.trees import named_leaves
 
 FORMAT = 1
@@ -119,7 +121,7 @@ class ContinualLearner:
         self._stacked = stack_levels(model, default_levels(model) if levels is None else levels)
         self._state = self._stacked.init()
         self._before = [tokenizer.separator_id, *self._ids(before)] if before else []
-        self._end = self._ids("\n")[-1] if before else tokenizer.separator_id
+        self.end = self._ids("\n")[-1] if before else tokenizer.separator_id  # the token that ends an answer
         self._labels: dict[str, list[int]] = {}  # tokens of every label that was learned
         self.notes: dict[str, Any] = {}  # JSON of the caller's, which is saved and loaded with what was learned
         self.pull: dict[str, Pull] | None = None  # by level, what `learn` pulls changes back to; it is not saved
@@ -165,7 +167,7 @@ class ContinualLearner:
         self._state = progress.state
         finite, good, chunks, nats, surprise = jax.device_get(progress[1:])
         if not good:
-            raise _diverged(step + int(chunks), finite)
+            raise diverged(step + int(chunks), finite)
         updated = {level.name: (step + int(chunks)) // level.period - step // level.period for level in self.levels}
         mean = {name: float(value) / int(chunks) for name, value in surprise.items()} if chunks else {}
         return Learned(len(examples), count, float(nats) / count if count else float("nan"), mean, updated)
@@ -241,6 +243,28 @@ class ContinualLearner:
         ids, _ = self.tokenizer.encode(prompt.encode())
         return self.tokenizer.decode(np.asarray(list(sample(self.model, ids, **options)), int))
 
+    def prompt(self, question: str) -> list[int]:
+        """The tokens after which the model answers a question in the form of labelled examples."""
+        return self._before + self._asked(question)
+
+    def answer(self, questions: Sequence[str], *, num_tokens: int = 40, batch_size: int = 16) -> list[str]:
+        """The answers to questions, token by token the likeliest ones, each at most a line or ``num_tokens`` long."""
+        prompts, decode = [self._asked(question) for question in questions], self.tokenizer.decode
+        room = max(map(len, prompts), default=0) + num_tokens
+        found = dict(
+            continued(
+                self.model,
+                prompts,
+                num_tokens=num_tokens,
+                sampling=checked_sampling(0.0, None, 1.0, self.model.config.vocab_size),
+                stopped=lambda ids: ids[-1] == self.end or "\n" in decode(np.asarray(ids[-1:])),
+                batch_size=batch_size,
+                prefix=read_prefix(self.model, self._before, room) if self._before else None,
+            )
+        )
+        answers = [[token for token in found[i] if token != self.end] for i in range(len(prompts))]
+        return [decode(np.asarray(answer, int)).partition("\n")[0].strip() for answer in answers]
+
     def snapshot(self) -> tuple[ScheduleState, dict[str, list[int]]]:
         """What was learned, for ``rollback``. It costs nothing, since arrays are never changed in place."""
         return self._state, dict(self._labels)
@@ -300,10 +324,10 @@ class ContinualLearner:
     def _asked(self, text: str) -> list[int]:
         """Tokens of a question, after others that make its length a multiple of 16: each length is compiled."""
         ids = self._ids(self.question.format(text=text))
-        return [self._end] * (16 - len(ids) % 16) + ids
+        return [self.end] * (16 - len(ids) % 16) + ids
 
     def _answer(self, label: str) -> list[int]:
-        return [*self._ids(" " + label), self._end]
+        return [*self._ids(" " + label), self.end]
 
     def _started(self, examples: Sequence[Example], batch_size: int) -> tuple[LanguageModel, Any]:
         """The model before its changes, with room for examples, and the state after ``before`` of the changed one."""
@@ -341,13 +365,6 @@ class ContinualLearner:
         for begin in range(0, len(examples), self.batch_size):
             rows = [self._row(example) for example in examples[begin : begin + self.batch_size]]
             yield cut(rows, self.batch_size, self.chunk, self.fill)
-
-
-def _diverged(position: int, finite: dict[str, Any]) -> Diverged:
-    name = next((name for name, good in finite.items() if not good), next(iter(finite)))
-    return Diverged(
-        f"level {name!r} diverged in chunk {position}; the state before it is kept", level=name, position=position
-    )
 
 
 def default_levels(model: LanguageModel) -> tuple[StackedLevel, ...]:

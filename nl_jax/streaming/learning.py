@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from nl_jax.errors import Diverged
 from nl_jax.levels import Schedule, ScheduleState
 from nl_jax.models.chunk import all_finite
 from nl_jax.models.language_model import LanguageModel
@@ -91,6 +92,14 @@ def _advanced(schedule: Schedule, progress: Progress, chunk: Chunk) -> tuple[Pro
     unchanged = progress._replace(finite=finite, good=good)
     after = jax.tree.map(lambda a, b: jnp.where(good, a, b), after, unchanged)
     return jax.tree.map(lambda a, b: jnp.where(progress.good, a, b), after, progress), read.state
+
+
+def diverged(position: int, finite: dict[str, Any]) -> Diverged:
+    """The error for a chunk after which not all levels are finite."""
+    name = next((name for name, good in finite.items() if not good), next(iter(finite)))
+    return Diverged(
+        f"level {name!r} diverged in chunk {position}; the state before it is kept", level=name, position=position
+    )
 
 
 @functools.partial(jax.jit, static_argnames="levels")

@@ -4,13 +4,14 @@ What a model reads as text it can often continue, but not find when it is asked 
 Models 3.1, 2023). So it learns what it answers while the text is in context, and can then answer without it.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nl_jax.data import Tokenizer
 from nl_jax.models.language_model import LanguageModel
+from nl_jax.pretrained.level_stacking import StackedLevel
 from nl_jax.streaming.answers import read_prefix
 from nl_jax.streaming.generation import Sampling, checked_sampling
 from nl_jax.streaming.together import continued
@@ -27,17 +28,36 @@ class Shown(NamedTuple):
     answer: str
 
 
+# Examples for any document: a text, a question about it, and the answer, in the words of the text.
+EXAMPLES = (
+    Shown("Amara Lind repairs clocks in Oslo.", "What does Amara Lind repair?", "clocks"),
+    Shown("The bridge over the Tavo was built in 1874.", "When was the bridge over the Tavo built?", "1874"),
+    Shown("Since last spring Jonas Mbeki owns a bakery.", "What does Jonas Mbeki own?", "a bakery"),
+    Shown("Most people in Velden speak Dutch.", "Which language do people in Velden speak?", "Dutch"),
+    Shown("The sister of Irina Costa is called Paula.", "Who is Irina Costa's sister?", "Paula"),
+    Shown("Harbor Street ends at the old mill.", "Where does Harbor Street end?", "at the old mill"),
+    Shown("Every Friday the market in Karo sells fish.", "What is sold on the market in Karo?", "fish"),
+)
+
+
+def document_levels(blocks: int) -> list[StackedLevel]:
+    """One level on the middle blocks of a model with this many blocks, where facts are found (Meng et al., 2022)."""
+    first, last = round(0.27 * blocks), round(0.6 * blocks)
+    return [StackedLevel("middle", blocks=tuple(range(first, max(last, first + 1))), learning_rate=100.0)]
+
+
 def self_questions(
     model: LanguageModel,
     tokenizer: Tokenizer,
     texts: Sequence[str],
-    examples: Sequence[Shown],
+    examples: Sequence[Shown] = EXAMPLES,
     *,
     wanted: int = 3,
     rounds: int = 4,
     temperature: float = 0.6,
     seed: int = 0,
     batch_size: int = 16,
+    told: Callable[[int], Any] = lambda count: None,
 ) -> list[tuple[str, str]]:
     """Questions about texts with their answers, as `ContinualLearner.learn` takes them.
 
@@ -56,6 +76,7 @@ def self_questions(
       temperature: of sampling.
       seed: random seed.
       batch_size: questions that are sampled together.
+      told: gets, after each round, the number of texts about which no more is asked.
     """
     writer = _Writer(model, tokenizer, batch_size)
     how = checked_sampling(temperature, None, 1.0, model.config.vocab_size)
@@ -74,10 +95,11 @@ def self_questions(
             if answer and answer in texts[about[question]] and answer not in question:
                 kept[about[question]][question] = answer
         tried |= about.keys()
+        told(len(texts) if number + 1 == rounds else sum(len(found) >= wanted for found in kept.values()))
     return [pair for found in kept.values() for pair in found.items()]
 
 
-def before_questions(examples: Sequence[Shown], document: Sequence[str] = ()) -> str:
+def before_questions(examples: Sequence[Shown] = EXAMPLES, document: Sequence[str] = ()) -> str:
     """What stands before a question: the examples' texts, those of a document, and the examples' questions."""
     texts = " ".join([*(one.text for one in examples), *document])
     return f"{texts}\n\n" + "".join(f"{as_question(one.question)} {one.answer}\n\n" for one in examples)

@@ -87,6 +87,7 @@ LEARN = [
     (["--chunk=0"], "--chunk=0: expected at least 1"),
     (["--save_every=0"], "--save_every=0: expected at least 1"),
     (["--question=none"], "--question=none: expected {text} in it"),
+    (["--ask_itself", "--question={text}?"], "--question={text}?: given with --ask_itself"),
     (["--pretrained=/absent"], "--pretrained=/absent: /absent: no such file or directory"),
     (["--levels=:period=2"], "level ':period=2' has no name"),
     (["--levels=fast:pace=2"], "level 'fast': unknown key 'pace'"),

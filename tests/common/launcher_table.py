@@ -194,7 +194,7 @@ RUNS = {
         Run(
             "continual.incorporate",
             "--pretrained={inputs}/llama --quick --facts=4 --passes=2 --seeds=2 --other_texts=1"
-            " --methods=without,in_context,levels_last",
+            " --methods=without,in_context,levels_text",
             ("--passes=3", "passes 2 there, 3 here"),
             ((METRICS_ROW, 2), (JSON_FILE, 2)),
         ),

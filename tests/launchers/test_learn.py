@@ -143,3 +143,47 @@ def test_levels_come_from_json_too(inputs, tmp_path, capsys):
     (tmp_path / "levels.json").write_text('[{"name": "only", "pace": 1}]')
     assert learn.main(["learn", *arguments, str(inputs / "facts.txt")]) == 2
     assert "level 'only': unknown key 'pace'" in error_line(capsys)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the model asks itself, in place of a model that could; keeps the texts that it was asked about."""
+    calls = []
+
+    def questions(model, tokenizer, texts, *, told):
+        calls.append(list(texts))
+        told(len(texts))
+        return [("x?", "quick"), ("y?", "brown")] if texts else []
+
+    monkeypatch.setattr(learn, "self_questions", questions)
+    return calls
+
+
+def test_a_model_asks_itself_once_and_learns_its_answers(inputs, tmp_path, asked, capsys):
+    text, workdir = tmp_path / "notes.txt", tmp_path / "run"
+    text.write_text("The fox is quick. The dog is brown!\n\nIs it?")
+    flags = ["learn", f"--workdir={workdir}", f"--pretrained={inputs / 'llama'}", "--ask_itself", "--batch_size=2"]
+    assert learn.main([*flags, str(text)]) == 0
+    assert asked == [["The fox is quick.", "The dog is brown!", "Is it?"]]
+    figures = results_of(workdir)["figures"]
+    assert figures["examples"] == 8  # in four passes
+    assert figures["labels"] == ["quick", "brown"]
+    assert list(figures["levels"]) == ["middle"]
+    assert "2 questions about 3 sentences" in capsys.readouterr().err
+    assert learn.main([*flags, "--passes=30", str(text)]) == 0
+    assert len(asked) == 1
+    assert results_of(workdir)["figures"]["examples"] == 60
+    capsys.readouterr()
+    assert call_ask(workdir, "--temperature=0", "x?") == 0
+    assert call_ask(workdir, "--temperature=0", "y?") == 0
+    assert capsys.readouterr().out.split() == ["quick", "brown"]
+    assert learn.main([*flags[:3], "--batch_size=2", str(text)]) == 2
+    assert "ask_itself" in error_line(capsys)
+
+
+def test_rows_with_labels_are_questions_too(inputs, tmp_path, asked):
+    workdir = tmp_path / "run"
+    flags = [f"--pretrained={inputs / 'llama'}", "--ask_itself", "--text_column=body", "--label_column=class"]
+    assert learn.main(["learn", f"--workdir={workdir}", *flags, "--passes=1", str(inputs / "labels.csv")]) == 0
+    assert results_of(workdir)["figures"]["examples"] == 6
+    assert asked == [[]]

@@ -90,7 +90,7 @@ def test_classes_are_compared_without_joint_training(tmp_path):
 
 
 def test_a_document_that_was_read_is_compared_with_not_reading_it(tmp_path):
-    answers = {"without": [0, 0, 1, 0], "in_context": [1, 1, 1, 1], "levels_last": [1, 1, 0, 1]}
+    answers = {"without": [0, 0, 1, 0], "in_context": [1, 1, 1, 1], "levels": [1, 1, 0, 1]}
     found = {name: [{"exact": [bool(x) for x in exact]}] * 3 for name, exact in answers.items()}
     verdict = verdict_of(claim("Knowledge incorporation"), [Run(tmp_path, "continual.incorporate", {"figures": found})])
     assert verdict.word == HOLDS
