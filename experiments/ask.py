@@ -101,8 +101,10 @@ def _answer(
     tokens = sample(learner.model, ids, num_tokens=values.num_tokens, **options)
     ends = (*pretrained.end_tokens, separator, *([learner.end] if asked_itself else []))
     answer = itertools.takewhile(lambda token: token not in ends, tokens)
+    begun = not asked_itself  # such answers begin with a blank
     for piece in until_stop(decode_stream(pretrained.tokenizer, answer, context=ids), values.stop):
-        print(piece, end="", flush=True)
+        print(piece if begun else piece.lstrip(), end="", flush=True)
+        begun = begun or bool(piece.strip())
     print()
 
 

@@ -51,7 +51,7 @@ from nl_jax.files import in_place_of, local_path
 from nl_jax.pretrained import Pretrained, stack_levels
 from nl_jax.streaming import ContinualLearner
 from nl_jax.streaming.continual_learner import QUESTION
-from nl_jax.streaming.self_questions import as_question, self_questions
+from nl_jax.streaming.own_questions import as_question, self_questions
 from nl_jax.training import progress_bar
 from nl_jax.training.metrics import MetricsWriter
 

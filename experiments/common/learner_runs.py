@@ -11,8 +11,8 @@ from experiments.common.pretrained_flag import SMOLLM2, read_pretrained
 from nl_jax import InputError
 from nl_jax.pretrained import Pretrained, StackedLevel
 from nl_jax.streaming import ContinualLearner
+from nl_jax.streaming.own_questions import before_questions, document_levels
 from nl_jax.streaming.saved import is_saved
-from nl_jax.streaming.self_questions import before_questions, document_levels
 
 NAME = "learn"  # the launcher whose runs are continued and asked
 LEARNED = "learned"  # the saved learner in a workdir

@@ -15,8 +15,8 @@ from nl_jax.models import LanguageModel
 from nl_jax.pretrained import Pretrained, StackedLevel
 from nl_jax.streaming import ContinualLearner
 from nl_jax.streaming.answers import likeliest, read_prefix
+from nl_jax.streaming.own_questions import Shown, as_question, before_questions, document_levels, self_questions
 from nl_jax.streaming.questions import answered
-from nl_jax.streaming.self_questions import Shown, as_question, before_questions, document_levels, self_questions
 from nl_jax.tasks.facts import ANSWERS, invented_facts
 
 EXAMPLES_SEED = 1_000_003  # of the facts in the examples before every question

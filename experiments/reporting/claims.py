@@ -150,7 +150,9 @@ def incorporates(runs: Sequence[Run]) -> Verdict:
             for name, documents in run.results.get("figures", {}).items()
             if documents
         }
-        others = [name for name in ("without", "fine_tuned", "fine_tuned_text") if name in shares and "levels" in shares]
+        others = [
+            name for name in ("without", "fine_tuned", "fine_tuned_text") if name in shares and "levels" in shares
+        ]
         found += [Comparison(f"levels against {name}", shares["levels"], shares[name]) for name in others]
     return from_comparisons(found)
 

@@ -21,7 +21,12 @@ RELATED = 8  # texts that are read before a question is answered
 
 
 class Shown(NamedTuple):
-    """An example of a question about a text."""
+    """An example of a question about a text.
+
+    Examples:
+      >>> Shown("Ada sings.", "What does Ada do?", "sings").answer
+      'sings'
+    """
 
     text: str
     question: str
@@ -41,7 +46,12 @@ EXAMPLES = (
 
 
 def document_levels(blocks: int) -> list[StackedLevel]:
-    """One level on the middle blocks of a model with this many blocks, where facts are found (Meng et al., 2022)."""
+    """One level on the middle blocks of a model with this many blocks, where facts are found (Meng et al., 2022).
+
+    Examples:
+      >>> document_levels(30)[0].blocks
+      (8, 9, 10, 11, 12, 13, 14, 15, 16, 17)
+    """
     first, last = round(0.27 * blocks), round(0.6 * blocks)
     return [StackedLevel("middle", blocks=tuple(range(first, max(last, first + 1))), learning_rate=100.0)]
 
@@ -77,6 +87,19 @@ def self_questions(
       seed: random seed.
       batch_size: questions that are sampled together.
       told: gets, after each round, the number of texts about which no more is asked.
+
+    Examples:
+      >>> from nl_jax.pretrained import load_pretrained
+      >>> from nl_jax.streaming import ContinualLearner
+      >>> def taught(sentences):  # with SmolLM2, some minutes for 20 sentences
+      ...     smollm2 = load_pretrained()
+      ...     levels = document_levels(smollm2.model.config.num_layers)
+      ...     options = {"before": before_questions(), "question": as_question("{text}")}
+      ...     learner = ContinualLearner(smollm2.model, smollm2.tokenizer, levels, **options)
+      ...     questions = self_questions(smollm2.model, smollm2.tokenizer, sentences)
+      ...     for _ in range(4):
+      ...         learner.learn(questions)
+      ...     return learner  # learner.answer(["What does Anselm Kroy study?"])
     """
     writer = _Writer(model, tokenizer, batch_size)
     how = checked_sampling(temperature, None, 1.0, model.config.vocab_size)
@@ -100,13 +123,26 @@ def self_questions(
 
 
 def before_questions(examples: Sequence[Shown] = EXAMPLES, document: Sequence[str] = ()) -> str:
-    """What stands before a question: the examples' texts, those of a document, and the examples' questions."""
+    """What stands before a question: the examples' texts, those of a document, and the examples' questions.
+
+    Examples:
+      >>> print(before_questions([Shown("Ada sings.", "What does Ada do?", "sings")], ["It rains."]).rstrip())
+      Ada sings. It rains.
+      <BLANKLINE>
+      Question: What does Ada do?
+      Answer: sings
+    """
     texts = " ".join([*(one.text for one in examples), *document])
     return f"{texts}\n\n" + "".join(f"{as_question(one.question)} {one.answer}\n\n" for one in examples)
 
 
 def as_question(text: str) -> str:
-    """A question in the form of those that stand before it; the answer follows after a space."""
+    """A question in the form of those that stand before it; the answer follows after a space.
+
+    Examples:
+      >>> as_question("What does Ada do?")
+      'Question: What does Ada do?\\nAnswer:'
+    """
     return f"Question: {text}\nAnswer:"
 
 

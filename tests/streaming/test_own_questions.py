@@ -7,9 +7,9 @@ from flax import nnx
 
 from nl_jax.data import ByteTokenizer
 from nl_jax.models import LanguageModel, named_config
-from nl_jax.streaming import self_questions as module
+from nl_jax.streaming import own_questions as module
 from nl_jax.streaming.generation import checked_sampling
-from nl_jax.streaming.self_questions import Shown, as_question, before_questions, self_questions
+from nl_jax.streaming.own_questions import Shown, as_question, before_questions, self_questions
 
 EXAMPLES = [Shown("Ada sings.", "What does Ada do?", "sings"), Shown("Rex barks.", "Who is Rex?", "a dog")]
 TEXTS = ["Nia plays the harp.", "The town of Zel makes salt.", "At home Nia keeps a cat.", "Nia was born in May."]
