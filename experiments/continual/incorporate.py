@@ -76,8 +76,9 @@ from nl_jax.training.metrics import MetricsWriter
 NAME = "continual.incorporate"
 FIGURE = "incorporation.png"
 NAMES = ("without", "in_context", *METHODS)
-DEFAULTS = {"facts": 20, "passes": 4, "seeds": 3, "other_texts": 4}
+DEFAULTS = {"facts": 12, "passes": 4, "seeds": 3, "other_texts": 4}
 QUICK = {"facts": 6, "passes": 4, "seeds": 1, "other_texts": 2}
+TICKS = (-50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50, 100, 1000, 10000)  # of the figure, in %
 ALLOWED = 0.02  # rise of the perplexity of other text
 COLUMNS = {"answered": "answered", "of in_context": "of_in_context", "chosen": "chosen", "rise": "perplexity_rise"}
 
@@ -292,6 +293,10 @@ def _draw(outcomes: dict[str, list[dict[str, Any]]], workdir: Path) -> None:
     axes.axvline(100 * ALLOWED, color=GRAY, linestyle=":")
     axes.set(xlabel="rise of the perplexity of other text (%)", ylabel="questions answered (%)", ylim=(-3, 103))
     axes.set_xscale("symlog", linthresh=2.0)
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in TICKS if low <= tick <= high]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
     axes.legend()
     save_figure(figure, workdir / FIGURE)
 

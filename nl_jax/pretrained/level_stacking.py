@@ -316,7 +316,8 @@ class StackedModel:
     def flow(self, read: Any, chunk: Chunk) -> Any:
         """The contexts of all levels by name (gradients, inputs and number of targets of a chunk), and a `Read`."""
         changes = {level.name: read(level.name) for level in self.levels}
-        observed = {level.name: self._nothing_seen(level) for level in self.levels}
+        # the barrier hides that they are zeros: XLA would spread them over all blocks while it compiles
+        observed = jax.lax.optimization_barrier({level.name: self._nothing_seen(level) for level in self.levels})
         lower, upper = _split(chunk.state, self.first)
         lowest = some_blocks(self.model, slice(self.first))
         x, below = lowest.read_blocks(self.model.embedded(chunk.tokens), lower)
