@@ -2,19 +2,20 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.continual_methods.table import grid
-from experiments.continual_methods.text_table import LAST, PERIODS, fine_tuned, one_level, stacked
+from experiments.continual_methods.text_table import PERIODS
 from nl_jax import Diverged, InputError
 from nl_jax.files import decoded, local_path
 from nl_jax.models import LanguageModel
 from nl_jax.pretrained import Pretrained, StackedLevel
 from nl_jax.pretrained.optional import needed
-from nl_jax.streaming import ContinualLearner
+from nl_jax.streaming import ContinualLearner, document_levels
 from nl_jax.streaming.answers import PIECE, read_prefix
 from nl_jax.streaming.greedy import continuations
 from nl_jax.tasks.languages import invented_languages, most_sentences, sentences
@@ -155,21 +156,34 @@ class Method(NamedTuple):
     like: str | None = None  # the method whose chosen setting is taken over
 
 
-def two_levels(blocks: Blocks, rate: float, ridge: float) -> tuple[StackedLevel, ...]:
-    """Two levels, each on half of the hidden units."""
+def adam_levels(blocks: Blocks, rate: float, count: int, slow: float = 1.0) -> tuple[StackedLevel, ...]:
+    """Levels that learn by Adam, each on its share of all MLPs; ``slow`` multiplies the rates of all but the first."""
     return tuple(
-        StackedLevel(name, period, rate, blocks=blocks, units=units, ridge=ridge)
-        for name, period, units in zip(("fast", "slow"), PERIODS[:2], ((0.0, 0.5), (0.5, 1.0)), strict=True)
+        StackedLevel(
+            name,
+            period,
+            rate * (slow if period > 1 else 1.0),
+            blocks=blocks,
+            matrices=("gate", "up", "down"),
+            units=(i / count, (i + 1) / count),
+            rule="adam",
+        )
+        for i, (name, period) in enumerate(zip(("fast", "middle", "slow")[:count], PERIODS, strict=False))
     )
 
 
-PRECONDITIONED = ({"rate": 300.0, "ridge": 1.0}, {"rate": 100.0, "ridge": 1.0}, {"rate": 1000.0, "ridge": 10.0})
+def preconditioned(blocks: Blocks, rate: float) -> tuple[StackedLevel, ...]:
+    """One level that steps by the inverse covariance of what its matrices have read."""
+    return tuple(replace(level, learning_rate=rate) for level in document_levels(len(blocks)))
+
+
+RATES = grid(rate=(3e-4, 1e-3))
 METHODS = {
-    "levels_1": Method(one_level, PRECONDITIONED),
-    "levels_2": Method(two_levels, PRECONDITIONED),
-    "levels_3": Method(stacked, PRECONDITIONED),
-    "levels_3_no_slow": Method(partial(stacked, slow=0.0), like="levels_3"),
-    "fine_tuned": Method(fine_tuned, grid(rate=(3e-4, 1e-4, 1e-3))),
+    "levels_1": Method(partial(adam_levels, count=1), RATES),
+    "levels_2": Method(partial(adam_levels, count=2), like="levels_3"),
+    "levels_3": Method(partial(adam_levels, count=3), RATES),
+    "levels_3_no_slow": Method(partial(adam_levels, count=3, slow=0.0), like="levels_3"),
+    "preconditioned": Method(preconditioned, grid(rate=(100.0, 200.0))),
 }
 
 
@@ -187,8 +201,7 @@ def learned_by(
     ``told`` gets the number of each pass, and its loss: of those over A, over B after A, and over B alone.
     """
     model, started, diverged, number = pretrained.model, time.perf_counter(), 0, 0
-    blocks = tuple(range(-min(LAST, model.config.num_layers), 0))
-    levels = method.levels(blocks, **setting)
+    levels = method.levels(tuple(range(model.config.num_layers)), **setting)
     translator, tokenizer = Translator(pretrained, texts), pretrained.tokenizer
     learner = ContinualLearner(
         model, tokenizer, levels, chunk=translator.chunk, batch_size=method.batch, question=QUESTION
