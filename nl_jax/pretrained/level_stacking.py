@@ -296,7 +296,7 @@ class StackedModel:
             else:
                 mean = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), gradient)
                 step, optimizer = transformation.update(mean, state.optimizer, state.change)
-            step = _limited(step, norms)
+            step = {name: _shortened(part, norms[name]) for name, part in step.items()}
             change = jax.tree.map(lambda old, new: level.retention * old + new, state.change, step)
             return Changes(change, optimizer, seen)
 
@@ -382,12 +382,8 @@ def _transformation(level: StackedLevel, learning_rate: float | Array) -> optax.
     return optax.chain(clip_by_norm(1.0), optax.scale(-learning_rate))
 
 
-def _limited(step: dict[str, Any], norms: Mapping[str, Array]) -> dict[str, Any]:
-    """A step that is at most as large as the matrices that it moves, whatever the learning rate is."""
-    return {name: _shortened(part, norms[name]) for name, part in step.items()}
-
-
 def _shortened(tree: Any, limit: Array) -> Any:
+    """A step that is at most as large as the matrices that it moves, whatever the learning rate is."""
     # scaled by the largest entry first, since the squares of a long step overflow
     largest = functools.reduce(jnp.maximum, (jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)))
     largest = jnp.where(largest > 0, largest, 1.0)

@@ -267,7 +267,7 @@ NEW_LANGUAGES = [
     (["--methods=levels_1,levels_1"], "none twice"),
     (["--methods=levels_4"], "--methods=levels_4: expected some of guess, without, in_context, levels_1"),
     (["--sentences=0"], "--sentences=0: expected at least 1"),
-    (["--sentences=9000"], "--sentences=9000, --tests=2: expected at most 4768 together of 20 words"),
+    (["--sentences=9000"], "--sentences=9000, --tests=2: expected at most 344 together of 10 words"),
     (["--tests=0"], "--tests=0: expected at least 1"),
     (["--passes=0"], "--passes=0: expected at least 1"),
     (["--seeds=0"], "--seeds=0: expected at least 1"),
