@@ -14,7 +14,7 @@ learned already is not learned again, unless --passes asks for more. Ask what wa
 
 What is learned as text is seldom found by a question. With --ask_itself the model first asks itself questions about
 each sentence of plain text, answers them while it sees the text, and learns these answers; rows with a label are
-questions with their answers. That takes some 5 seconds a sentence with SmolLM2 on two cores.
+questions with their answers. That takes some 5 to 10 seconds a sentence with SmolLM2 on two cores.
 
 A line shows the number of examples learned, the loss before they were learned, and for each level the norm of its
 gradient (surprise) and its updates. The workdir gets config.json, metrics.jsonl, results.json and learned/.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nl_jax.data import Tokenizer
+from nl_jax.errors import InputError
 from nl_jax.models.language_model import LanguageModel
 from nl_jax.pretrained.level_stacking import StackedLevel
 from nl_jax.streaming.answers import read_prefix
@@ -88,6 +89,9 @@ def self_questions(
       batch_size: questions that are sampled together.
       told: gets, after each round, the number of texts about which no more is asked.
 
+    Raises:
+      InputError: for one text in place of a list, or a number below 1.
+
     Examples:
       >>> from nl_jax.pretrained import load_pretrained
       >>> from nl_jax.streaming import ContinualLearner
@@ -101,6 +105,11 @@ def self_questions(
       ...         learner.learn(questions)
       ...     return learner  # learner.answer(["What does Anselm Kroy study?"])
     """
+    if isinstance(texts, str):
+        raise InputError("texts: one text; expected a list of texts")
+    for name, value in (("wanted", wanted), ("rounds", rounds), ("batch_size", batch_size)):
+        if value < 1:
+            raise InputError(f"{name}={value}: expected at least 1")
     writer = _Writer(model, tokenizer, batch_size)
     how = checked_sampling(temperature, None, 1.0, model.config.vocab_size)
     likeliest = checked_sampling(0.0, None, 1.0, model.config.vocab_size)

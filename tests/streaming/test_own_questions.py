@@ -5,6 +5,7 @@ import re
 import pytest
 from flax import nnx
 
+from nl_jax import InputError
 from nl_jax.data import ByteTokenizer
 from nl_jax.models import LanguageModel, named_config
 from nl_jax.streaming import own_questions as module
@@ -92,6 +93,14 @@ def test_a_model_writes_one_line_after_each_prompt(model):
     assert lines == writer.lines("before ", prompts, how, 0)
     assert lines != writer.lines("before ", prompts, how, 1)
     assert writer.lines("before ", [], how, 0) == []
+
+
+@pytest.mark.parametrize("options", [{"wanted": 0}, {"rounds": 0}, {"batch_size": 0}])
+def test_bad_numbers_are_one_clear_error(model, options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        self_questions(model, ByteTokenizer(), TEXTS, EXAMPLES, **options)
+    with pytest.raises(InputError, match="one text; expected a list"):
+        self_questions(model, ByteTokenizer(), TEXTS[0], EXAMPLES)
 
 
 @pytest.mark.slow
