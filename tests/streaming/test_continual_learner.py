@@ -249,13 +249,18 @@ def test_what_stands_before_is_read_and_not_learned(model):
     )
 
 
-def test_answers_are_predicted_after_what_stands_before(model):
+@pytest.mark.parametrize("before", ["", "the sea: blue\n"])
+def test_answers_are_predicted_and_written(model, before):
     matrices = ("query", "value", "gate", "up", "down")
     level = StackedLevel("a", blocks=(0, 1), rule="adam", learning_rate=1e-2, matrices=matrices)
-    learner = make(model, [level], before="the sea: blue\n", question="{text}:")
-    for _ in range(30):
+    learner = make(model, [level], before=before, question="{text}:")
+    for _ in range(40):
         learner.learn(EXAMPLES)
-    assert learner.predict([text for text, _ in EXAMPLES]) == [label for _, label in EXAMPLES]
+    texts, labels = [text for text, _ in EXAMPLES], [label for _, label in EXAMPLES]
+    assert learner.predict(texts) == labels
+    assert learner.answer(texts, batch_size=3) == labels
+    assert learner.answer(texts, num_tokens=3) == [label[:2] for label in labels]  # after a blank
+    assert learner.answer([]) == []
 
 
 def test_a_learner_with_something_else_before_is_refused(model, tmp_path):
