@@ -65,7 +65,7 @@ def ask(values: flags.FlagValues) -> None:
     texts = _texts(values)
     learner = restored(workdir, pretrained, stored["flags"])
     if not values.classify:
-        _answer(learner, pretrained, texts[0], values, options, bool(stored["flags"].get("ask_itself")))
+        _answer(learner, pretrained, texts[0], values, options)
         return
     if not values.labels and not learner.labels:
         raise InputError(f"--labels: missing, and {workdir} has learned no labels; expected some of them")
@@ -84,24 +84,19 @@ def _texts(values: flags.FlagValues) -> list[str]:
 
 
 def _answer(
-    learner: ContinualLearner,
-    pretrained: Pretrained,
-    text: str,
-    values: flags.FlagValues,
-    options: dict[str, Any],
-    asked_itself: bool,
+    learner: ContinualLearner, pretrained: Pretrained, text: str, values: flags.FlagValues, options: dict[str, Any]
 ) -> None:
-    separator = pretrained.tokenizer.separator_id
-    if asked_itself and not values.chat:
-        ids = learner.prompt(text)  # as the model has asked itself
-    elif values.chat:
+    separator, as_asked = pretrained.tokenizer.separator_id, bool(learner.before) and not values.chat
+    if values.chat:
         ids = pretrained.encode(pretrained.chat([{"role": "user", "content": text}]), marked=True)
+    elif as_asked:
+        ids = learner.prompt(text)  # as the model has asked itself
     else:
         ids = [separator, *pretrained.encode(text)]  # as texts are learned
     tokens = sample(learner.model, ids, num_tokens=values.num_tokens, **options)
-    ends = (*pretrained.end_tokens, separator, *([learner.end] if asked_itself else []))
+    ends = (*pretrained.end_tokens, separator, *([learner.end] if as_asked else []))
     answer = itertools.takewhile(lambda token: token not in ends, tokens)
-    begun = not asked_itself  # such answers begin with a blank
+    begun = not as_asked  # such answers begin with a blank
     for piece in until_stop(decode_stream(pretrained.tokenizer, answer, context=ids), values.stop):
         print(piece if begun else piece.lstrip(), end="", flush=True)
         begun = begun or bool(piece.strip())

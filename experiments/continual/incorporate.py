@@ -64,6 +64,7 @@ from experiments.continual_methods.runs import (
     missing_runs,
     runs_of,
     take_first_settings,
+    tuned,
 )
 from nl_jax import InputError
 from nl_jax.data.corpus import fingerprint
@@ -132,14 +133,14 @@ class Comparison:
         self._choose(pretrained, other, results)
 
         def outcome_of(name: str, seed: int) -> dict[str, Any]:
-            setting = results["settings"][_tuned(name)]["setting"] if name in METHODS else None
+            setting = results["settings"][tuned(METHODS, name)]["setting"] if name in METHODS else None
             return self._outcome(pretrained, other, self.documents(seed), name, setting, seed, results)
 
         make_runs("documents", "document", runs, outcome_of, self.workdir, results)
 
     def _choose(self, pretrained: Pretrained, other: OtherText, results: dict[str, Any]) -> None:
         """Chooses the setting of each method on a document of its own."""
-        names = list(dict.fromkeys(_tuned(name) for name in self.given["methods"] if name in METHODS))
+        names = list(dict.fromkeys(tuned(METHODS, name) for name in self.given["methods"] if name in METHODS))
         if self.given["quick"]:
             take_first_settings(names, _settings, results)
             return
@@ -183,8 +184,9 @@ class Comparison:
         seed: int | None,
         results: dict[str, Any],
     ) -> tuple[LanguageModel, float]:
-        pairs = self._asked(pretrained, document, seed, results) if METHODS[name].asks else []
-        given = name, setting, pretrained, document.texts, pairs, other, self.given["passes"]
+        asks = METHODS[name].asks
+        learned = self._asked(pretrained, document, seed, results) if asks else document.texts
+        given = name, setting, pretrained, learned, other, self.given["passes"]
         if seed is None:
             return read_document_by(*given, 0, lambda *_: None)
         with MetricsWriter(self.workdir, f"{name}/document_{seed}") as writer:
@@ -199,11 +201,6 @@ class Comparison:
             results["asked"][key] = asked_itself(pretrained, document, seed or 0)
             launcher.write_json(self.workdir / RESULTS, results)
         return [(question, answer) for question, answer in results["asked"][key]]
-
-
-def _tuned(name: str) -> str:
-    """The method whose setting a method takes."""
-    return METHODS[name].like or name
 
 
 def _settings(name: str) -> Sequence[dict[str, Any]]:

@@ -46,6 +46,7 @@ from experiments.continual_methods.runs import (
     missing_runs,
     runs_of,
     take_first_settings,
+    tuned,
 )
 from experiments.continual_methods.translation import (
     METHODS,
@@ -134,7 +135,7 @@ class Comparison:
 
     def _choose(self, pretrained: Pretrained, results: dict[str, Any]) -> None:
         """Chooses the setting of each method on two languages of their own."""
-        names = list(dict.fromkeys(METHODS[n].like or n for n in self.given["methods"] if n in METHODS))
+        names = list(dict.fromkeys(tuned(METHODS, n) for n in self.given["methods"] if n in METHODS))
         if self.given["quick"]:
             take_first_settings(names, _settings, results)
             return
@@ -161,7 +162,7 @@ class Comparison:
         if name == "in_context":
             return in_context(pretrained, texts, self.given["window"])
         method = METHODS[name]
-        setting = settings[method.like or name]["setting"]
+        setting = settings[tuned(METHODS, name)]["setting"]
         with MetricsWriter(self.workdir, f"{name}/seed_{seed}") as writer:
             return learned_by(
                 method,

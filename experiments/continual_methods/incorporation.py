@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from nl_jax import InputError
-from nl_jax.data.examples import read_examples, sentences
+from nl_jax.data.examples import Example, read_examples, sentences
 from nl_jax.data.library_docs import library_docs
 from nl_jax.models import LanguageModel
 from nl_jax.pretrained import Pretrained, StackedLevel
@@ -184,8 +184,7 @@ def read_document_by(
     name: str,
     setting: Setting,
     pretrained: Pretrained,
-    texts: Sequence[str],
-    pairs: Sequence[Pair],
+    learned: Sequence[Example],
     other: OtherText,
     passes: int,
     seed: int,
@@ -193,8 +192,8 @@ def read_document_by(
 ) -> tuple[LanguageModel, float]:
     """The model after it has learned a document by the method ``name``, and the seconds that this took.
 
-    It learns the texts, or ``pairs`` of questions and answers, ``passes`` times, each time in another order. ``told``
-    gets the number of each pass, and its loss and surprise.
+    It learns ``learned`` (the sentences, or for a method that ``asks`` its questions with their answers) ``passes``
+    times, each time in another order. ``told`` gets the number of each pass, and its loss and surprise.
     """
     method, model = METHODS[name], pretrained.model
     learner = ContinualLearner(
@@ -209,7 +208,7 @@ def read_document_by(
     if method.protects:
         other.protect(learner)
     learner.batch_size = 16  # sentences and questions are short
-    learned, started = pairs if method.asks else texts, time.perf_counter()
+    started = time.perf_counter()
     for number in range(passes if learned else 0):
         order = np.random.default_rng((seed, number)).permutation(len(learned))
         found = learner.learn([learned[i] for i in order])

@@ -1,6 +1,6 @@
 """What comparisons share: settings are chosen and runs are made where results lack them, and written at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,11 @@ def choose_settings(
             bar.set_postfix_str(name)
             settings[name] = choose(name, bar.update)
             launcher.write_json(workdir / RESULTS, results)
+
+
+def tuned(methods: Mapping[str, Any], name: str) -> str:
+    """The method whose chosen setting a method takes: that which it is ``like``, or itself."""
+    return methods[name].like or name
 
 
 def take_first_settings(names: Sequence[str], tried: Callable[[str], Sequence[Any]], results: Results) -> None:

@@ -12,6 +12,7 @@ from experiments.continual_methods.runs import (
     make_runs,
     runs_of,
     take_first_settings,
+    tuned,
     write_accuracies,
 )
 from experiments.continual_methods.text_comparison import TextComparison, choose_text_setting, text_outcome
@@ -65,7 +66,7 @@ def _choose(
     """Chooses the setting of each method, and writes it."""
 
     def tried(name: str) -> Sequence[Any]:
-        return TEXT_METHODS[TEXT_METHODS[name].like or name].settings
+        return TEXT_METHODS[tuned(TEXT_METHODS, name)].settings
 
     def choose(name: str, tick: Callable[[], Any]) -> dict[str, Any]:
         return choose_text_setting(comparison, name, results["settings"], tick)

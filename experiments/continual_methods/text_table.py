@@ -9,7 +9,7 @@ from experiments.continual_methods.text_learners import Elastic, InContext, Repl
 from nl_jax.pretrained.level_stacking import StackedLevel
 
 LAST = 4  # blocks that learn, at most
-THIRDS = ((0.0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1.0))  # hidden units of the fast, the middle and the slow level
+NAMES = ("fast", "middle", "slow")
 PERIODS = (1, 4, 16)  # batches between their updates
 Blocks = tuple[int, ...]
 
@@ -34,11 +34,24 @@ class TextMethod(NamedTuple):
     shuffled: bool = False
 
 
-def stacked(blocks: Blocks, rate: float, ridge: float, slow: float = 1.0) -> tuple[StackedLevel, ...]:
-    """Three levels, each on a third of the hidden units; ``slow`` multiplies the rates of the second and the third."""
+def stacked(
+    blocks: Blocks, rate: float, ridge: float = 1.0, slow: float = 1.0, count: int = 3, **fields: Any
+) -> tuple[StackedLevel, ...]:
+    """Levels that share the hidden units equally; ``slow`` multiplies the rates of all but the first.
+
+    ``count`` is their number, up to 3, and ``fields`` are others of each level.
+    """
     return tuple(
-        StackedLevel(name, period, rate * (slow if period > 1 else 1.0), blocks=blocks, units=units, ridge=ridge)
-        for name, period, units in zip(("fast", "middle", "slow"), PERIODS, THIRDS, strict=True)
+        StackedLevel(
+            NAMES[i],
+            PERIODS[i],
+            rate * (slow if i else 1.0),
+            blocks=blocks,
+            units=(i / count, (i + 1) / count),
+            ridge=ridge,
+            **fields,
+        )
+        for i in range(count)
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.continual_methods.table import grid
-from experiments.continual_methods.text_table import PERIODS
+from experiments.continual_methods.text_table import stacked
 from nl_jax import Diverged, InputError
 from nl_jax.files import decoded, local_path
 from nl_jax.models import LanguageModel
@@ -156,28 +156,13 @@ class Method(NamedTuple):
     like: str | None = None  # the method whose chosen setting is taken over
 
 
-def adam_levels(blocks: Blocks, rate: float, count: int, slow: float = 1.0) -> tuple[StackedLevel, ...]:
-    """Levels that learn by Adam, each on its share of all MLPs; ``slow`` multiplies the rates of all but the first."""
-    return tuple(
-        StackedLevel(
-            name,
-            period,
-            rate * (slow if period > 1 else 1.0),
-            blocks=blocks,
-            matrices=("gate", "up", "down"),
-            units=(i / count, (i + 1) / count),
-            rule="adam",
-        )
-        for i, (name, period) in enumerate(zip(("fast", "middle", "slow")[:count], PERIODS, strict=False))
-    )
-
-
 def preconditioned(blocks: Blocks, rate: float) -> tuple[StackedLevel, ...]:
     """One level that steps by the inverse covariance of what its matrices have read."""
     return tuple(replace(level, learning_rate=rate) for level in document_levels(len(blocks)))
 
 
 RATES = grid(rate=(3e-4, 1e-3))
+adam_levels = partial(stacked, matrices=("gate", "up", "down"), rule="adam")
 METHODS = {
     "levels_1": Method(partial(adam_levels, count=1), RATES),
     "levels_2": Method(partial(adam_levels, count=2), like="levels_3"),

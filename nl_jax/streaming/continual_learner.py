@@ -35,7 +35,7 @@ from nl_jax.streaming.learning import (
     started,
     unrated,
 )
-from nl_jax.streaming.together import continued
+from nl_jax.streaming.together import written_lines
 from nl_jax.trees import named_leaves
 
 FORMAT = 1
@@ -151,7 +151,7 @@ class ContinualLearner:
         for example in examples:
             if not isinstance(example, str):
                 self._labels.setdefault(example[1], self._answer(example[1]))
-        model, before = self._started(examples, self.batch_size)
+        model, before = self._prefixed(examples, self.batch_size)
         program = (model, *unrated(self.levels))
         progress, count, step = started(self._state), 0, int(self._state.step)
         for group in self._groups(examples):
@@ -191,7 +191,7 @@ class ContinualLearner:
         """
         examples = _checked(examples)
         texts = [cut([self._row(example)], 1, self.chunk, self.fill)[0] for example in examples]
-        model, before = self._started(examples, 1)
+        model, before = self._prefixed(examples, 1)
         total, programs = None, (model, unrated(self.levels)[0], self._state)
         for begin in range(0, len(texts), AT_ONCE):
             part = texts[begin : begin + AT_ONCE]
@@ -223,7 +223,7 @@ class ContinualLearner:
         """Loss and accuracy on examples, without learning from them."""
         examples = _checked(examples)
         nats, count = 0.0, 0.0
-        model, before = self._started(examples, self.batch_size)
+        model, before = self._prefixed(examples, self.batch_size)
         model = _changed(model, unrated(self.levels)[0], self._state)
         for chunks in self._chunks(examples):
             mixers = before
@@ -249,21 +249,16 @@ class ContinualLearner:
 
     def answer(self, questions: Sequence[str], *, num_tokens: int = 40, batch_size: int = 16) -> list[str]:
         """The answers to questions, token by token the likeliest ones, each at most a line or ``num_tokens`` long."""
-        prompts, decode = [self._asked(question) for question in questions], self.tokenizer.decode
-        room = max(map(len, prompts), default=0) + num_tokens
-        found = dict(
-            continued(
-                self.model,
-                prompts,
-                num_tokens=num_tokens,
-                sampling=checked_sampling(0.0, None, 1.0, self.model.config.vocab_size),
-                stopped=lambda ids: ids[-1] == self.end or "\n" in decode(np.asarray(ids[-1:])),
-                batch_size=batch_size,
-                prefix=read_prefix(self.model, self._before, room) if self._before else None,
-            )
+        return written_lines(
+            self.model,
+            self.tokenizer,
+            [self._asked(question) for question in questions],
+            before=self._before,
+            num_tokens=num_tokens,
+            sampling=checked_sampling(0.0, None, 1.0, self._stacked.model.config.vocab_size),
+            ends=(self.end,),
+            batch_size=batch_size,
         )
-        answers = [[token for token in found[i] if token != self.end] for i in range(len(prompts))]
-        return [decode(np.asarray(answer, int)).partition("\n")[0].strip() for answer in answers]
 
     def snapshot(self) -> tuple[ScheduleState, dict[str, list[int]]]:
         """What was learned, for ``rollback``. It costs nothing, since arrays are never changed in place."""
@@ -329,7 +324,7 @@ class ContinualLearner:
     def _answer(self, label: str) -> list[int]:
         return [*self._ids(" " + label), self.end]
 
-    def _started(self, examples: Sequence[Example], batch_size: int) -> tuple[LanguageModel, Any]:
+    def _prefixed(self, examples: Sequence[Example], batch_size: int) -> tuple[LanguageModel, Any]:
         """The model before its changes, with room for examples, and the state after ``before`` of the changed one."""
         model = self._stacked.model
         if not self._before or not examples:

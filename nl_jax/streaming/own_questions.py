@@ -7,15 +7,12 @@ Models 3.1, 2023). So it learns what it answers while the text is in context, an
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from nl_jax.data import Tokenizer
 from nl_jax.errors import InputError
 from nl_jax.models.language_model import LanguageModel
 from nl_jax.pretrained.level_stacking import StackedLevel
-from nl_jax.streaming.answers import read_prefix
 from nl_jax.streaming.generation import Sampling, checked_sampling
-from nl_jax.streaming.together import continued
+from nl_jax.streaming.together import written_lines
 
 LONGEST = 40  # tokens of a question, and of an answer
 RELATED = 8  # texts that are read before a question is answered
@@ -163,31 +160,19 @@ class _Writer:
 
     def lines(self, before: str, prompts: Sequence[str], sampling: Sampling, seed: int) -> list[str]:
         """The line after each prompt; ``before`` stands before all of them."""
-        if not prompts:
-            return []
-        tokens = [self._ids(prompt) for prompt in prompts]
-        room = max(map(len, tokens)) + LONGEST
-        prefix = read_prefix(self.model, [self.tokenizer.separator_id, *self._ids(before)], room)
-        found = [""] * len(prompts)
-        continuations = continued(
+        return written_lines(
             self.model,
-            tokens,
+            self.tokenizer,
+            [self._ids(prompt) for prompt in prompts],
+            before=[self.tokenizer.separator_id, *self._ids(before)],
             num_tokens=LONGEST,
             sampling=sampling,
-            stopped=lambda ids: "\n" in self._text(ids[-1:]),
             batch_size=self.batch_size,
             seed=seed,
-            prefix=prefix,
         )
-        for i, ids in continuations:
-            found[i] = self._text(ids).strip()
-        return found
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text.encode())[0].tolist()
-
-    def _text(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(np.asarray(ids, int))
 
 
 def _words(text: str) -> list[str]:

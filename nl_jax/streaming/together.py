@@ -5,7 +5,7 @@ they are only read. Where they are continued, all are read up to the length of t
 tokens, one at a time, before it goes on by itself: what fills up a text at its beginning would change a memory.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +14,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from nl_jax.data import Tokenizer
 from nl_jax.models.language_model import LanguageModel
 from nl_jax.models.reading import learns_in_context, read, start
-from nl_jax.streaming.answers import Prefix, repeated
+from nl_jax.streaming.answers import Prefix, read_prefix, repeated
 from nl_jax.streaming.generation import Sampling, can_decode, draw, rotated_state, sample, with_room
 
 FEW_LENGTHS = 32  # texts are filled up to a multiple of this, since each length is compiled
@@ -140,6 +141,53 @@ def continued(
         given = [list(prompts[i]) for i in np.resize(rows, batch_size)]  # repeats prompts: each size is compiled
         found = _together(model, given, len(rows), num_tokens, sampling, stopped, keys, prefix)
         yield from zip(rows, found, strict=True)
+
+
+def written_lines(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Ids],
+    *,
+    before: Ids = (),
+    num_tokens: int,
+    sampling: Sampling,
+    ends: Collection[int] = (),
+    batch_size: int = 16,
+    seed: int = 0,
+) -> list[str]:
+    """The line that a model writes after each prompt, without the blanks around it.
+
+    Args:
+      model: a model that does not learn in context.
+      tokenizer: its tokenizer.
+      prompts: ids of each prompt, at least one.
+      before: ids that the model reads once, before every prompt.
+      num_tokens: largest number of tokens of a line.
+      sampling: how each token is drawn.
+      ends: ids that end a line as its end does, and are no part of it.
+      batch_size: number of prompts that are continued together.
+      seed: random seed.
+    """
+    if not prompts:
+        return []
+
+    def text(ids: Ids) -> str:
+        return tokenizer.decode(np.asarray(ids, int))
+
+    found = dict(
+        continued(
+            model,
+            prompts,
+            num_tokens=num_tokens,
+            sampling=sampling,
+            stopped=lambda ids: ids[-1] in ends or "\n" in text(ids[-1:]),
+            batch_size=batch_size,
+            seed=seed,
+            prefix=read_prefix(model, before, max(map(len, prompts)) + num_tokens) if before else None,
+        )
+    )
+    lines = (text([token for token in found[i] if token not in ends]) for i in range(len(prompts)))
+    return [line.partition("\n")[0].strip() for line in lines]
 
 
 def _alone(

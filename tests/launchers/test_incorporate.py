@@ -33,8 +33,9 @@ def test_levels_see_protected_texts_once_and_learn_as_if_each_time(inputs, monke
     pretrained, calls, protect = load_pretrained(inputs / "llama"), [], ContinualLearner.protect
     monkeypatch.setattr(ContinualLearner, "protect", lambda *given: calls.append(protect(*given)))
     shared, said = OtherText(1), lambda *_: None
+    learned = {"levels": [("f?", "x")], "levels_text": ["The fox."]}
     found = [
-        read_document_by(name, {"learning_rate": 1.0}, pretrained, ["The fox."], [("f?", "x")], other, 1, 0, said)[0]
+        read_document_by(name, {"learning_rate": 1.0}, pretrained, learned[name], other, 1, 0, said)[0]
         for name, other in (("levels", shared), ("levels_text", shared), ("levels", shared), ("levels", OtherText(1)))
     ]
     assert len(calls) == 2

@@ -10,6 +10,7 @@ from launcher_cases import error_line, results_of
 from pretrained_cases import configuration, tensors_of, write_directory
 
 from experiments import ask, learn
+from nl_jax.pretrained import Pretrained, load_pretrained
 from nl_jax.streaming import ContinualLearner, saved
 
 LEVELS = "--levels=fast:blocks=1,units=0..0.5,rate=100;slow:period=2,blocks=1,units=0.5..1,rate=100"
@@ -159,7 +160,7 @@ def asked(monkeypatch):
     return calls
 
 
-def test_a_model_asks_itself_once_and_learns_its_answers(inputs, tmp_path, asked, capsys):
+def test_a_model_asks_itself_once_and_learns_its_answers(inputs, tmp_path, asked, capsys, monkeypatch):
     text, workdir = tmp_path / "notes.txt", tmp_path / "run"
     text.write_text("The fox is quick. The dog is brown!\n\nIs it?")
     flags = ["learn", f"--workdir={workdir}", f"--pretrained={inputs / 'llama'}", "--ask_itself", "--batch_size=2"]
@@ -177,6 +178,13 @@ def test_a_model_asks_itself_once_and_learns_its_answers(inputs, tmp_path, asked
     assert call_ask(workdir, "--temperature=0", "x?") == 0
     assert call_ask(workdir, "--temperature=0", "y?") == 0
     assert capsys.readouterr().out == "quick\nbrown\n"
+    monkeypatch.setattr(ask, "sample", lambda model, ids, **options: iter(lines))
+    monkeypatch.setattr(Pretrained, "chat", lambda self, messages, **options: "hello")
+    lines = load_pretrained(inputs / "llama").encode("brown\nquick")
+    assert call_ask(workdir, "--chat", "hello") == 0
+    assert capsys.readouterr().out == "brown\nquick\n"  # a chat may have more than a line
+    assert call_ask(workdir, "x?") == 0
+    assert capsys.readouterr().out == "brown\n"
     assert learn.main([*flags[:3], "--batch_size=2", str(text)]) == 2
     assert "ask_itself" in error_line(capsys)
 
