@@ -15,7 +15,6 @@ levels_1          the sentences are learned --passes times by one level on all M
 levels_2          two levels, each on half of the hidden units, which are updated after 1 and 4 batches
 levels_3          three levels, after 1, 4 and 16 batches
 levels_3_no_slow  as levels_3, but only the first one learns
-preconditioned    one level on the middle MLPs, by steps that are preconditioned by the covariance of inputs
 
 Each language is learned alone, and A and then B in one stream. Translations are sampled greedily and scored by chrF;
 what is kept is chrF after both, divided by chrF alone. Each way is tuned alike: the learning rate is chosen of two, on
@@ -145,7 +144,8 @@ class Comparison:
         def choose(name: str, tick: Callable[[], Any]) -> dict[str, Any]:
             found = []
             for setting in _settings(name):
-                found.append(learned_by(METHODS[name], setting, pretrained, texts, passes, 0, lambda *_: None))
+                run = METHODS[name], setting, pretrained, texts, passes, 0, lambda *_: None
+                found.append(learned_by(*run, b_alone=False))  # the choice is by what is left after both
                 tick()
             best = max(range(len(found)), key=lambda i: float(np.mean(found[i]["sequence"])))
             return {"setting": _settings(name)[best], "validation": found}

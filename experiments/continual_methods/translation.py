@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,17 +14,17 @@ from nl_jax.files import decoded, local_path
 from nl_jax.models import LanguageModel
 from nl_jax.pretrained import Pretrained, StackedLevel
 from nl_jax.pretrained.optional import needed
-from nl_jax.streaming import ContinualLearner, document_levels
+from nl_jax.streaming import ContinualLearner
 from nl_jax.streaming.answers import PIECE, read_prefix
 from nl_jax.streaming.greedy import continuations
 from nl_jax.tasks.languages import invented_languages, most_sentences, sentences
 
 VALIDATION_SEED = 2_000_003  # of the languages on which settings are chosen
 QUESTION = "{text}\nEnglish:"
-BATCH = 20  # sentences that are translated together
+TOGETHER = 20  # sentences that are translated together
+BATCH = 8  # sentences of a step; with more, the slow level of a short stream is hardly updated
 Pair = tuple[str, str]  # a sentence, and its English
 Setting = dict[str, Any]
-Blocks = tuple[int, ...]
 
 
 class ParallelText(NamedTuple):
@@ -116,7 +115,7 @@ class Translator:
         prompts = [self._ids(QUESTION.format(text=source)) for source in sources]
         rows = [[fill] * (self._length - len(prompt)) + prompt for prompt in prompts]
         before = read_prefix(model, prefix, self._length + self._num_tokens)
-        size = min(BATCH, len(rows))
+        size = min(TOGETHER, len(rows))
         found = continuations(before, rows, num_tokens=self._num_tokens, ends=self._ends, batch_size=size)
         return [self._tokenizer.decode(np.asarray(row, int)).strip() for row in found]
 
@@ -152,13 +151,7 @@ class Method(NamedTuple):
 
     levels: Callable[..., tuple[StackedLevel, ...]]  # ``levels(blocks, **setting)``
     settings: tuple[Setting, ...] = ()
-    batch: int = 8  # sentences of a step; with more, the slow level of a short stream is hardly updated
     like: str | None = None  # the method whose chosen setting is taken over
-
-
-def preconditioned(blocks: Blocks, rate: float) -> tuple[StackedLevel, ...]:
-    """One level that steps by the inverse covariance of what its matrices have read."""
-    return tuple(replace(level, learning_rate=rate) for level in document_levels(len(blocks)))
 
 
 RATES = grid(rate=(3e-4, 1e-3))
@@ -168,7 +161,6 @@ METHODS = {
     "levels_2": Method(partial(adam_levels, count=2), like="levels_3"),
     "levels_3": Method(partial(adam_levels, count=3), RATES),
     "levels_3_no_slow": Method(partial(adam_levels, count=3, slow=0.0), like="levels_3"),
-    "preconditioned": Method(preconditioned, grid(rate=(100.0, 200.0))),
 }
 
 
@@ -180,17 +172,17 @@ def learned_by(
     passes: int,
     seed: int,
     told: Callable[[int, dict[str, float]], None],
+    b_alone: bool = True,
 ) -> dict[str, Any]:
     """chrF on languages A and B, each learned alone, and after A and then B: ``alone`` and ``sequence``.
 
-    ``told`` gets the number of each pass, and its loss: of those over A, over B after A, and over B alone.
+    ``told`` gets the number of each pass, and its loss: of those over A, over B after A, and over B alone. Without
+    ``b_alone`` the last are left out, and ``alone`` has only A.
     """
     model, started, diverged, number = pretrained.model, time.perf_counter(), 0, 0
     levels = method.levels(tuple(range(model.config.num_layers)), **setting)
     translator, tokenizer = Translator(pretrained, texts), pretrained.tokenizer
-    learner = ContinualLearner(
-        model, tokenizer, levels, chunk=translator.chunk, batch_size=method.batch, question=QUESTION
-    )
+    learner = ContinualLearner(model, tokenizer, levels, chunk=translator.chunk, batch_size=BATCH, question=QUESTION)
     start = learner.snapshot()
 
     def learn(language: int) -> None:
@@ -208,9 +200,10 @@ def learned_by(
     alone = [translator.score(learner.model, texts[0])]
     learn(1)
     sequence = [translator.score(learner.model, text) for text in texts]
-    learner.rollback(start)
-    learn(1)
-    alone.append(translator.score(learner.model, texts[1]))
+    if b_alone:
+        learner.rollback(start)
+        learn(1)
+        alone.append(translator.score(learner.model, texts[1]))
     seconds = time.perf_counter() - started
     return {"alone": alone, "sequence": sequence, "seconds": seconds, "diverged": diverged}
 

@@ -28,6 +28,7 @@ FLAGS = {
 }
 # Languages whose strings are as long stand side by side, so that one program serves them in turn.
 NAMES = ("parity", "aa", "abab", "shuffle_2", "shuffle_2_interleaved", "anbn", "anbncn")
+PAPER_NAMES = tuple(name for name in NAMES if name != "shuffle_2_interleaved")
 
 
 def subtasks(values: flags.FlagValues, names: Sequence[str] | None = None) -> dict[str, Subtask]:

@@ -16,7 +16,7 @@ from absl import flags
 from experiments.eval_runs.evaluation import Evaluation, Subtask
 from experiments.eval_runs.hope_rows import ROWS, TABLE_6
 from experiments.eval_runs.main import launcher_of
-from experiments.eval_runs.mixed import FLAGS, MIXED, SHOWN, SMALL, data_of, define_mixed_flags, mixed_subtasks
+from experiments.eval_runs.mixed import FLAGS, HOUR, MIXED, SHOWN, SMALL, data_of, define_mixed_flags, mixed_subtasks
 
 
 def subtasks(values: flags.FlagValues) -> dict[str, Subtask]:
@@ -33,7 +33,7 @@ EVALUATION = Evaluation(
     shown=SHOWN,
     presets={
         "quick": SMALL | {"subtasks": ["language"], "steps": 20, "test_tokens": 16_384, "seeds": 1},
-        "full": SMALL | {"steps": 150},
+        "full": HOUR,
     },
     own_flags=FLAGS,
     variants=ROWS,

@@ -31,8 +31,8 @@ EVALUATION = Evaluation(
         "quick": SMALL
         | {"subtasks": ["qa1"], "models": ["hope", "transformer"], "steps": 600, "samples": 16, "longest": 4096},
         "full": SIZES
-        | {"subtasks": ["qa1", "qa4"], "models": ["hope", "titans", "delta_net"], "longest": 131_072}
-        | {"steps": 600, "learning_rates": ["1e-3", "3e-3"]},
+        | {"subtasks": ["qa1"], "models": ["hope", "titans", "delta_net"], "longest": 131_072, "longest_samples": 4}
+        | {"steps": 600, "learning_rates": ["3e-3"]},
     },
     own_flags=length_flags(longest=16_384),
     more_flags=define_text_flags,

@@ -19,7 +19,7 @@ from experiments.eval_runs.main import launcher_of
 from nl_jax.models.regression import InContextRegressor
 from nl_jax.tasks import FUNCTION_CLASSES
 
-SHARED = {"learning_rates": ["3e-3"], "chunk_size": 65, "batch_size": 16}
+SHARED = {"chunk_size": 65, "batch_size": 16}
 
 
 def functions(values: flags.FlagValues) -> dict[str, Functions]:
@@ -37,8 +37,10 @@ EVALUATION = Evaluation(
     lower=True,
     shown={"error": "error", "mean error": "mean_error"},
     presets={  # a chunk of a whole sequence: a step of Hope takes 0.6 of what it takes with chunks of 16
-        "quick": SHARED | {"subtasks": ["linear"], "steps": 300, "seeds": 1},
-        "full": SHARED | {"subtasks": ["linear", "sparse_linear"], "steps": 2000},
+        "quick": SHARED | {"subtasks": ["linear"], "steps": 300, "seeds": 1, "learning_rates": ["3e-3"]},
+        "full": SHARED
+        | {"subtasks": ["linear", "sparse_linear"], "models": ["hope", "delta_net", "transformer", "transformer_conv"]}
+        | {"steps": 2400, "learning_rates": ["3e-3", "1e-2"]},
     },
     own_flags={
         "dimensions": (16, "Coordinates of an x."),

@@ -15,7 +15,7 @@ and ends runs and chooses rates: so best figures are selected on test strings, a
 import sys
 
 from experiments.eval_runs.evaluation import Evaluation
-from experiments.eval_runs.language_subtasks import FLAGS, NAMES, subtasks
+from experiments.eval_runs.language_subtasks import FLAGS, NAMES, PAPER_NAMES, subtasks
 from experiments.eval_runs.main import launcher_of
 from experiments.eval_runs.paper import FORMAL_LANGUAGES
 
@@ -36,7 +36,8 @@ EVALUATION = Evaluation(
             "learning_rates": ["3e-3"],
         }
         | {"max_length": 16, "long_length": 32, "train_strings": 2000, "test_strings": 100, "chunk_size": 16},
-        "full": {"steps": 1000, "eval_every": 50, "test_strings": 300, "chunk_size": 10},
+        "full": {"subtasks": list(PAPER_NAMES), "steps": 500, "eval_every": 50, "test_strings": 300, "chunk_size": 25}
+        | {"learning_rates": ["3e-3", "1e-2"]},
     },
     own_flags=FLAGS,
     paper=FORMAL_LANGUAGES,

@@ -38,7 +38,8 @@ EVALUATION = Evaluation(
         | {"subtasks": ["1024"], "models": ["hope", "hope_attention", "delta_net", "transformer"]}
         | {"steps": 40, "test_tokens": 32_768, "seeds": 1, "learning_rates": ["3e-3"]},
         "full": text.TINY
-        | {"steps": 100, "models": ["hope", "hope_attention", "titans", "gated_delta_net", "transformer"]},
+        | {"subtasks": ["1024"], "steps": 100}
+        | {"models": ["hope", "hope_attention", "titans", "gated_delta_net", "transformer"]},
     },
     own_flags={"test_tokens": (65_536, "Tokens of the test text that are scored.")},
     more_flags=text.define_data_flag,

@@ -16,7 +16,7 @@ from absl import flags
 from experiments.eval_runs.evaluation import Evaluation, Subtask
 from experiments.eval_runs.hope_rows import LEVELS, LOWEST
 from experiments.eval_runs.main import launcher_of
-from experiments.eval_runs.mixed import FLAGS, MIXED, SHOWN, SMALL, data_of, define_mixed_flags, mixed_subtasks
+from experiments.eval_runs.mixed import FLAGS, HOUR, MIXED, SHOWN, SMALL, data_of, define_mixed_flags, mixed_subtasks
 
 
 def subtasks(values: flags.FlagValues) -> dict[str, Subtask]:
@@ -34,7 +34,7 @@ EVALUATION = Evaluation(
     presets={
         "quick": SMALL
         | {"subtasks": ["language"], "models": list(LEVELS), "steps": 15, "test_tokens": 8192, "seeds": 1},
-        "full": SMALL | {"steps": 100, "window": 2048},
+        "full": HOUR | {"window": 2048},
     },
     own_flags={**FLAGS, "window": (1024, "Tokens of a window of text.")},
     variants={**LEVELS, **LOWEST},

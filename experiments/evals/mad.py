@@ -26,7 +26,7 @@ EVALUATION = Evaluation(
     presets={
         "quick": {"models": ["hope", "transformer"], "steps": 200, "seeds": 1, "learning_rates": ["3e-3"]}
         | {"seq_len": 32, "copying_len": 32, "width": 32, "chunk_size": 16},
-        "full": {"steps": 1000, "chunk_size": 16},
+        "full": {"steps": 500, "chunk_size": 32, "learning_rates": ["3e-3", "1e-2"]},
     },
     own_flags=FLAGS,
     paper=MAD,

@@ -45,7 +45,7 @@ EVALUATION = Evaluation(
     presets={
         "quick": {"subtasks": ["32x4"], "vocab_size": 64, "steps": 300, "eval_every": 50}
         | {"seeds": 1, "learning_rates": ["3e-3"]},
-        "full": {"subtasks": ["64x4", "128x8"], "steps": 1500},
+        "full": {"subtasks": ["64x4", "128x8"], "chunk_size": 16},
     },
     own_flags={"vocab_size": (512, "Symbols: half of them keys, half values.")},
     departures=("fewer ids than the 8,192 of Arora et al. (2024), and fresh batches, not 100,000 texts",),

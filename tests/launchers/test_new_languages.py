@@ -65,7 +65,7 @@ def test_every_way_runs_and_settings_are_chosen_on_other_languages(inputs, tmp_p
     results = results_of(tmp_path / "run")
     assert set(results["figures"]) == set(new_languages.NAMES)
     assert all(len(found) == 2 for found in results["figures"].values())
-    assert set(results["settings"]) == {"levels_1", "levels_3", "preconditioned"}
+    assert set(results["settings"]) == {"levels_1", "levels_3"}
     for name, chosen in results["settings"].items():
         best = max(range(2), key=lambda i: np.mean(chosen["validation"][i]["sequence"]))
         assert chosen["setting"] == METHODS[name].settings[best]
