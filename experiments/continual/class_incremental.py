@@ -57,7 +57,7 @@ from experiments.common.launcher import RESULTS
 from experiments.common.path_flags import define_path, define_workdir
 from experiments.common.pretrained_flag import define_pretrained, models_of, read_pretrained
 from experiments.continual_methods import report
-from experiments.continual_methods.comparison import Comparison, choose_setting, joint_outcome, stream_outcome
+from experiments.continual_methods.comparison import Comparison, joint_outcome, stream_outcome, validation_accuracy
 from experiments.continual_methods.learner import grams_of
 from experiments.continual_methods.runs import (
     Run,
@@ -202,13 +202,14 @@ def _choose(
 ) -> None:
     """Chooses the setting of each method, and writes it."""
 
-    def tried(name: str) -> Sequence[Any]:
+    def settings_of(name: str) -> Sequence[Any]:
         return (METHODS[name] if name in METHODS else JOINT[name]).settings
 
     if quick:
-        take_first_settings(methods, tried, results)
+        take_first_settings(methods, settings_of, results)
     else:
-        choose_settings(methods, tried, functools.partial(choose_setting, comparison), workdir, results)
+        accuracy = functools.partial(validation_accuracy, comparison)
+        choose_settings(methods, settings_of, accuracy, float, workdir, results)
 
 
 def _runs(methods: Sequence[str], seeds: int) -> list[Run]:

@@ -35,7 +35,7 @@ incorporation.png.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,15 +146,10 @@ class Comparison:
             return
         document = generated(VALIDATION_SEED, self.given["facts"], self.given["statements"])
 
-        def choose(name: str, tick: Callable[[], Any]) -> dict[str, Any]:
-            found = []
-            for setting in _settings(name):
-                found.append(self._outcome(pretrained, other, document, name, setting, None, results))
-                tick()
-            best = max(range(len(found)), key=lambda i: _preference(found[i]))
-            return {"setting": _settings(name)[best], "validation": found}
+        def outcome_of(name: str, setting: dict[str, Any]) -> dict[str, Any]:
+            return self._outcome(pretrained, other, document, name, setting, None, results)
 
-        choose_settings(names, _settings, choose, self.workdir, results)
+        choose_settings(names, _settings, outcome_of, _preference, self.workdir, results)
 
     def _outcome(
         self,

@@ -28,7 +28,7 @@ languages.png.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,16 +141,11 @@ class Comparison:
         sizes = self.given["sentences"], self.given["tests"], self.given["words"]
         texts, passes = generated(VALIDATION_SEED, *sizes), self.given["passes"]
 
-        def choose(name: str, tick: Callable[[], Any]) -> dict[str, Any]:
-            found = []
-            for setting in _settings(name):
-                run = METHODS[name], setting, pretrained, texts, passes, 0, lambda *_: None
-                found.append(learned_by(*run, b_alone=False))  # the choice is by what is left after both
-                tick()
-            best = max(range(len(found)), key=lambda i: float(np.mean(found[i]["sequence"])))
-            return {"setting": _settings(name)[best], "validation": found}
+        def outcome_of(name: str, setting: dict[str, Any]) -> dict[str, Any]:
+            run = METHODS[name], setting, pretrained, texts, passes, 0, lambda *_: None
+            return learned_by(*run, b_alone=False)  # the choice is by what is left after both
 
-        choose_settings(names, _settings, choose, self.workdir, results)
+        choose_settings(names, _settings, outcome_of, _preference, self.workdir, results)
 
     def _outcome(self, pretrained: Pretrained, name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
         """chrF on both languages, alone and in sequence."""
@@ -177,6 +172,11 @@ class Comparison:
 
 def _settings(name: str) -> Sequence[dict[str, Any]]:
     return METHODS[name].settings
+
+
+def _preference(outcome: dict[str, Any]) -> float:
+    """What makes one setting better than another."""
+    return float(np.mean(outcome["sequence"]))
 
 
 def compare(values: flags.FlagValues) -> None:

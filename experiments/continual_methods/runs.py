@@ -49,26 +49,35 @@ def make_runs(
 
 def choose_settings(
     names: Sequence[str],
-    tried: Callable[[str], Sequence[Any]],
-    choose: Callable[[str, Callable[[], Any]], dict[str, Any]],
+    settings_of: Callable[[str], Sequence[Any]],
+    outcome_of: Callable[[str, Any], Any],
+    preference: Callable[[Any], Any],
     workdir: Path,
     results: Results,
 ) -> None:
-    """Chooses the setting of each method that has none, and writes it at once.
+    """Chooses the setting of each method that has none, and writes the outcome of each setting at once.
 
     Args:
         names: of the methods.
-        tried: the settings of a method that are tried.
-        choose: what is kept of a method; calls its second argument after each setting.
+        settings_of: the settings of a method that are tried; one alone is taken as it is.
+        outcome_of: what a method reaches on validation data with a setting.
+        preference: what is highest for the best outcome; the first of equals is taken.
         workdir: of the launcher.
-        results: gets the settings.
+        results: gets, by method, ``setting``, ``settings`` and the outcomes of these, ``validation``.
     """
-    settings = results["settings"]
-    missing = [name for name in names if name not in settings]
-    with progress_bar("settings", sum(len(tried(name)) for name in missing)) as bar:
+    found = results["settings"]
+    missing = [name for name in names if "setting" not in found.setdefault(name, {"validation": []})]
+    total = sum(len(settings_of(name)) for name in missing)
+    with progress_bar("settings", total, sum(len(found[name]["validation"]) for name in missing)) as bar:
         for name in missing:
             bar.set_postfix_str(name)
-            settings[name] = choose(name, bar.update)
+            settings, outcomes = settings_of(name), found[name]["validation"]
+            for setting in settings[len(outcomes) :] if len(settings) > 1 else ():
+                outcomes.append(outcome_of(name, setting))
+                launcher.write_json(workdir / RESULTS, results)
+                bar.update()
+            best = max(range(len(outcomes)), key=lambda i: preference(outcomes[i]), default=0)
+            found[name] |= {"setting": settings[best], "settings": list(settings)}
             launcher.write_json(workdir / RESULTS, results)
 
 
@@ -77,10 +86,10 @@ def tuned(methods: Mapping[str, Any], name: str) -> str:
     return methods[name].like or name
 
 
-def take_first_settings(names: Sequence[str], tried: Callable[[str], Sequence[Any]], results: Results) -> None:
+def take_first_settings(names: Sequence[str], settings_of: Callable[[str], Sequence[Any]], results: Results) -> None:
     """Gives each method that has no setting the first of those that would be tried."""
-    settings = results["settings"]
-    settings |= {name: {"setting": tried(name)[0]} for name in names if name not in settings}
+    found = results["settings"]
+    found |= {name: {"setting": settings_of(name)[0]} for name in names if name not in found}
 
 
 def write_accuracies(workdir: Path, run: str, outcome: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The comparison of methods that read text: settings chosen on validation texts, then every order of the classes."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,41 +37,16 @@ class TextComparison(NamedTuple):
         return 32 if jax.default_backend() == "cpu" else 512
 
 
-def choose_text_setting(
-    comparison: TextComparison, name: str, chosen: Mapping[str, Any], tick: Callable[[], Any]
-) -> dict[str, Any]:
-    """The setting with the best last accuracy on validation texts of the first tasks of an order of their own.
-
-    Args:
-        comparison: the data and the model.
-        name: of the method.
-        chosen: what this function returned for the methods before it, by name.
-        tick: called after each setting.
-
-    Returns:
-        ``setting``, and ``validation``: the accuracy of every setting that was tried.
-    """
-    method = TEXT_METHODS[name]
-    settings = TEXT_METHODS[method.like].settings if method.like is not None else method.settings
-    if method.like is not None and method.like in chosen:
-        for _ in settings:
-            tick()
-        return {"setting": chosen[method.like]["setting"], "like": method.like}
+def text_validation_accuracy(comparison: TextComparison, name: str, setting: Mapping[str, Any]) -> float:
+    """The last accuracy of a method on validation texts of the first tasks of an order of their own."""
     data = comparison.data
     fit, held_out = (data.train.take(rows) for rows in data.validation_rows())
     groups = class_tasks(data, comparison.order, comparison.tasks, TUNING_SEED)[:TUNED_TASKS]
     train = limited(fit, _least(comparison.train_per_class, TUNED_TRAIN), TUNING_SEED)
     test = limited(held_out, _least(comparison.test_per_class, TUNED_TEST), TUNING_SEED)
-    stream = class_stream(train.labels, groups, TUNING_SEED, shuffled=method.shuffled)
-    tried = []
-    for setting in settings:
-        if len(settings) > 1:
-            learner = make(comparison, name, setting, TUNING_SEED)
-            outcome = run_text_stream(learner, stream, train, test, data.classes, every_task=False)
-            tried.append(outcome["last_accuracy"])
-        tick()
-    best = int(np.argmax(tried)) if tried else 0
-    return {"setting": settings[best], "validation": tried, "settings": list(settings)}
+    stream = class_stream(train.labels, groups, TUNING_SEED, shuffled=TEXT_METHODS[name].shuffled)
+    learner = make(comparison, name, setting, TUNING_SEED)
+    return run_text_stream(learner, stream, train, test, data.classes, every_task=False)["last_accuracy"]
 
 
 def text_outcome(comparison: TextComparison, name: str, setting: Mapping[str, Any], seed: int) -> dict[str, Any]:

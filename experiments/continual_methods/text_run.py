@@ -1,7 +1,8 @@
 """What ``--form=text`` of `experiments.continual.class_incremental` runs: methods that read labelled texts."""
 
+import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from experiments.continual_methods.runs import (
     tuned,
     write_accuracies,
 )
-from experiments.continual_methods.text_comparison import TextComparison, choose_text_setting, text_outcome
+from experiments.continual_methods.text_comparison import TextComparison, text_outcome, text_validation_accuracy
 from experiments.continual_methods.text_table import TEXT_METHODS
 from nl_jax import InputError
 from nl_jax.data.labelled import LabelledData
@@ -63,18 +64,22 @@ def run_texts(
 def _choose(
     comparison: TextComparison, methods: Sequence[str], quick: bool, workdir: Path, results: dict[str, Any]
 ) -> None:
-    """Chooses the setting of each method, and writes it."""
+    """Chooses the setting of each method, or takes that of the method which it is like, and writes it."""
+    settings = results["settings"]
+    missing = [name for name in methods if "setting" not in settings.get(name, {})]
+    names = list(dict.fromkeys(tuned(TEXT_METHODS, name) for name in missing))
 
-    def tried(name: str) -> Sequence[Any]:
-        return TEXT_METHODS[tuned(TEXT_METHODS, name)].settings
-
-    def choose(name: str, tick: Callable[[], Any]) -> dict[str, Any]:
-        return choose_text_setting(comparison, name, results["settings"], tick)
+    def settings_of(name: str) -> Sequence[Any]:
+        return TEXT_METHODS[name].settings
 
     if quick:
-        take_first_settings(methods, tried, results)
+        take_first_settings(names, settings_of, results)
     else:
-        choose_settings(methods, tried, choose, workdir, results)
+        accuracy = functools.partial(text_validation_accuracy, comparison)
+        choose_settings(names, settings_of, accuracy, float, workdir, results)
+    for name in missing:
+        like = tuned(TEXT_METHODS, name)
+        settings.setdefault(name, {"setting": settings[like]["setting"], "like": like})
 
 
 def taken_settings(values: flags.FlagValues, methods: Sequence[str]) -> dict[str, Any]:
