@@ -24,6 +24,7 @@ from experiments.common.sampling_flags import define_sampling_flags, sampling_op
 from experiments.common.words import WithWords
 from nl_jax import InputError
 from nl_jax.data import decode_stream, until_stop
+from nl_jax.data.tokenizer import begin_ids
 from nl_jax.pretrained import Pretrained
 from nl_jax.streaming import ContinualLearner
 from nl_jax.streaming.generation import sample
@@ -34,7 +35,9 @@ def define_flags() -> flags.FlagValues:
     values = WithWords("question")
     define_path("workdir", None, "Directory of a run of experiments.learn. Required.", flag_values=values)
     define_pretrained(values, OWN_MODEL)
-    flags.DEFINE_list("question", [], "Words of the question; also those of the command line.", flag_values=values)
+    flags.DEFINE_multi_string(
+        "question", [], "The question, or part of it; also those of the command line.", flag_values=values
+    )
     text = "Print the label of the text instead of an answer."
     flags.DEFINE_boolean("classify", False, text, flag_values=values)
     text = "Labels to choose from, with --classify. Default: all that were learned."
@@ -80,7 +83,7 @@ def _texts(values: flags.FlagValues) -> list[str]:
         text = words or given_text("question").decode("utf-8")
     except UnicodeError as error:
         raise InputError("question: not UTF-8; expected UTF-8 text") from error
-    return [line for line in text.splitlines() if line.strip()] if values.classify else [text]
+    return [line.strip() for line in text.split("\n") if line.strip()] if values.classify else [text]
 
 
 def _answer(
@@ -92,7 +95,7 @@ def _answer(
     elif as_asked:
         ids = learner.prompt(text)  # as the model has asked itself
     else:
-        ids = [separator, *pretrained.encode(text)]  # as texts are learned
+        ids = [*begin_ids(pretrained.tokenizer), *pretrained.tokenizer.encode(text.encode())[0].tolist()]  # as learned
     tokens = sample(learner.model, ids, num_tokens=values.num_tokens, **options)
     ends = (*pretrained.end_tokens, separator, *([learner.end] if as_asked else []))
     answer = itertools.takewhile(lambda token: token not in ends, tokens)

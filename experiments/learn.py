@@ -22,6 +22,7 @@ gradient (surprise) and its updates. The workdir gets config.json, metrics.jsonl
 
 import contextlib
 import hashlib
+import json
 import math
 import os
 import sys
@@ -46,7 +47,7 @@ from experiments.common.path_flags import define_paths, define_workdir
 from experiments.common.pretrained_flag import define_pretrained, models_of
 from experiments.common.words import WithWords
 from nl_jax import InputError
-from nl_jax.data.examples import Example, examples_of, read_examples, sentences
+from nl_jax.data.examples import Example, examples_of, is_table, read_examples, sentences
 from nl_jax.files import in_place_of, local_path
 from nl_jax.pretrained import Pretrained, stack_levels
 from nl_jax.streaming import ContinualLearner
@@ -57,6 +58,8 @@ from nl_jax.training.metrics import MetricsWriter
 
 RECEIVED = "received"
 ASKED_PASSES = 4  # after which the model answers its own questions
+ASKED_TOGETHER = 48  # sentences; answers are looked for among those near them
+COLUMNS = {"text_column": "text", "label_column": "label"}
 FORMS = {"text": ".txt", "csv": ".csv", "jsonl": ".jsonl"}  # of standard input
 
 
@@ -78,8 +81,8 @@ def define_flags() -> flags.FlagValues:
     define_workdir(values)
     define_pretrained(values, OWN_MODEL)
     define(define_paths, "files", [], "Files to learn; also the words of the command line. Default: standard input.")
-    define(flags.DEFINE_string, "text_column", "text", "Name of the column with texts.")
-    define(flags.DEFINE_string, "label_column", "label", "Name of the column with labels.")
+    define(flags.DEFINE_string, "text_column", COLUMNS["text_column"], "Name of the column with texts.")
+    define(flags.DEFINE_string, "label_column", COLUMNS["label_column"], "Name of the column with labels.")
     flags.DEFINE_enum("form", "text", list(FORMS), f"Form of standard input: {', '.join(FORMS)}.", flag_values=values)
     define_levels_flag(values)
     text = "Learn plain text by the answers to questions that the model asks itself about its sentences."
@@ -117,9 +120,11 @@ def learn(values: flags.FlagValues) -> None:
     if stored:
         launcher.check_flags(workdir, stored["flags"], given)
     sources = [_source(path, values) for path in values.files]
-    received = None if sources else given_text("files")
-    if received is not None:
-        examples_of(received, "stdin" + FORMS[values.form], **_columns(values))  # raises an error if it is not text
+    received: list[Example] = []
+    if not sources:
+        name = "stdin" + FORMS[values.form]
+        received = examples_of(given_text("files"), name, **_columns(values))
+        _check_labels(name, received, values)
     pretrained = load_model(values, stored)
     if levels:
         try:
@@ -129,10 +134,10 @@ def learn(values: flags.FlagValues) -> None:
     inputs = (stored or {}).get("inputs") or launcher.inputs_of(values)
     config = {"launcher": NAME, "flags": given, "data": {}, "models": models_of(pretrained), "inputs": inputs}
     results = launcher.claim_workdir(workdir, config, {"figures": {}}, (LEARNED, RECEIVED))
-    if received is not None:
-        _keep(workdir / RECEIVED, received, FORMS[values.form])
+    if received:
+        _keep(workdir / RECEIVED, received)
     learner = restored(workdir, pretrained, given)
-    sources = [*_waiting(workdir / RECEIVED, values), *sources]
+    sources = [*_waiting(workdir / RECEIVED), *sources]
     if values.ask_itself:
         sources = [_asked(learner, source, pretrained, workdir / LEARNED) for source in sources]
     if all(_is_learned(learner, source, values.passes) for source in sources):
@@ -159,45 +164,74 @@ def _columns(values: flags.FlagValues) -> dict[str, str]:
 
 
 def _source(path: str, values: flags.FlagValues) -> Source:
-    examples = read_examples(path, **_columns(values))
-    return Source(path, hashlib.sha256(local_path(path).read_bytes()).hexdigest(), examples)
+    columns = _columns(values)
+    examples = read_examples(path, **columns)
+    _check_labels(path, examples, values)
+    digest = hashlib.sha256(local_path(path).read_bytes())
+    if is_table(path) and columns != COLUMNS:  # other columns are other examples
+        digest.update(json.dumps(columns).encode())
+    return Source(path, digest.hexdigest(), examples)
 
 
-def _keep(folder: Path, content: bytes, suffix: str) -> None:
-    """Writes what came on standard input, before it is learned."""
+def _check_labels(name: str, examples: list[Example], values: flags.FlagValues) -> None:
+    """Says that a table has no labels; raises `InputError` where the command line names their column."""
+    if not is_table(name) or not isinstance(examples[0], str):
+        return
+    if values["label_column"].present:
+        raise InputError(f"{name}: no column {values.label_column!r}; expected it, since --label_column names it")
+    launcher.say(f"{name}: {len(examples)} texts without labels; --label_column names their column, if it is another")
+
+
+def _keep(folder: Path, examples: list[Example]) -> None:
+    """Writes what came on standard input, before it is learned, so that later flags need not say how to read it."""
     folder.mkdir(exist_ok=True)
-    path = folder / (hashlib.sha256(content).hexdigest()[:16] + suffix)
-    with in_place_of(path) as temporary:
+    rows = [{"text": e} if isinstance(e, str) else dict(zip(("text", "label"), e, strict=True)) for e in examples]
+    content = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+    with in_place_of(folder / f"{hashlib.sha256(content).hexdigest()[:16]}.jsonl") as temporary:
         temporary.write_bytes(content)
 
 
-def _waiting(folder: Path, values: flags.FlagValues) -> Iterator[Source]:
+def _waiting(folder: Path) -> Iterator[Source]:
     """What came on standard input and was not learned to its end yet."""
     if folder.is_dir():
         for path in sorted(folder.iterdir(), key=os.path.getmtime):
             if path.suffix in FORMS.values():
-                yield _source(str(path), values)
+                yield Source(str(path), hashlib.sha256(path.read_bytes()).hexdigest(), read_examples(path))
 
 
 def _forget_received(folder: Path, sources: list[Source]) -> None:
     for source in sources:
-        if Path(source.name).parent == folder:
+        if Path(source.name).parent == folder and source.examples:
             Path(source.name).unlink(missing_ok=True)
 
 
 def _asked(learner: ContinualLearner, source: Source, pretrained: Pretrained, saved: Path) -> Source:
-    """The source with the answers to the model's own questions in the place of its texts; it asks itself once."""
+    """The source with the answers to the model's own questions in the place of its texts; it asks itself once.
+
+    It asks itself about some sentences after the other, and what it has asked is saved.
+    """
     entry = learner.notes.setdefault("files", {}).setdefault(source.sha256, {"name": source.name, "done": 0})
     texts = [sentence for text in source.examples if isinstance(text, str) for sentence in sentences(text)]
-    if "asked" not in entry:
-        with progress_bar(f"questions about {Path(source.name).name}", len(texts)) as bar:
-            entry["asked"] = self_questions(
-                pretrained.model, pretrained.tokenizer, texts, told=lambda count: bar.update(count - bar.n)
-            )
-        learner.save(saved)
-    launcher.say(f"{source.name}: {len(entry['asked'])} questions about {len(texts)} sentences")
-    pairs = [example for example in source.examples if not isinstance(example, str)]
-    return source._replace(examples=[*pairs, *((asked, answer) for asked, answer in entry["asked"])])
+    begun = entry.get("sentences", len(texts) if "asked" in entry else 0)
+    shown = f"questions about {Path(source.name).name}"
+    with progress_bar(shown, len(texts), begun) if begun < len(texts) else contextlib.nullcontext() as bar:
+        for start in range(begun, len(texts), ASKED_TOGETHER):
+            part = texts[start : start + ASKED_TOGETHER]
+
+            def told(count: int, start: int = start) -> None:
+                bar.update(start + count - bar.n)
+
+            found = self_questions(pretrained.model, pretrained.tokenizer, part, told=told)
+            entry["asked"] = [*entry.get("asked", ()), *found]
+            entry["sentences"] = start + len(part)
+            learner.save(saved)
+    asked, pairs = entry.get("asked", []), [example for example in source.examples if not isinstance(example, str)]
+    if texts:
+        launcher.say(f"{source.name}: {len(asked)} questions about {len(texts)} sentences")
+    if texts and not asked:
+        launcher.say(f"{source.name}: the model finds nothing to ask there; without --ask_itself it is learned as text")
+        entry.pop("asked"), entry.pop("sentences")  # another time another model may
+    return source._replace(examples=[*pairs, *((question, answer) for question, answer in asked)])
 
 
 def _is_learned(learner: ContinualLearner, source: Source, passes: int) -> bool:

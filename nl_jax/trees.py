@@ -1,10 +1,12 @@
 """Functions for pytrees of arrays: names of leaves, selection and replacement of leaves, and copies."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 PyTree = Any
@@ -33,6 +35,23 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
       {'blocks.0.kernel': 1, 'blocks.1.kernel': 2}
     """
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def content_digest(tree: PyTree) -> str:
+    """The SHA-256, in hexadecimal, of the names, shapes and values of all leaves.
+
+    Examples:
+      >>> import numpy as np
+      >>> from nl_jax.trees import content_digest
+      >>> content_digest({"a": np.zeros(2)}) == content_digest({"a": np.zeros(3)})
+      False
+    """
+    digest = hashlib.sha256()
+    for name, leaf in named_leaves(tree).items():
+        values = np.asarray(leaf)
+        digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
+        digest.update(np.ascontiguousarray(values).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def check_shapes(what: str, tree: PyTree, expected: PyTree) -> None:

@@ -214,6 +214,13 @@ def compare(values: flags.FlagValues) -> None:
     given = _checked(values)
     document = read_document(values.text, values.questions) if values.text else None
     pretrained = read_pretrained(values.pretrained)
+    if document is not None and "in_context" in values.methods:
+        tokens, most = Exam(pretrained, document).tokens_in_context(), pretrained.model.config.context_length
+        if tokens > most:
+            raise InputError(
+                f"--text={values.text}: {tokens:,} tokens with a question; the model sees {most:,}; expected a shorter "
+                "text, or --methods without in_context"
+            )
     files = [File(path, Path(path).read_bytes()) for path in (values.text, values.questions) if path]
     config = {
         "launcher": NAME,

@@ -58,6 +58,7 @@ from experiments.continual_methods.translation import (
     guessed,
     in_context,
     learned_by,
+    most_pairs,
     read_pairs,
     without_learning,
 )
@@ -117,7 +118,7 @@ class Comparison:
         """The sentences of a seed."""
         sizes = self.given["sentences"], self.given["tests"]
         if self.pairs:
-            return [drawn(pairs, seed, *sizes) for pairs in self.pairs]
+            return drawn(self.pairs, seed, *sizes)
         return generated(seed, *sizes, self.given["words"])
 
     def run(self, pretrained: Pretrained, results: dict[str, Any]) -> None:
@@ -138,8 +139,10 @@ class Comparison:
         if self.given["quick"]:
             take_first_settings(names, _settings, results)
             return
-        sizes = self.given["sentences"], self.given["tests"], self.given["words"]
-        texts, passes = generated(VALIDATION_SEED, *sizes), self.given["passes"]
+        most, words = most_pairs(self.given["words"]), self.given["words"]  # pairs from files can be more
+        tests = min(self.given["tests"], most // 2)
+        texts = generated(VALIDATION_SEED, min(self.given["sentences"], most - tests), tests, words)
+        passes = self.given["passes"]
 
         def outcome_of(name: str, setting: dict[str, Any]) -> dict[str, Any]:
             run = METHODS[name], setting, pretrained, texts, passes, 0, lambda *_: None

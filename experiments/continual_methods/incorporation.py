@@ -11,6 +11,7 @@ import numpy as np
 from nl_jax import InputError
 from nl_jax.data.examples import Example, read_examples, sentences
 from nl_jax.data.library_docs import library_docs
+from nl_jax.data.tokenizer import begin_ids
 from nl_jax.models import LanguageModel
 from nl_jax.pretrained import Pretrained, StackedLevel
 from nl_jax.streaming import ContinualLearner
@@ -90,7 +91,7 @@ class Exam:
 
     def __init__(self, pretrained: Pretrained, document: Document):
         self.document = document
-        self._encode, self._start = pretrained.encode, pretrained.tokenizer.separator_id
+        self._tokenizer = pretrained.tokenizer
         end = self._encode("\n")
         prompts = [self._encode(as_question(question.text)) for question in document.questions]
         length = -(-max(map(len, prompts)) // 8) * 8
@@ -101,7 +102,14 @@ class Exam:
     def prefix(self, in_context: bool) -> list[int]:
         """The tokens before every question."""
         texts = self.document.texts if in_context else ()
-        return [self._start, *self._encode(before_questions(examples(), texts))]
+        return [*begin_ids(self._tokenizer), *self._encode(before_questions(examples(), texts))]
+
+    def tokens_in_context(self) -> int:
+        """Number of tokens that a model reads when the document stands before a question."""
+        return len(self.prefix(in_context=True)) + max(map(len, self._prompts)) + max(map(len, self._answers))
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text.encode())[0].tolist()
 
     def answers(self, model: LanguageModel, in_context: bool = False) -> dict[str, Any]:
         """What the model answers: ``exact`` (greedy) and ``chosen`` of all choices, by question, and mean ``nats``."""

@@ -124,7 +124,7 @@ class InContext(TextLearner):
 
     def __init__(self, pretrained: Pretrained, levels: Sequence[StackedLevel], *, answered: int, seed: int = 0):
         super().__init__(pretrained, levels, answered=max(1, answered // 8), seed=seed)
-        self.model, self.encode = pretrained.model, pretrained.encode
+        self.model, self.tokenizer = pretrained.model, pretrained.tokenizer
         self.newest: dict[str, list[str]] = {}
 
     def learn(self, examples: Sequence[Pair]) -> None:
@@ -142,18 +142,27 @@ class InContext(TextLearner):
 
     def _prefix(self, room: int) -> list[int]:
         """Examples in random order: one of each class, then a second one, as far as there is room."""
-        chosen: list[list[int]] = []
+        chosen: list[str] = []
+        room -= len(getattr(self.tokenizer, "begin_tokens", ()))
         for rank in range(1, 17):
             classes = [label for label, kept in self.newest.items() if len(kept) >= rank]
             for i in self.random.permutation(len(classes)):
                 label = classes[i]
-                ids = self.encode(f"{self.newest[label][-rank]}\nlabel: {label}\n\n")
-                if len(ids) > room:
+                example = f"{self.newest[label][-rank]}\nlabel: {label}\n\n"
+                tokens = len(self.encode(example)) + 1  # together they can have more tokens than alone
+                if tokens > room:
                     break
-                chosen.append(ids)
-                room -= len(ids)
-        ids = [token for i in self.random.permutation(len(chosen)) for token in chosen[i]]
+                chosen.append(example)
+                room -= tokens
+        text = "".join(chosen[i] for i in self.random.permutation(len(chosen)))
+        # the end of the last one in the tokens that all others end in
+        ids = [*getattr(self.tokenizer, "begin_tokens", ()), *self.encode(text.removesuffix("\n\n"))]
+        ids += 2 * self.encode("\n") if text else []
         return [*self.encode("\n") * (-len(ids) % PIECE), *ids]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text."""
+        return self.tokenizer.encode(text.encode())[0].tolist()
 
     def _filled(self, ids: list[int]) -> list[int]:
         """Ids after line ends that make their number a multiple of 16, since each length is compiled."""

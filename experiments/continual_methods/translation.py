@@ -34,13 +34,18 @@ class ParallelText(NamedTuple):
     tested: tuple[Pair, ...]  # others than those that are learned
 
 
+def most_pairs(words: int) -> int:
+    """Number of sentences of each of two invented languages."""
+    return most_sentences(words) // 2
+
+
 def generated(seed: int, learned: int, tested: int, words: int) -> list[ParallelText]:
     """Two invented languages. No two sentences, of either language, mean the same.
 
     Raises:
         InputError: for more sentences than the words can make.
     """
-    most = most_sentences(words) // 2
+    most = most_pairs(words)
     if learned + tested > most:
         raise InputError(f"--sentences={learned}, --tests={tested}: expected at most {most} together of {words} words")
     found = sentences(seed, 2 * (learned + tested), words)
@@ -76,11 +81,25 @@ def read_pairs(path: str, number: int) -> list[Pair]:
     return list(pairs.items())
 
 
-def drawn(pairs: Sequence[Pair], seed: int, learned: int, tested: int) -> ParallelText:
-    """Random pairs of a file."""
-    order = np.random.default_rng((seed, 41)).permutation(len(pairs))[: learned + tested]
-    chosen = tuple(pairs[i] for i in order)
-    return ParallelText(chosen[:learned], chosen[learned:])
+def drawn(languages: Sequence[Sequence[Pair]], seed: int, learned: int, tested: int) -> list[ParallelText]:
+    """Random pairs of files, one a language. No tested sentence has the English of one that is learned in any of them.
+
+    Raises:
+        InputError: for too few such sentences.
+    """
+    random = np.random.default_rng((seed, 41))
+    shuffled = [[pairs[i] for i in random.permutation(len(pairs))] for pairs in languages]
+    known = {english for pairs in shuffled for _, english in pairs[:learned]}
+    texts = []
+    for pairs in shuffled:
+        others = [pair for pair in pairs[learned:] if pair[1] not in known]
+        if len(others) < tested:
+            raise InputError(
+                f"--tests={tested}: {len(others)} sentences are left whose English no language learns; expected more "
+                "pairs, or fewer --sentences"
+            )
+        texts.append(ParallelText(tuple(pairs[:learned]), tuple(others[:tested])))
+    return texts
 
 
 def chrf(translations: Sequence[str], references: Sequence[str]) -> float:
@@ -98,7 +117,7 @@ class Translator:
     """
 
     def __init__(self, pretrained: Pretrained, texts: Sequence[ParallelText]):
-        self._tokenizer, self._encode = pretrained.tokenizer, pretrained.encode
+        self._tokenizer = pretrained.tokenizer
         learned = [pair for text in texts for pair in text.learned]
         tested = [pair for text in texts for pair in text.tested]
         answers = {english: len(self._ids(f" {english}")) for _, english in learned + tested}
@@ -128,10 +147,11 @@ class Translator:
         """Tokens of the last pairs that fit into a window of this many tokens."""
         tokens: list[int] = []
         for source, english in reversed(pairs):
-            row = self._encode(f"{QUESTION.format(text=source)} {english}\n\n")
+            row = self._ids(f"{QUESTION.format(text=source)} {english}\n\n")
             if len(row) + len(tokens) > room:
                 break
             tokens = row + tokens
+        tokens = [*getattr(self._tokenizer, "begin_tokens", ()), *tokens]
         return [self._line] * (-len(tokens) % PIECE) + tokens  # few lengths, since each is compiled
 
     def window(self, model: LanguageModel, tokens: int) -> int:

@@ -12,8 +12,8 @@ from experiments.common.restoring import chosen_model, restore
 from nl_jax import InputError
 from nl_jax.evaluation.lm_eval import HarnessModel, check_installed
 from nl_jax.pretrained import load_pretrained
-from nl_jax.pretrained.features import parameters_digest
 from nl_jax.training.loop import CHECKPOINTS
+from nl_jax.trees import content_digest
 
 RESAMPLED = 1000  # times, for the standard errors of figures that are no means
 
@@ -101,7 +101,7 @@ def _claim(values: flags.FlagValues, adapter: HarnessModel) -> tuple[dict[str, A
         "launcher": "evals.lm_eval",
         "flags": {name: values[name].value for name in names} | {"max_length": adapter.max_length},
         "data": {"tokenizer": adapter.tokenizer_name},
-        "models": {"model": {"sha256": parameters_digest(model, model.config.num_layers)}},
+        "models": {"model": {"sha256": content_digest(model)}},
     }
     if not values.output:
         return {"tasks": {}}, lambda: None

@@ -16,6 +16,11 @@ TABLES = (".csv", ".tsv")
 LINES = (".jsonl", ".ndjson")
 
 
+def is_table(name: str | Path) -> bool:
+    """Whether a file of this name has a row for each example: .csv, .tsv, .jsonl or .ndjson."""
+    return Path(name).suffix.lower() in (*TABLES, *LINES)
+
+
 def read_examples(path: str | Path, **columns: str) -> list[Example]:
     """The examples in a file, in their order, as `examples_of` finds them.
 
@@ -43,7 +48,7 @@ def examples_of(content: bytes, name: str, *, text_column: str = "text", label_c
     """
     text = decoded(content, name)
     kind = Path(name).suffix.lower()
-    if kind in (*TABLES, *LINES):
+    if is_table(name):
         rows = _table(name, text, "," if kind == ".csv" else "\t") if kind in TABLES else _objects(name, text)
         examples = list(_examples(name, rows, text_column, label_column))
     else:
@@ -51,6 +56,15 @@ def examples_of(content: bytes, name: str, *, text_column: str = "text", label_c
     if not examples:
         raise InputError(f"{name}: no text; expected at least one example")
     return examples
+
+
+def check_characters(text: str, where: str) -> None:
+    """Raises `InputError` for half of a surrogate pair, as JSON can spell it, which is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise InputError(f"{where} has {half!r}, half of a surrogate pair; expected characters") from error
 
 
 def sentences(text: str) -> list[str]:
@@ -76,6 +90,7 @@ def _examples(
         for column in (text_column, label_column)[: 1 + labelled]:
             if not isinstance(row.get(column), str) or not row[column].strip():
                 raise InputError(f"{name}:{line}: column {column!r} is {row.get(column)!r}; expected text")
+            check_characters(row[column], f"{name}:{line}: column {column!r}")
         yield (row[text_column], row[label_column]) if labelled else row[text_column]
 
 

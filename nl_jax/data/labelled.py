@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from nl_jax.data.examples import check_characters
 from nl_jax.errors import InputError
 from nl_jax.files import decoded, local_path
 
@@ -121,8 +122,10 @@ def _clinc150(folder: Path) -> LabelledData:
     for key in ("train", "test"):
         if not isinstance(content, dict) or key not in content:
             raise InputError(f"{file}: no key {key!r}; expected CLINC150's rows of [text, intent] under train and test")
-        if not all(isinstance(row, list) and len(row) == 2 and all(map(_is_text, row)) for row in content[key]):
+        if not (isinstance(content[key], list) and all(map(_is_row, content[key]))):
             raise InputError(f"{file}: key {key!r}: expected rows of [text, intent]")
+        for row in content[key]:
+            check_characters("\n".join(row), f"{file}: key {key!r}: row {row!r}")
         rows[key] = [(text, label) for text, label in content[key]]
     data = _labelled("clinc150", file, file, rows["train"], rows["test"])
     domains = _json(folder / "domains.json")
@@ -177,20 +180,21 @@ def _labelled(name: str, file: Path, test_file: Path, train: Sequence[Row], test
     return LabelledData(name, classes, splits[0], splits[1], {}, {**sizes, "sha256": digest.hexdigest()})
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def _is_row(value: Any) -> bool:
+    """Whether a value from JSON is a list of two texts."""
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
 
 
 def _text(file: Path) -> str:
     if not file.is_file():
         raise InputError(f"{file}: no such file; expected the directory of the data to hold it")
-    return decoded(file.read_bytes(), str(file))
+    return decoded(file.read_bytes(), str(file)).removeprefix("\ufeff")  # the byte-order mark that some editors write
 
 
 def _json(file: Path) -> Any:
     try:
         return json.loads(_text(file))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError also for a number of too many digits
         raise InputError(f"{file}: not JSON ({error}); expected a whole file") from error
 
 
@@ -203,6 +207,8 @@ def _csv(file: Path, column: str) -> list[Row]:
         if header != expected:
             raise InputError(f"{file}: columns {','.join(header) or 'missing'}; expected {','.join(expected)}")
         for row in lines:
+            if not row:  # a blank line
+                continue
             if len(row) != 2:
                 raise InputError(f"{file}:{lines.line_num}: {len(row)} columns; expected {','.join(expected)}")
             rows.append((row[0], row[1]))

@@ -91,6 +91,7 @@ class HuggingFaceTokenizer:
 
     Attributes:
         content: what the file holds.
+        begin_tokens: ids that a model expects before every text, as `load_pretrained` finds them; none otherwise.
 
     Examples:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -101,6 +102,8 @@ class HuggingFaceTokenizer:
         >>> tokenizer.encode(b"b a b")[0].tolist(), tokenizer.separator_id  # a new id, since there is no <eos>
         ([1, 0, 1], 3)
     """
+
+    begin_tokens: tuple[int, ...] = ()
 
     def __init__(self, path: str):
         file = Path(path).expanduser()
@@ -208,6 +211,17 @@ class HuggingFaceTokenizer:
         ids = np.asarray(ids)
         known = ids[(ids >= 0) & (ids < self.vocab_size) & (ids != self.separator_id)]
         return self._tokenizer.decode(known.tolist(), skip_special_tokens=False)
+
+
+def begin_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that a text begins with: those that its model expects before every text, or else the separator.
+
+    Examples:
+        >>> from nl_jax.data.tokenizer import ByteTokenizer, begin_ids
+        >>> begin_ids(ByteTokenizer())
+        (256,)
+    """
+    return getattr(tokenizer, "begin_tokens", ()) or (tokenizer.separator_id,)
 
 
 def load_tokenizer(path: str | None = None) -> Tokenizer:

@@ -28,7 +28,7 @@ def from_hf(
       InputError: for another architecture, or a part of one that this package does not have; the message names it.
     """
     _check(given, place)
-    trained = given.get("max_position_embeddings", CONTEXT_LENGTH)
+    trained = given.get("max_position_embeddings") or CONTEXT_LENGTH
     length = min(trained, CONTEXT_LENGTH) if context_length is None else context_length
     if not isinstance(length, int) or length < 1:
         raise InputError(f"context_length={length!r}: expected an integer of at least 1")
@@ -39,7 +39,7 @@ def from_hf(
         "head_dim": given.get("head_dim") or given["hidden_size"] // heads,
         "bias": kind == "qwen2",
         "qk_norm": kind == "qwen3",
-        "norm_epsilon": float(given.get("rms_norm_eps", 1e-6)),
+        "norm_epsilon": float(given.get("rms_norm_eps") or 1e-6),
         **_rope(given, place),
     }
     if window is not None:
@@ -147,7 +147,7 @@ def _window(given: Mapping[str, Any], place: str) -> int | None:
 def _rope(given: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Base and scaling of the rotary frequencies, from older files' two entries or newer files' one."""
     scaling = dict(given.get("rope_parameters") or given.get("rope_scaling") or {})
-    base = scaling.pop("rope_theta", given.get("rope_theta", BASE))
+    base = scaling.pop("rope_theta", None) or given.get("rope_theta") or BASE
     kind = scaling.pop("rope_type", scaling.pop("type", "default"))
     scaling.pop("type", None)
     if kind not in ("default", "linear", "llama3", "factors"):

@@ -10,7 +10,6 @@ the output of the whole MLP at the start. Levels that own different blocks make 
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +22,8 @@ from jaxtyping import Array, Float, Int
 from nl_jax.errors import InputError
 from nl_jax.levels import Level, Schedule, ScheduleState
 from nl_jax.models.language_model import LanguageModel, some_blocks
-from nl_jax.optim import clip_by_norm, smooth_norm
+from nl_jax.optim import clip_by_norm
+from nl_jax.optim.clip import shortened
 from nl_jax.pretrained.changes import MATRICES, Part, Seen, changed_blocks, matrix_of, no_inputs
 from nl_jax.pretrained.preconditioner import preconditioned
 from nl_jax.trees import own_buffers
@@ -77,6 +77,13 @@ class StackedLevel:
     def rate(self) -> float:
         """The learning rate, the rule's own if none was given."""
         return LEARNING_RATES[self.rule] if self.learning_rate is None else self.learning_rate
+
+    def hidden_units(self, hidden: int) -> tuple[int, int]:
+        """First and last plus one of its hidden units in an MLP of so many."""
+        low, high = (round(fraction * hidden) for fraction in self.units)
+        if low == high:
+            raise InputError(f"level {self.name!r}: units={self.units}: none of {hidden} hidden units is among them")
+        return low, high
 
     def __post_init__(self):
         """Checks the values."""
@@ -267,7 +274,7 @@ class StackedModel:
         """Rows and columns of a matrix that a level owns."""
         rows, columns = matrix_of(self.model.blocks, name).kernel[...].shape[1:]
         hidden = rows if name == "down" else columns
-        low, high = (round(fraction * hidden) for fraction in level.units)
+        low, high = level.hidden_units(hidden)
         return ((low, high), (0, columns)) if name == "down" else ((0, rows), (low, high))
 
     def _nothing_seen(self, level: StackedLevel) -> dict[str, Seen]:
@@ -296,7 +303,7 @@ class StackedModel:
             else:
                 mean = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), gradient)
                 step, optimizer = transformation.update(mean, state.optimizer, state.change)
-            step = {name: _shortened(part, norms[name]) for name, part in step.items()}
+            step = {name: shortened(part, norms[name]) for name, part in step.items()}
             change = jax.tree.map(lambda old, new: level.retention * old + new, state.change, step)
             return Changes(change, optimizer, seen)
 
@@ -380,16 +387,6 @@ def _transformation(level: StackedLevel, learning_rate: float | Array) -> optax.
     if level.rule == "adam":
         return optax.adam(learning_rate, eps_root=1e-16 if level.regime == "meta" else 0.0)
     return optax.chain(clip_by_norm(1.0), optax.scale(-learning_rate))
-
-
-def _shortened(tree: Any, limit: Array) -> Any:
-    """A step that is at most as large as the matrices that it moves, whatever the learning rate is."""
-    # scaled by the largest entry first, since the squares of a long step overflow
-    largest = functools.reduce(jnp.maximum, (jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)))
-    largest = jnp.where(largest > 0, largest, 1.0)
-    unit = jax.tree.map(lambda leaf: leaf / largest, tree)
-    scale = jnp.minimum(largest, limit / jnp.maximum(smooth_norm(unit), 1e-6))
-    return jax.tree.map(lambda leaf: leaf * scale, unit)
 
 
 def _split(state: Any, first: int) -> tuple[Any, Any]:

@@ -139,8 +139,9 @@ def _from_directory(directory: Path, options: Mapping[str, Any]) -> Pretrained:
     ends = [generation.get("eos_token_id"), given.get("eos_token_id"), tokenizer.token_id(special.get("eos_token", ""))]
     start = tokenizer.encode_marked("", add_special_tokens=True)
     begins = [i for i in start if tokenizer.token(i) == special.get("bos_token")]
+    tokenizer.begin_tokens = tuple(begins)
     model = _read_model(config, SafetensorsFiles(directory), tokenizer, str(directory))
-    return Pretrained(model, tokenizer, template, _ids(ends), tuple(begins), special)
+    return Pretrained(model, tokenizer, template, _ids(ends), tokenizer.begin_tokens, special)
 
 
 def _from_gguf(file: GGUFFile, options: Mapping[str, Any]) -> Pretrained:
@@ -152,8 +153,9 @@ def _from_gguf(file: GGUFFile, options: Mapping[str, Any]) -> Pretrained:
     spelled = {name: tokenizer.token(ids[own]) for name, own in named.items() if ids[own] is not None}
     special = {name: text for name, text in spelled.items() if text is not None}
     begins = [ids["bos"]] if file.field("tokenizer.ggml.add_bos_token", False) else []
+    tokenizer.begin_tokens = _ids(begins)
     template = file.field("tokenizer.chat_template")
-    return Pretrained(model, tokenizer, template, _ids([ids["eos"], ids["eot"]]), _ids(begins), special)
+    return Pretrained(model, tokenizer, template, _ids([ids["eos"], ids["eot"]]), tokenizer.begin_tokens, special)
 
 
 def _read_model(

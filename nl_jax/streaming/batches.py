@@ -1,6 +1,6 @@
 """Batches of examples as arrays: rows of tokens, filled up to few lengths and cut into chunks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,21 @@ def cut(rows: Sequence[tuple[list[int], int]], batch_size: int, chunk: int, fill
         mask[i, given - 1 : len(tokens) - 1] = 1.0
     starts = range(0, whole, size)
     return [Chunk(table[:, a : a + size], table[:, a + 1 : a + size + 1], mask[:, a : a + size]) for a in starts]
+
+
+def grouped(batches: Iterable[list[Chunk]], most: int) -> Iterator[list[list[Chunk]]]:
+    """Batches as lists of their chunks: up to ``most`` of one chunk each, or one of several."""
+    group: list[list[Chunk]] = []
+    for chunks in batches:
+        if group and (len(chunks) > 1 or len(group) == most):
+            yield group
+            group = []
+        group.append(chunks)
+        if len(chunks) > 1:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def stacked(chunks: Sequence[Chunk], size: int) -> Chunk:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,8 @@ import numpy as np
 import optax
 
 from nl_jax.data import Tokenizer
-from nl_jax.data.examples import Example
+from nl_jax.data.examples import Example, check_characters
+from nl_jax.data.tokenizer import begin_ids
 from nl_jax.errors import InputError
 from nl_jax.files import local_path
 from nl_jax.levels import ScheduleState
@@ -23,7 +23,7 @@ from nl_jax.models.language_model import LanguageModel
 from nl_jax.pretrained.level_stacking import Chunk, Pull, StackedLevel, StackedModel, stack_levels
 from nl_jax.streaming import saved
 from nl_jax.streaming.answers import likeliest, read_prefix, repeated
-from nl_jax.streaming.batches import cut, stacked
+from nl_jax.streaming.batches import cut, grouped, stacked
 from nl_jax.streaming.generation import checked_sampling, sample, with_room
 from nl_jax.streaming.learning import (
     AT_ONCE,
@@ -36,7 +36,7 @@ from nl_jax.streaming.learning import (
     unrated,
 )
 from nl_jax.streaming.together import written_lines
-from nl_jax.trees import named_leaves
+from nl_jax.trees import content_digest, named_leaves
 
 FORMAT = 1
 QUESTION = "{text}\nlabel:"  # what an answer follows; the answer starts with a space
@@ -120,7 +120,7 @@ class ContinualLearner:
         self.fill, self.before = fill, before
         self._stacked = stack_levels(model, default_levels(model) if levels is None else levels)
         self._state = self._stacked.init()
-        self._before = [tokenizer.separator_id, *self._ids(before)] if before else []
+        self._before = [*begin_ids(tokenizer), *self._ids(before)] if before else []
         self.end = self._ids("\n")[-1] if before else tokenizer.separator_id  # the token that ends an answer
         self._labels: dict[str, list[int]] = {}  # tokens of every label that was learned
         self.notes: dict[str, Any] = {}  # JSON of the caller's, which is saved and loaded with what was learned
@@ -154,7 +154,7 @@ class ContinualLearner:
         model, before = self._prefixed(examples, self.batch_size)
         program = (model, *unrated(self.levels))
         progress, count, step = started(self._state), 0, int(self._state.step)
-        for group in self._groups(examples):
+        for group in grouped(self._chunks(examples), AT_ONCE):
             count += sum(int(np.sum(chunk.mask)) for chunks in group for chunk in chunks)
             if len(group[0]) == 1:
                 batches = stacked([chunks[0] for chunks in group], AT_ONCE)
@@ -163,6 +163,10 @@ class ContinualLearner:
             mixers = before
             for i, chunk in enumerate(group[0]):
                 keep = i + 1 < len(group[0])
+                if not np.any(chunk.mask):  # the beginning of long questions, which is no update
+                    changed = _changed(model, program[1], progress.state)
+                    mixers = _losses(changed, chunk._replace(state=mixers), keep)[1]
+                    continue
                 progress, mixers = learn_chunk(*program, progress, chunk._replace(state=mixers), keep, self.pull)
         self._state = progress.state
         finite, good, chunks, nats, surprise = jax.device_get(progress[1:])
@@ -187,10 +191,11 @@ class ContinualLearner:
         """How much the loss of examples depends on each element of each level's change, by level and matrix.
 
         It is the mean over examples of the squared gradient: the diagonal of the empirical Fisher matrix. With ``pull``
-        it makes elastic weight consolidation. Texts of more than a chunk count with their first chunk.
+        it makes elastic weight consolidation. Texts of more than a chunk count with their first chunk, labelled ones
+        with the last.
         """
         examples = _checked(examples)
-        texts = [cut([self._row(example)], 1, self.chunk, self.fill)[0] for example in examples]
+        texts = [self._one_chunk(example) for example in examples]
         model, before = self._prefixed(examples, 1)
         total, programs = None, (model, unrated(self.levels)[0], self._state)
         for begin in range(0, len(texts), AT_ONCE):
@@ -286,8 +291,9 @@ class ContinualLearner:
         """
         path = saved.newest(local_path(directory))
         metadata, own = saved.read_metadata(path), json.loads(json.dumps(self._metadata()))
-        for name in ("format", "model", "weights", "tokenizer", "levels", "question", "before"):
-            if metadata.get(name, "" if name == "before" else None) != own[name]:
+        older = {"before": "", "parameters": own["parameters"]}  # where these are missing
+        for name in ("format", "model", "parameters", "tokenizer", "levels", "question", "before"):
+            if metadata.get(name, older.get(name)) != own[name]:
                 raise InputError(f"{path}: {name} {metadata.get(name)}; expected {own[name]}")
         template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), named_leaves(self._state))
         leaves = saved.read_state(path, template)
@@ -297,12 +303,10 @@ class ContinualLearner:
         self.notes = metadata.get("notes", {})
 
     def _metadata(self) -> dict[str, Any]:
-        model = self._stacked.model
-        weights = np.asarray(model.embed.embedding[...])[:256].tobytes()
         return {
             "format": FORMAT,
-            "model": model.config.to_json(),
-            "weights": hashlib.sha256(weights).hexdigest(),
+            "model": self._stacked.model.config.to_json(),
+            "parameters": self._parameters,
             "tokenizer": self.tokenizer.digest,
             "levels": [dataclasses.asdict(level) for level in self.levels],
             "question": self.question,
@@ -313,12 +317,19 @@ class ContinualLearner:
             "frozen": [],
         }
 
+    @functools.cached_property
+    def _parameters(self) -> str:
+        return content_digest(self._stacked.model)
+
     def _ids(self, text: str) -> list[int]:
+        check_characters(text, f"text {reprlib.repr(text)}")
         return self.tokenizer.encode(text.encode())[0].tolist()
 
     def _asked(self, text: str) -> list[int]:
         """Tokens of a question, after others that make its length a multiple of 16: each length is compiled."""
-        ids = self._ids(self.question.format(text=text))
+        ids = self._ids(self.question.replace("{text}", text))
+        if not self.before:
+            ids = [*getattr(self.tokenizer, "begin_tokens", ()), *ids]
         return [self.end] * (16 - len(ids) % 16) + ids
 
     def _answer(self, label: str) -> list[int]:
@@ -337,23 +348,18 @@ class ContinualLearner:
     def _row(self, example: Example) -> tuple[list[int], int]:
         """Tokens of an example, and the number of those that are not learned."""
         if isinstance(example, str):
-            return [self.tokenizer.separator_id, *self._ids(example), self.tokenizer.separator_id], 1
+            begin = begin_ids(self.tokenizer)
+            return [*begin, *self._ids(example), self.tokenizer.separator_id], len(begin)
         prompt = self._asked(example[0])
         return [*prompt, *self._answer(example[1])], len(prompt)
 
-    def _groups(self, examples: Sequence[Example]) -> Iterator[list[list[Chunk]]]:
-        """Batches of examples as lists of their chunks: a few of one chunk each, or one of several."""
-        group: list[list[Chunk]] = []
-        for chunks in self._chunks(examples):
-            if group and (len(chunks) > 1 or len(group) == AT_ONCE):
-                yield group
-                group = []
-            group.append(chunks)
-            if len(chunks) > 1:
-                yield group
-                group = []
-        if group:
-            yield group
+    def _one_chunk(self, example: Example) -> Chunk:
+        """The first chunk of a text, or the last one of a labelled example, where its label is."""
+        tokens, given = self._row(example)
+        if not isinstance(example, str):
+            left_out = max(0, len(tokens) - 1 - self.chunk)
+            tokens, given = tokens[left_out:], max(1, given - left_out)
+        return cut([(tokens, given)], 1, self.chunk, self.fill)[0]
 
     def _chunks(self, examples: Sequence[Example]) -> Iterator[list[Chunk]]:
         """The chunks of each batch of examples."""

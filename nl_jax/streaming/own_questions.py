@@ -4,10 +4,12 @@ What a model reads as text it can often continue, but not find when it is asked 
 Models 3.1, 2023). So it learns what it answers while the text is in context, and can then answer without it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from nl_jax.data import Tokenizer
+from nl_jax.data.tokenizer import begin_ids
 from nl_jax.errors import InputError
 from nl_jax.models.language_model import LanguageModel
 from nl_jax.pretrained.level_stacking import StackedLevel
@@ -16,6 +18,7 @@ from nl_jax.streaming.together import written_lines
 
 LONGEST = 40  # tokens of a question, and of an answer
 RELATED = 8  # texts that are read before a question is answered
+SHORTEST = 4  # letters of a word that says what a text without names is about
 
 
 class Shown(NamedTuple):
@@ -71,8 +74,8 @@ def self_questions(
 
     Questions are sampled after each text. Their answers are the likeliest ones after the text and those around it that
     have a name in common with it, so that no question about one fact is answered with another. A question is kept if a
-    name in it stands in the text that it is about, and its answer, too, but not in the question. Texts about which few
-    were kept are asked about again.
+    name in it stands in the text that it is about, and its answer, too, but not in the question; in a text without
+    names its rarer long words take their place. Texts about which few were kept are asked about again.
 
     Args:
       model: a model that does not learn in context.
@@ -116,7 +119,7 @@ def self_questions(
     for number in range(rounds):
         asked = [i for i, found in kept.items() if len(found) < wanted for _ in range(wanted)]
         sampled = writer.lines(shown, [f"Text: {texts[i]}\nQuestion:" for i in asked], how, seed + number)
-        about = {q: i for i, q in zip(asked, sampled, strict=True) if q.endswith("?") and names[i] & set(_words(q))}
+        about = {q: i for i, q in zip(asked, sampled, strict=True) if q.endswith("?") and _is_about(q, names[i])}
         new = [question for question in about if question not in tried]
         prompts = [f"Text: {_related(texts, names, about[question])}\n{as_question(question)}" for question in new]
         answers = writer.lines(before_questions(examples), prompts, likeliest, 0)
@@ -164,7 +167,7 @@ class _Writer:
             self.model,
             self.tokenizer,
             [self._ids(prompt) for prompt in prompts],
-            before=[self.tokenizer.separator_id, *self._ids(before)],
+            before=[*begin_ids(self.tokenizer), *self._ids(before)],
             num_tokens=LONGEST,
             sampling=sampling,
             batch_size=self.batch_size,
@@ -180,9 +183,22 @@ def _words(text: str) -> list[str]:
 
 
 def _names(texts: Sequence[str]) -> list[set[str]]:
-    """The names in each text: words that some text has with a capital inside of it, or else the text's first word."""
+    """What each text is about: words that some text has with a capital inside of it, or else its other long words.
+
+    The latter are in lower case, and without those that stand in more than half of several texts.
+    """
     inside = {word for text in texts for word in _words(text)[1:] if word[:1].isupper()}
-    return [set(_words(text)) & inside or set(_words(text)[:1]) for text in texts]
+    lower = [{word.lower() for word in _words(text)} for text in texts]
+    counts = Counter(word for words in lower for word in words)
+    most = max(1, len(texts) // 2)
+    long = [{w for w in words if len(w) >= SHORTEST and counts[w] <= most} or words for words in lower]
+    return [set(_words(text)) & inside or long[i] for i, text in enumerate(texts)]
+
+
+def _is_about(question: str, names: set[str]) -> bool:
+    """Whether a question has one of the names, in which words in lower case stand for those with a capital, too."""
+    words = set(_words(question))
+    return bool(names & (words | {word.lower() for word in words}))
 
 
 def _related(texts: Sequence[str], names: Sequence[set[str]], index: int) -> str:

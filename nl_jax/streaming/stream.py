@@ -22,7 +22,7 @@ from nl_jax.models.chunk import learn_chunk, replace_level
 from nl_jax.models.in_context import initial_state, learning_schedule
 from nl_jax.streaming import saved
 from nl_jax.streaming.generation import checked_tokens, sample
-from nl_jax.trees import named_leaves
+from nl_jax.trees import content_digest, named_leaves
 
 FORMAT = 3  # 1 stored attention's keys rotated by absolute positions, 2 had other names for what memories have learned
 
@@ -200,6 +200,7 @@ class Stream:
                 "waiting": self._waiting,
                 "frozen": sorted(self._frozen),
                 "model": self.model.config.to_json(),
+                "parameters": content_digest(self.model),
             },
         )
 
@@ -218,6 +219,11 @@ class Stream:
         for name, value in metadata["model"].items():
             if own.get(name) != value:
                 raise InputError(f"{path}: a stream of another model, whose {name} is {value}, not {own.get(name)}")
+        if metadata.get("parameters", own_digest := content_digest(model)) != own_digest:
+            raise InputError(
+                f"{path}: a stream of a model with other parameters, such as of other training steps; expected "
+                "the same, or a new stream"
+            )
         stream = cls(model)
         template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), named_leaves(stream._state))
         leaves = saved.read_state(path, template)

@@ -273,6 +273,11 @@ def test_a_learner_of_texts_stores_its_share_and_answers_among_the_labels_seen(i
     assert int(replay.state.step) == 6  # twice 12 examples, but for the first batch, which found none stored
     assert all(np.all(leaf >= 0) for leaf in elastic.learner.pull["adam"].strength.values())
     assert {label: len(texts) for label, texts in window.newest.items()} == {"one thing": 6, "another": 6}
+    shown = window.tokenizer.decode(np.asarray(window._prefix(10**6))).lstrip("\n")
+    assert shown.count("label: one thing\n\n") == shown.count("label: another\n\n") == 6
+    ids = window._prefix(10**6)
+    assert ids[-2:] == 2 * window.encode("\n")  # the last example ends as the others do
+    assert ids == [*window.encode("\n") * (len(ids) - len(window.encode(shown))), *window.encode(shown[:-2]), *ids[-2:]]
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from launcher_cases import results_of
+from launcher_cases import error_line, results_of
 from pretrained_cases import configuration, tensors_of, write_directory
 
 from experiments.continual import incorporate
@@ -15,7 +15,7 @@ from nl_jax.streaming import ContinualLearner
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
-    llama = configuration("llama")
+    llama = configuration("llama") | {"max_position_embeddings": 2048}
     write_directory(folder / "llama", llama, tensors_of(llama))
     (folder / "text.txt").write_text("The fox is brown. It is quick!\n\nf returns x.")
     (folder / "questions.jsonl").write_text(
@@ -60,6 +60,14 @@ def test_a_given_text_is_read_and_asked(inputs, tmp_path, capsys):
     assert (tmp_path / "run/metrics.jsonl").read_text().count("levels_text/document_0") == 2
     assert call(inputs, tmp_path / "run", *files, "--methods=without,in_context,levels_text") == 0
     assert capsys.readouterr().out == out
+
+
+def test_a_document_that_the_model_does_not_see_whole_is_refused(inputs, tmp_path, capsys):
+    (tmp_path / "long.txt").write_text("The fox is brown. " * 2000)
+    files = [f"--text={tmp_path / 'long.txt'}", f"--questions={inputs / 'questions.jsonl'}"]
+    assert call(inputs, tmp_path / "run", *files, "--methods=without,in_context") == 2
+    assert "tokens with a question; the model sees" in error_line(capsys)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -194,4 +194,77 @@ def test_rows_with_labels_are_questions_too(inputs, tmp_path, asked):
     flags = [f"--pretrained={inputs / 'llama'}", "--ask_itself", "--text_column=body", "--label_column=class"]
     assert learn.main(["learn", f"--workdir={workdir}", *flags, "--passes=1", str(inputs / "labels.csv")]) == 0
     assert results_of(workdir)["figures"]["examples"] == 6
-    assert asked == [[]]
+    assert asked == []
+
+
+def test_questions_that_were_asked_are_kept_when_it_is_stopped(inputs, tmp_path, monkeypatch):
+    text, workdir, calls = tmp_path / "notes.txt", tmp_path / "run", []
+    text.write_text("One. Two. Three.")
+
+    def questions(model, tokenizer, texts, *, told):
+        calls.append(texts)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        told(len(texts))
+        return [(f"{texts[0]}?", "quick")]
+
+    monkeypatch.setattr(learn, "self_questions", questions)
+    monkeypatch.setattr(learn, "ASKED_TOGETHER", 1)
+    flags = ["learn", f"--workdir={workdir}", f"--pretrained={inputs / 'llama'}", "--ask_itself", "--passes=1"]
+    assert learn.main([*flags, str(text)]) != 0
+    assert learn.main([*flags, str(text)]) == 0
+    assert calls == [["One."], ["Two."], ["Two."], ["Three."]]
+    (notes,) = results_of(workdir)["figures"]["files"].values()
+    assert notes["asked"] == [["One.?", "quick"], ["Two.?", "quick"], ["Three.?", "quick"]]
+    assert notes["done"] == 3
+
+
+def test_a_text_about_which_nothing_is_asked_is_kept(inputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(learn, "self_questions", lambda *given, told: [])
+    give(monkeypatch, "Nothing.")
+    workdir = tmp_path / "run"
+    flags = ["learn", f"--workdir={workdir}", f"--pretrained={inputs / 'llama'}", "--ask_itself"]
+    assert learn.main(flags) == 0
+    assert "finds nothing to ask there" in capsys.readouterr().err
+    assert len(list((workdir / "received").iterdir())) == 1
+    (notes,) = results_of(workdir)["figures"]["files"].values()
+    assert "asked" not in notes
+
+
+def test_a_table_says_whether_it_has_labels_and_other_columns_are_other_examples(inputs, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    assert call_learn(inputs, workdir, inputs / "labels.csv", "--text_column=body") == 0
+    assert "6 texts without labels; --label_column names their column" in capsys.readouterr().err
+    assert results_of(workdir)["figures"]["labels"] == []
+    assert call_learn(inputs, workdir, inputs / "labels.csv", "--text_column=body", "--label_column=kind") == 2
+    assert "no column 'kind'" in error_line(capsys)
+    assert call_learn(inputs, workdir, inputs / "labels.csv", "--text_column=body", "--label_column=class") == 0
+    assert results_of(workdir)["figures"]["labels"] == ["return", "12345"]
+
+
+def test_what_came_on_standard_input_needs_its_columns_once(inputs, tmp_path, monkeypatch):
+    workdir, learn_batch = tmp_path / "run", learn._learn_batch
+    give(monkeypatch, "body,class\nx,return\ny,12345\n")
+
+    def stopped(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(learn, "_learn_batch", stopped)
+    columns = ["--form=csv", "--text_column=body", "--label_column=class"]
+    flags = ["learn", f"--workdir={workdir}", f"--pretrained={inputs / 'llama'}", *FLAGS]
+    assert learn.main([*flags, *columns]) != 0
+    monkeypatch.setattr(learn, "_learn_batch", learn_batch)
+    assert learn.main([*flags, str(inputs / "facts.txt")]) == 0
+    assert results_of(workdir)["figures"]["labels"] == ["return", "12345"]
+    assert list((workdir / "received").iterdir()) == []
+
+
+def test_a_question_keeps_its_commas_and_a_line_its_separators(learned, monkeypatch, capsys):
+    read = []
+    monkeypatch.setattr(ask, "_answer", lambda learner, pretrained, text, *given: read.append(text))
+    assert call_ask(learned, "--question=Hello, how are you?") == 0
+    assert read == ["Hello, how are you?"]
+    give(monkeypatch, "x\u2028y\x0cz\r\ny\n")
+    capsys.readouterr()
+    assert call_ask(learned, "--classify") == 0
+    assert len(capsys.readouterr().out.split()) == 2

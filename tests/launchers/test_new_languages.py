@@ -16,6 +16,7 @@ from experiments.continual_methods.translation import (
     generated,
     guessed,
     learned_by,
+    most_pairs,
     read_pairs,
 )
 from nl_jax import InputError
@@ -28,6 +29,7 @@ def inputs(tmp_path_factory):
     llama = configuration("llama") | {"max_position_embeddings": 256}
     write_directory(folder / "llama", llama, tensors_of(llama))
     (folder / "pairs.tsv").write_text("".join(f"le mot {n}\tthe word {n}\n" for n in range(8)) + "\nle mot 0\ttwice\n")
+    (folder / "many.tsv").write_text("".join(f"le mot {n}\tthe word {n}\n" for n in range(20)))
     return folder
 
 
@@ -43,7 +45,7 @@ def call(inputs, workdir, *more):
 
 
 def test_given_languages_are_learned_one_after_the_other(inputs, tmp_path, capsys):
-    pairs = [f"--pairs_{language}={inputs / 'pairs.tsv'}" for language in "ab"]
+    pairs = [f"--pairs_{language}={inputs / 'many.tsv'}" for language in "ab"]
     methods = "--methods=guess,without,in_context,levels_2"
     assert call(inputs, tmp_path / "run", *pairs, methods) == 0
     out = capsys.readouterr().out
@@ -128,12 +130,34 @@ def test_pairs_are_read_once_and_drawn_by_seed(inputs, tmp_path):
     pairs = read_pairs(str(inputs / "pairs.tsv"), 8)
     assert pairs[0] == ("le mot 0", "the word 0")
     assert len(pairs) == 8
-    text = drawn(pairs, 0, 5, 3)
+    (text,) = drawn([pairs], 0, 5, 3)
     assert sorted(text.learned + text.tested) == sorted(pairs)
-    assert drawn(pairs, 0, 5, 3) == text != drawn(pairs, 1, 5, 3)
+    assert drawn([pairs], 0, 5, 3) == [text] != drawn([pairs], 1, 5, 3)
     (tmp_path / "bad.tsv").write_bytes(b"a\tb\nc\t\n")
     with pytest.raises(InputError, match=r"bad.tsv:2: 2 columns; expected a sentence, a tab"):
         read_pairs(str(tmp_path / "bad.tsv"), 1)
     (tmp_path / "bad.tsv").write_bytes(b"\xff\tb\n")
     with pytest.raises(InputError, match="not UTF-8 at byte 0"):
         read_pairs(str(tmp_path / "bad.tsv"), 1)
+
+
+def test_no_tested_sentence_of_a_file_is_learned_in_the_other_language():
+    languages = [[(f"{name} {i}", f"word {i}") for i in range(20 + 3 * place)] for place, name in enumerate("ab")]
+    for seed in range(5):
+        texts = drawn(languages, seed, 6, 4)
+        learned = {english for text in texts for _, english in text.learned}
+        assert [(len(text.learned), len(text.tested)) for text in texts] == [(6, 4), (6, 4)]
+        assert not learned & {english for text in texts for _, english in text.tested}
+    with pytest.raises(InputError, match=r"--tests=9: \d sentences are left whose English no language learns"):
+        drawn([languages[0][:12], languages[0][:12]], 0, 6, 9)
+
+
+def test_more_pairs_than_invented_languages_have_are_tuned_on_what_these_have(inputs, tmp_path, monkeypatch):
+    """Rates are chosen on invented languages, before which nothing may fail that a flag cannot mend."""
+    sizes, choices = [], []
+    monkeypatch.setattr(new_languages, "generated", lambda seed, *given: sizes.append(given))
+    monkeypatch.setattr(new_languages, "choose_settings", lambda names, *given: choices.append(names))
+    given = {"methods": ["levels_1"], "quick": False, "words": 10, "sentences": 1000, "tests": 20, "passes": 1}
+    new_languages.Comparison(given | {"seeds": 1}, [], tmp_path)._choose(None, {"settings": {}})
+    assert choices == [["levels_1"]]
+    assert sizes == [(most_pairs(10) - 20, 20, 10)]

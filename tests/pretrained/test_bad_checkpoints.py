@@ -8,6 +8,7 @@ from pretrained_cases import configuration, tensors_of, tokenizer, write_directo
 
 from nl_jax import InputError
 from nl_jax.pretrained import Pretrained, load_pretrained
+from nl_jax.pretrained.hf_config import from_hf
 
 Q = "model.layers.1.self_attn.q_proj.weight"
 
@@ -170,3 +171,10 @@ def test_other_refusals(tmp_path):
         refuses.chat([{"role": "user"}])
     with pytest.raises(InputError, match="chat template: Expected an expression"):
         Pretrained(read.model, read.tokenizer, "{% if %}").chat([])
+
+
+def test_a_value_that_is_null_is_the_default(tmp_path):
+    null = dict.fromkeys(("max_position_embeddings", "rms_norm_eps", "rope_theta", "num_key_value_heads", "head_dim"))
+    given = {**configuration("llama"), "num_key_value_heads": configuration("llama")["num_attention_heads"]}
+    left_out = {name: value for name, value in given.items() if name not in null}
+    assert from_hf(left_out | null, "config.json") == from_hf(left_out, "config.json")

@@ -236,6 +236,7 @@ LEVELS = {
     "rank": ({"rank": 0, "rule": "adam"}, "rank=0"),
     "rank of a preconditioner": ({"rank": 2}, "whole matrices"),
     "block": ({"blocks": (LAYERS,)}, f"block {LAYERS}"),
+    "no units": ({"units": (0.0, 0.001)}, r"units=\(0.0, 0.001\): none of \d+ hidden units"),
 }
 
 

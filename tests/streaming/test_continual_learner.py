@@ -137,6 +137,66 @@ def test_another_learner_s_files_are_refused_with_what_differs(model, tmp_path, 
         other.load(tmp_path / "saved")
 
 
+def test_what_a_taught_model_has_in_its_weights_is_not_added_again(model, tmp_path):
+    learner = make(model)
+    learner.learn(EXAMPLES)
+    learner.save(tmp_path / "saved")
+    with pytest.raises(InputError, match="parameters"):
+        make(learner.model).load(tmp_path / "saved")
+
+
+def test_braces_in_a_question_are_characters(model):
+    for question in ('{text} {"label":', "{text} -> {label}", "{{text}}:"):
+        learner = make(model, question=question)
+        learner.learn([("sky", "blue")])
+        asked = question.replace("{text}", "sky")
+        assert learner.tokenizer.decode(np.asarray(learner.prompt("sky"))) == asked
+
+
+def test_half_of_a_surrogate_pair_is_refused(model):
+    learner = make(model)
+    for example in ("hi \ud83d", ("hi \ud83d", "x"), ("hi", "x \ud83d")):
+        with pytest.raises(InputError, match="half of a surrogate pair"):
+            learner.learn([example])
+
+
+def test_the_beginning_of_a_long_question_is_read_and_is_no_update(model):
+    """The label is learned with the whole question before it, as if it were one chunk."""
+    levels = [dataclasses.replace(LEVELS[1], period=1, retention=0.9)]
+    long, whole = make(model, levels, chunk=32), make(model, levels, chunk=128)
+    text = ("what is it called? " * 3, "sky")
+    for learner in (long, whole):
+        learner.learn(EXAMPLES[:1])
+    found, expected = long.learn([text]), whole.learn([text])
+    assert found.tokens == expected.tokens == 5
+    assert found.updated == expected.updated == {"slow": 1}
+    assert found.loss == pytest.approx(expected.loss, abs=1e-4)
+    (importance,) = long.importance([text]).values()
+    assert all(np.any(np.asarray(leaf) > 0) for leaf in jax.tree.leaves(importance))
+
+
+def test_a_text_begins_with_what_the_model_expects(model):
+    """Once, before all else: not in what is between."""
+
+    class Begun(ByteTokenizer):
+        begin_tokens = (7,)
+
+    def tokens(example, **options):
+        learner = ContinualLearner(model, Begun(), LEVELS, batch_size=1, chunk=64, **options)
+        return learner.prompt(example[0]), learner._row(example)[0], learner._row("a text")
+
+    prompt, row, (text, given) = tokens(("sky", "blue"))
+    assert text[0] == 7
+    assert text.count(7) == 1
+    assert given == 1
+    assert prompt.count(7) == row.count(7) == 1
+    assert bytes(prompt[prompt.index(7) + 1 :]) == b"sky\nlabel:"
+    prompt, row, _ = tokens(("sky", "blue"), before="Examples.")
+    assert prompt[0] == 7
+    assert prompt.count(7) == 1
+    assert row.count(7) == 0
+
+
 def test_a_chunk_that_diverges_is_named_and_the_state_before_it_is_kept():
     """In the middle of a call, too: what came before is learned, what comes after is not."""
     bad = make_model(tied_head=False)

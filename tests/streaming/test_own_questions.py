@@ -106,3 +106,13 @@ def test_bad_numbers_are_one_clear_error(model, options):
 @pytest.mark.slow
 def test_a_random_model_asks_nothing_of_use(model):
     assert self_questions(model, ByteTokenizer(), TEXTS[:1], EXAMPLES, rounds=1) == []
+
+
+def test_a_text_without_names_is_asked_about_by_its_rarer_long_words(model, monkeypatch):
+    texts = ["Press the red button.", "The filter must be cleaned every month.", "Water must never reach the motor."]
+    sampled = {texts[1]: ["How often must the filter be cleaned?"], texts[2]: ["How often must it be?"]}
+    pupil = Pupil(sampled, {"How often must the filter be cleaned?": "every month", "How often must it be?": "never"})
+    monkeypatch.setattr(module, "_Writer", pupil)
+    found = self_questions(model, ByteTokenizer(), texts, EXAMPLES, wanted=1, rounds=1)
+    assert found == [("How often must the filter be cleaned?", "every month")]
+    assert pupil.read[0][0].startswith(f"Text: {texts[1]}\n")  # the others have no such word in common with it
