@@ -32,11 +32,12 @@ computed again) as a share of the peak of bfloat16 matrix products: the maker's,
 program is compiled with the first of --remat's policies none, dots and block whose step fits into memory.
 
 All models have the same embedding and, in each layer, one feed-forward block of the same size; those of a --preset have
-the same number of parameters instead. They train in float32, or in --dtype, on random tokens on one device. Models are
-measured in turn, round by round, so that ratios come from the same minutes; gpu measures one after the other. Times are
-medians over the rounds. FLOPs are those of the matrix products in the program, including recomputation. The peak is the
-speed of the fastest product of two large float32 matrices in the same rounds. Memory is the memory that XLA allocates
-for a step: arguments, outputs and temporaries; of PyTorch it is what it held at most.
+the same number of parameters instead, and competitors the sizes of its Transformer. They train in float32, or in
+--dtype, on random tokens on one device. Models are measured in turn, round by round, so that ratios come from the same
+minutes; gpu measures one after the other. Times are medians over the rounds. FLOPs are those of the matrix products in
+the program, including recomputation. The peak is the speed of the fastest product of two large float32 matrices in the
+same rounds. Memory is the memory that XLA allocates for a step: arguments, outputs and temporaries; of PyTorch it is
+what it held at most.
 
 The workdir gets config.json, results.json and a plot. The same command resumes a stopped run, and prints the tables
 again when everything is measured. To measure again, use another workdir.
@@ -48,6 +49,7 @@ from typing import Any
 from absl import flags
 
 from experiments.benchmarking.competitors import COMPETITORS
+from experiments.benchmarking.compiling import end_process
 from experiments.benchmarking.run import DEFAULTS, LENGTHS, Run
 from experiments.benchmarking.subjects import SUBJECTS
 from experiments.common import launcher
@@ -73,9 +75,9 @@ def define_flags() -> flags.FlagValues:
     define(flags.DEFINE_string, "preset", None, f"Size of the models: {', '.join(PRESETS)}. Default: for gpu base.")
     define(flags.DEFINE_float, "max_minutes", 8.0, "Minutes after which gpu and kernel start no other measurement.")
     define(flags.DEFINE_list, "lengths", None, f"Sequence lengths and batch sizes. Default: {lengths}.")
-    define(flags.DEFINE_integer, "width", 256, "Width of the models; a feed-forward block has twice as many units.")
-    define(flags.DEFINE_integer, "num_heads", 4, "Heads of the mixers.")
-    define(flags.DEFINE_integer, "num_layers", 2, "Layers, for mixers and scaling.")
+    define(flags.DEFINE_integer, "width", 256, "Width without --preset; a feed-forward block has twice as many units.")
+    define(flags.DEFINE_integer, "num_heads", 4, "Heads of the mixers, without --preset.")
+    define(flags.DEFINE_integer, "num_layers", 2, "Layers, without --preset; compile has --depths.")
     define(flags.DEFINE_list, "depths", ["2", "12"], "Numbers of layers, for compile.")
     define_dtype_flag(values)
     define_kernel_flag(values)
@@ -95,7 +97,10 @@ def define_flags() -> flags.FlagValues:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return launcher.run_subject(benchmark, SUBJECTS, define_flags(), __doc__, argv)
+    code = launcher.run_subject(benchmark, SUBJECTS, define_flags(), __doc__, argv)
+    if argv is None:  # a command, which is over: programs that were not compiled in time would keep its process
+        end_process(code)
+    return code
 
 
 def benchmark(subject: str, values: flags.FlagValues) -> None:

@@ -9,13 +9,16 @@ grid is extended until it is not. Then each model is trained with its best facto
 initial parameters and the order of the data, and is evaluated on the test text once, at the end of each run. All models
 have the same number of parameters (to 3 %), tokens and schedule.
 
-The same command resumes a stopped run. The workdir gets config.json (the configuration), metrics.jsonl (every step),
-compare.png (validation bits per byte against tokens: the mean over seeds, and a band from min to max), results.json
-(figures of each factor and seed), and MODEL/seed_N/checkpoints and tensorboard.
+The same command resumes a stopped run. A run with --schedule=constant can be given more --steps: every seed goes on
+from its last step with the factor that was chosen before, so the factors are not tried again. The workdir gets
+config.json (the configuration), metrics.jsonl (every step), compare.png (validation bits per byte against tokens: the
+mean over seeds, and a band from min to max), results.json (figures of each factor and seed), and
+MODEL/seed_N/checkpoints and tensorboard.
 """
 
 import functools
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from absl import flags
 from experiments.common import launcher
 from experiments.common.grid import Grid, best_rate, rate_name
 from experiments.common.launcher import RESULTS
+from experiments.common.more_steps import kept_results
 from experiments.common.text_runs import (
     baselines_of,
     batches_of,
@@ -47,6 +51,7 @@ from nl_jax.training.plots import plot_seeds
 NAME = "compare"
 PLOT = "compare.png"
 TUNING_SEED = 2**31 - 1  # never the seed of a final run
+TUNED_AT = "tuned_at_steps"  # key in results.json of the --steps with which the factors were tried, if they were others
 
 
 def define_flags() -> flags.FlagValues:
@@ -75,6 +80,7 @@ def compare(values: flags.FlagValues) -> None:
         "inputs": config["inputs"],
     }
     results = launcher.claim_workdir(workdir, config, metadata, written=(PLOT, *values.models))
+    keep_factors(results, from_writer(lambda: factors_before(workdir, values)))
     launcher.say(summary_of(values, data))
     if "baselines" not in results:
         results["baselines"] = from_writer(lambda: baselines_of(data))
@@ -107,6 +113,27 @@ def compare(values: flags.FlagValues) -> None:
             if is_writer():
                 plot(workdir, results)
     report(workdir, values, results)
+
+
+def factors_before(workdir: Path, values: flags.FlagValues) -> dict[str, Any]:
+    """The tuning of the run before it was given other steps, and these steps; empty if it had not tried all factors.
+
+    Only a run that has tried all factors can have trained seeds, and their checkpoints hold what these factors made.
+    """
+    for path in kept_results(workdir):
+        earlier = launcher.read_json(path) or {}
+        tuning = {name: earlier.get("models", {}).get(name, {}).get("tuning", {}) for name in values.models}
+        if all(next(Grid(values.points).search(1.0, losses), None) is None for losses in tuning.values()):
+            return {"tuning": tuning, TUNED_AT: earlier.get(TUNED_AT, earlier["configuration"]["flags"]["steps"])}
+    return {}
+
+
+def keep_factors(results: dict[str, Any], before: Mapping[str, Any]) -> None:
+    """Puts the result of `factors_before` into the results of a run of which no seed has ended yet."""
+    if before and not any(figures["seeds"] for figures in results["models"].values()):
+        results[TUNED_AT] = before[TUNED_AT]
+        for name, losses in before["tuning"].items():
+            results["models"][name]["tuning"] = losses
 
 
 def _validation(fit: Any, factor: float) -> float | None:
@@ -152,6 +179,8 @@ def report(workdir: Path, values: flags.FlagValues, results: dict[str, Any]) -> 
     launcher.print_table(rows)
     rates = f"{values.learning_rate:g} and {values.matrix_learning_rate:g} (hidden matrices)"
     print(f"Bits per byte, mean ± standard deviation over the seeds; rates times 1 are {rates}, by {values.optimizer}.")
+    if TUNED_AT in results:
+        print(f"The rates were chosen at --steps={results[TUNED_AT]}, before this run was given {values.steps}.")
     print(f"Everything is in {workdir}: {RESULTS}, {METRICS}, {PLOT}, MODEL/seed_N/checkpoints")
 
 

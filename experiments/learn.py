@@ -214,6 +214,7 @@ def _asked(learner: ContinualLearner, source: Source, pretrained: Pretrained, sa
     texts = [sentence for text in source.examples if isinstance(text, str) for sentence in sentences(text)]
     begun = entry.get("sentences", len(texts) if "asked" in entry else 0)
     shown = f"questions about {Path(source.name).name}"
+    bar: Any
     with progress_bar(shown, len(texts), begun) if begun < len(texts) else contextlib.nullcontext() as bar:
         for start in range(begun, len(texts), ASKED_TOGETHER):
             part = texts[start : start + ASKED_TOGETHER]

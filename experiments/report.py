@@ -4,8 +4,10 @@
     python -m experiments.report --live --workdir=runs/first
 
 The page is written as report.md and as report.html, which holds its pictures. A claim holds where Hope is better than
-each model it is compared with by more than the standard deviations of both over seeds; it does not at this size where
-Hope is worse by more than that in one comparison; else, and without a run that decides, it cannot be told.
+each model, method or reference that it is compared with by more than the standard deviations of both over seeds, at
+least two of each; it does not at this size where Hope is worse by more than that in one comparison; else it cannot be
+told, as where both are at the ceiling, where the runs lack something that the claim speaks of, and without a run that
+is finished. At the ceiling MAD's claim, "at or above", holds. All formal languages must be right, in every seed.
 
 With --live it is the page of one run while it trains, live.html in the run's workdir: loss, validation, norms of
 levels, memory, where the time went, and what the models of experiments.language_model write at their newest

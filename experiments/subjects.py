@@ -44,7 +44,14 @@ from experiments.common.host_flags import remove_host_flags
 from experiments.common.launcher import RESULTS
 from experiments.common.mixer_options import configuration
 from experiments.common.path_flags import define_paths
-from experiments.common.text_runs import batches_of, check, fit_model, fixed_flags, flags_with_seeds
+from experiments.common.text_runs import (
+    batches_of,
+    check,
+    evaluation_sizes,
+    fit_model,
+    fixed_flags,
+    flags_with_seeds,
+)
 from experiments.subject_changes.texts import cut_streams, texts_of
 from nl_jax import InputError
 from nl_jax.data import (
@@ -125,8 +132,7 @@ def train(values: flags.FlagValues) -> None:
     }
     read = {name: summary.as_json() for name, summary in summaries.items()}
     config["inputs"] = {**launcher.inputs_of(values), "read": read}
-    sizes: dict[str, Any] = {name: values[name].value for name in ("batch_size", "seq_len", "document_boundaries")}
-    validation = evaluation_batches(data.validation, **sizes, max_tokens=VALIDATION_TOKENS)
+    validation = evaluation_batches(data.validation, **evaluation_sizes(values), max_tokens=VALIDATION_TOKENS)
     batches = batches_of(values, data, mesh)._replace(validation=validation)
     metadata = {
         "inputs": config["inputs"],

@@ -103,7 +103,7 @@ def text(tmp_path_factory):
         lines = (f"{name} {i} that is long enough for every command\n" for i in range(20_000))
         path.with_name(f"{name}.txt").write_text("".join(lines))
     write_labelled(path.parent / "labelled")
-    llama = configuration("llama")
+    llama = configuration("llama") | {"max_position_embeddings": 2048}  # which sees a document whole
     write_directory(path.parent / "llama", llama, tensors_of(llama))
     return path
 
@@ -142,7 +142,8 @@ def test_every_command_gets_past_all_checks(name, arguments, text, tmp_path, mon
         more += [f"--data_dir={text.parent / 'labelled'}", "--layer=1", "--tasks=3"]
     if "--questions=questions.jsonl" in arguments:
         (text.parent / "q.jsonl").write_text('{"question": "Which line?", "answer": "the first"}\n')
-        more += [f"--text={text}", f"--questions={text.parent / 'q.jsonl'}"]
+        (text.parent / "short.txt").write_text("The first line. The second line.\n")
+        more += [f"--text={text.parent / 'short.txt'}", f"--questions={text.parent / 'q.jsonl'}"]
     if "--pairs_a=a.tsv" in arguments:
         (text.parent / "pairs.tsv").write_text("".join(f"mot {n}\tword {n}\n" for n in range(200)))
         more += [f"--pairs_{language}={text.parent / 'pairs.tsv'}" for language in "ab"]

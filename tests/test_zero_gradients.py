@@ -1,11 +1,15 @@
 """Derivatives of second order and higher are finite where what is differentiated twice is zero."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from in_context_cases import VARIANTS, make, text
 
 from nl_jax.levels import Schedule, from_optax
@@ -46,13 +50,57 @@ def test_clipping_is_optax_clipping(size):
     found, _ = clip_by_norm(1.0).update(tree, optax.EmptyState())
     expected, _ = optax.clip_by_global_norm(1.0).update(tree, optax.EmptyState())
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-    np.testing.assert_allclose(smooth_norm(tree), optax.tree.norm(tree))
+    np.testing.assert_allclose(smooth_norm(tree), size, rtol=1e-6)  # that of optax is 0 where squares underflow
     if size > 1e-15:  # below, optax's own slope is not finite in float32
         weigh = lambda clip: lambda t: sum(jnp.sum(x**2 + x) for x in jax.tree.leaves(clip.update(t, ())[0]))  # noqa: E731
         slopes = [jax.grad(weigh(clip))(tree) for clip in (clip_by_norm(1.0), optax.clip_by_global_norm(1.0))]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *slopes)
     with pytest.raises(ValueError, match=r"max_norm=0\.0: expected a positive number"):
         clip_by_norm(0.0)
+
+
+@settings(max_examples=40)
+@given(
+    entries=st.lists(st.floats(-1, 1, allow_subnormal=False), min_size=3, max_size=3),
+    size=st.floats(-30, 30).map(lambda power: 10**power),
+    max_norm=st.one_of(st.sampled_from([math.inf, 1e20, 1e-20]), st.floats(-30, 30).map(lambda power: 10**power)),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
+)
+def test_any_updates_are_clipped_at_any_norm(entries, size, max_norm, dtype):
+    """As computed with infinite range; optax agrees wherever its squares neither overflow nor underflow."""
+    updates = jnp.asarray(np.array(entries) * size, dtype)
+    found, pull = jax.vjp(lambda u: clip_by_norm(max_norm).update(u, ())[0], updates)
+    (slopes,) = pull(jnp.ones_like(found))
+    assert bool(jnp.all(jnp.isfinite(slopes)))
+    exact = np.asarray(updates, np.float64)
+    norm = float(np.linalg.norm(exact))
+    if abs(norm - max_norm) < 1e-5 * norm:  # rounding decides
+        return
+    smallest = 2e-38 * max(1.0, min(norm, max_norm))  # what is smaller vanishes in the quotient, as in that of optax
+    tolerance = {"rtol": 2e-2 if dtype == jnp.bfloat16 else 2e-6, "atol": smallest}
+    expected = exact if norm < max_norm else exact / norm * max_norm
+    np.testing.assert_allclose(np.asarray(found, np.float64), expected, **tolerance)
+    if norm < max_norm:
+        np.testing.assert_array_equal(slopes, jnp.ones_like(found))
+    if 1e-15 < norm < 1e15:
+        by_optax = optax.clip_by_global_norm(max_norm).update(updates, ())[0]
+        np.testing.assert_allclose(np.asarray(found, np.float64), np.asarray(by_optax, np.float64), **tolerance)
+
+
+@pytest.mark.parametrize("max_norm", [math.inf, 1e20, 1.0, 1e-20])
+@pytest.mark.parametrize("size", [0.0, 1e-38, 1e-30, 1e-15, 0.3])
+def test_slopes_of_clipping_at_any_norm(max_norm, size):
+    """Three derivatives of what is not clipped are those of the identity, and one of what is clipped is exact."""
+    clip = lambda u: clip_by_norm(max_norm).update(u, ())[0]  # noqa: E731
+    updates = size * jnp.array([0.6, 0.8])
+    jacobian = jax.jacrev(clip)(updates)
+    if size < max_norm:
+        np.testing.assert_array_equal(jacobian, jnp.eye(2))
+        for twice in (jax.jacfwd(jax.jacrev(clip)), jax.jacfwd(jax.jacfwd(jax.jacrev(clip)))):
+            assert not jnp.any(twice(updates))  # NaN counts as true
+    else:
+        expected = max_norm / size * np.array([[0.64, -0.48], [-0.48, 0.36]])
+        np.testing.assert_allclose(jacobian, expected, rtol=1e-5)
 
 
 def test_a_nan_is_not_hidden_by_clipping():

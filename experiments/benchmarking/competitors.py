@@ -4,6 +4,7 @@ They are a Transformer with the attention of JAX, and models in PyTorch. The lat
 or a CUDA device. Building one raises ModuleNotFoundError if its package is not installed.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,13 +13,27 @@ from flax import nnx
 
 from experiments.benchmarking.timed_programs import Program, Sizes, our_program
 from experiments.benchmarking.torch_models import in_torch, torch_program, torch_transformer
+from nl_jax import InputError
 from nl_jax.models import LanguageModel, named_config
+
+
+def in_float32(build: Callable[[Sizes], Program]) -> Callable[[Sizes], Program]:
+    """Refuses other types for a program that computes in float32, since its speed would not be comparable."""
+
+    @functools.wraps(build)
+    def checked(sizes: Sizes) -> Program:
+        if sizes.dtype != "float32":
+            raise InputError(f"--dtype={sizes.dtype}: {build.__name__} computes in float32; expected --dtype=float32")
+        return build(sizes)
+
+    return checked
 
 
 def jax_attention(sizes: Sizes) -> Program:
     """The Transformer of ``nl_jax.models`` with `jax.nn.dot_product_attention`, which holds all scores at once."""
-    shape = {name: getattr(sizes, name) for name in ("vocab_size", "width", "num_heads", "num_layers", "mlp_hidden")}
-    config = named_config("transformer", "tiny", **shape, context_length=sizes.length)
+    names = ("vocab_size", "width", "num_heads", "num_layers", "mlp_hidden", "dtype", "remat")
+    fields = {name: getattr(sizes, name) for name in names}
+    config = named_config("transformer", "tiny", **fields, context_length=sizes.length)
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, window: int, empty: None) -> jax.Array:
         return jax.nn.dot_product_attention(query, key, value, is_causal=True)  # no text is longer than the window
@@ -32,6 +47,7 @@ def jax_attention(sizes: Sizes) -> Program:
     return our_program(config, sizes.batch_size, sizes.length, memory_limit=sizes.memory_limit, init_model=init_model)
 
 
+@in_float32
 @in_torch
 def titans_pytorch(sizes: Sizes) -> Program:
     """``MemoryAsContextTransformer`` of titans-pytorch, with the options of its README."""
@@ -56,6 +72,7 @@ def titans_pytorch(sizes: Sizes) -> Program:
     return torch_program(sizes, list(model.parameters()), loss)
 
 
+@in_float32
 @in_torch
 def nested_learning(sizes: Sizes) -> Program:
     """Hope of nested-learning with two CMS levels and chunks of 64, including the pass that updates its memories."""

@@ -1,24 +1,27 @@
 """The subject gpu: whole training steps of a preset's models on one accelerator, in a budget of minutes.
 
 Programs are measured in the order of their importance, in waves. Those of a wave that are in JAX are compiled at the
-same time, since compiling takes most of the minutes, and then measured one after the other while nothing compiles.
+same time, since compiling takes most of the minutes, and then measured one after the other. What is not compiled in
+time goes on compiling, since nothing can stop it: figures measured meanwhile say so, and the process ends without it.
 """
 
 import dataclasses
 import functools
 import gc
+import math
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiments.benchmarking import compiling
 from experiments.benchmarking.measurements import figures_of, progress
 from experiments.benchmarking.run import Figures, Run
-from experiments.benchmarking.timed_programs import Program, Sizes, Timing, Training, interleave, one_line
+from experiments.benchmarking.timed_programs import Program, Timing, Training, interleave, one_line, sizes_of
 from experiments.benchmarking.torch_models import device_memory, torch_transformer
 from experiments.common import launcher
 from nl_jax.costs import CHIPS, forward_flops
@@ -32,6 +35,11 @@ CHUNK_SIZES = (128, 256)
 POLICIES = ("none", "dots", "block")  # of rematerialisation, the first whose step fits into memory is measured
 CHIP_OF = {"H100": "h100", "H200": "h100"}  # words in a device's name; an H200 has the H100's arithmetic
 SHARE_OF_WAIT = 0.7  # of the minutes that are left, in which a wave must have compiled
+DISTURBED = "compiling_meanwhile"  # key of the number of programs that were compiling while one was measured
+
+
+class OutOfTime(Exception):
+    """A program has not been compiled in the time that its wave had."""
 
 
 class Row(NamedTuple):
@@ -93,7 +101,7 @@ def waves_of(run: Run) -> list[list[Row]]:
 
 def model_row(run: Run, name: str, length: int, batch_size: int) -> Row:
     """A model at one length and batch size."""
-    config = run.config(name, length, run.values.num_layers)
+    config = run.config(name, length)
     return Row(name, dataclasses.replace(config, remat="none"), batch_size)
 
 
@@ -129,12 +137,11 @@ def measure_torch(run: Run, title: str, length: int, batch_size: int, deadline: 
     if run.record.get(key) is not None or time.monotonic() > deadline:
         return
     progress(f"measuring {key}")
-    config = run.config("transformer", length, run.values.num_layers)
-    shape = config.vocab_size, config.width, config.num_heads, config.num_layers, config.mlp_hidden
+    config = run.config("transformer", length)
     start = time.perf_counter()
     try:
         with device_memory() as peak:
-            program = torch_transformer(Sizes(*shape, batch_size, length), dtype=config.dtype, **options)
+            program = torch_transformer(sizes_of(config, batch_size), **options)
             program.step()
             seconds = time.perf_counter() - start
             figures = timed(run, program, config, batch_size, length)
@@ -154,25 +161,33 @@ def measure_wave(run: Run, rows: list[Row], deadline: float) -> None:
     if not missing or left <= 0:
         return
     progress(f"compiling {', '.join(row.key for row in missing)}")
-    pool = ThreadPoolExecutor(len(missing))
-    futures = [pool.submit(build, row, run.memory_limit) for row in missing]
+    end = time.monotonic() + SHARE_OF_WAIT * left
+    futures = compiling.start(build, [(row, run.memory_limit, end) for row in missing])
     wait(futures, timeout=SHARE_OF_WAIT * left)
-    pool.shutdown(wait=False, cancel_futures=True)
     while missing:
         row, future = missing.pop(0), futures.pop(0)  # nothing else holds a program that has been measured
-        if not future.done():
+        if not future.done() or isinstance(future.exception(), OutOfTime):
             progress(f"not compiled in time: {row.key}")
         elif time.monotonic() < deadline:
             progress(f"measuring {row.key}")
-            run.record.keep(row.key, measure_row(run, row, future))
+            others = compiling.under_way()
+            figures = measure_row(run, row, future)
+            run.record.keep(row.key, figures | ({DISTURBED: others} if others else {}))
             del future
             gc.collect()
 
 
-def build(row: Row, memory_limit: float) -> Compiled:
-    """Compiles the training step with the first policy of rematerialisation whose step fits into memory."""
+def build(row: Row, memory_limit: float, end: float = math.inf) -> Compiled:
+    """Compiles the training step with the first policy of rematerialisation whose step fits into memory.
+
+    Raises:
+        MemoryError: no policy's step fits.
+        OutOfTime: the clock `time.monotonic` was past ``end`` before a policy was tried.
+    """
     start = time.perf_counter()
     for policy in POLICIES:
+        if time.monotonic() > end:
+            raise OutOfTime
         config = dataclasses.replace(row.config, remat=policy)
         init = functools.partial(with_blocks, config) if row.in_blocks else None
         training = Training(config, row.batch_size, config.context_length, init)
@@ -233,9 +248,16 @@ def report(run: Run) -> None:
         print(f"{length:,} tokens, batch {size}")
         launcher.print_table(table(found, peak["flops_per_second"], nominal))
         for title, figures in found.items():
-            if figures is None or "problem" in figures:
-                print(f"{title}: {figures['problem'] if figures else 'not measured: the minutes were over'}")
+            print_remarks(title, figures)
         print()
+
+
+def print_remarks(title: str, figures: Figures | None) -> None:
+    """Prints why a program has no figures, or what disturbed its measurement."""
+    if figures is None or "problem" in figures:
+        print(f"{title}: {figures['problem'] if figures else 'not measured: the minutes were over'}")
+    elif DISTURBED in figures:
+        print(f"{title}: measured while others ({figures[DISTURBED]}) were still compiling, so it may be faster alone")
 
 
 def table(found: Mapping[str, Figures | None], peak: float, nominal: float | None) -> list[tuple[str, ...]]:

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 
-from experiments.benchmarking.gpu import Row, key_of, measure_wave, model_row
+from experiments.benchmarking.gpu import Row, key_of, measure_wave, model_row, print_remarks
 from experiments.benchmarking.run import Figures, Run
 from experiments.common import launcher
 from nl_jax import InputError
@@ -33,8 +33,7 @@ def kernel(run: Run) -> None:
         launcher.print_table(table(found))
         for name, figures in found.items():
             for choice, row in zip(choices, figures, strict=True):
-                if row is None or "problem" in row:
-                    print(f"{name} {choice}: {row['problem'] if row else 'not measured: the minutes were over'}")
+                print_remarks(f"{name} {choice}", row)
         print()
 
 

@@ -12,16 +12,16 @@ import optax
 from flax import nnx
 
 from experiments.benchmarking.competitors import COMPETITORS
-from experiments.benchmarking.run import VOCAB_SIZE, Figures, Run
+from experiments.benchmarking.run import Figures, Run
 from experiments.benchmarking.timed_programs import (
     Program,
-    Sizes,
     Timing,
     Training,
     interleave,
     matrix_product,
     one_line,
     our_program,
+    sizes_of,
 )
 from nl_jax.data import Packed, evaluation_batches
 from nl_jax.models import LanguageModel, LanguageModelConfig
@@ -43,11 +43,10 @@ def measure(run: Run, length: int, batch_size: int, *, competitors: Sequence[str
         built.
     """
     values = run.values
-    shape = VOCAB_SIZE, values.width, values.num_heads, values.num_layers, 2 * values.width
-    sizes = Sizes(*shape, batch_size, length, run.memory_limit)
+    sizes = sizes_of(run.config("transformer", length), batch_size, run.memory_limit)
     builders: dict[str, Callable[[], Program]] = {}
     for name in values.models:
-        config = run.config(name, length, values.num_layers)
+        config = run.config(name, length)
         limit = run.memory_limit
         builders[name] = functools.partial(our_program, config, batch_size, length, memory_limit=limit, whole=whole)
     for name in competitors:
@@ -133,7 +132,7 @@ def gradient_norms(run: Run, length: int, batch_size: int, text: Packed) -> Figu
     norms = {}
     for name in run.values.models:
         progress(f"{length}:{batch_size} gradient of {name}")
-        model = LanguageModel(run.config(name, length, run.values.num_layers), rngs=nnx.Rngs(0))
+        model = LanguageModel(run.config(name, length), rngs=nnx.Rngs(0))
         if getattr(model.blocks.mixer, "memories", None) is None:
             continue
         gradient = jax.jit(jax.grad(mean_loss))

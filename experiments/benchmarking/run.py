@@ -1,5 +1,6 @@
 """The argument of a subject of ``experiments.benchmark``: checked flags and the record of figures."""
 
+import dataclasses
 import os
 import re
 from collections.abc import Sequence
@@ -73,6 +74,7 @@ class Run:
             launcher.check_range(values, "memory_gib", 0)
         launcher.check_names("models", values.models, MODEL_NAMES, required=True)
         launcher.check_names("competitors", values.competitors, COMPETITORS)
+        _check_preset(values)
         self.lengths = _parse_lengths(values.lengths or LENGTHS[subject])
         self.depths = _parse_depths(values.depths)
         if subject != "pretrained":  # one text is read by all cores together
@@ -82,7 +84,7 @@ class Run:
             choose_backend("pallas", lambda backend: True)
         self.memory_limit = _device_memory() * share if values.memory_gib is None else values.memory_gib * 2**30
 
-        configs = {name: self.config(name, max(self.lengths)[0], values.num_layers) for name in values.models}
+        configs = {name: self.config(name, max(self.lengths)[0]) for name in values.models}
         for name, config in configs.items():
             try:
                 count_parameters(config)
@@ -99,23 +101,41 @@ class Run:
         )
         self.figures = self.record.figures
 
-    def config(self, model: str, length: int, num_layers: int) -> LanguageModelConfig:
-        """The configuration of a model; configurations differ in the mixer only, or are those of a preset."""
+    def only_length(self) -> tuple[int, int]:
+        """The length and batch size of a subject that measures at one; raises `InputError` if there are several."""
+        if len(self.lengths) > 1:
+            raise InputError(f"--lengths={','.join(self.values.lengths)}: expected one, as {self.values.lengths[0]}")
+        return self.lengths[0]
+
+    def config(self, model: str, length: int, num_layers: int | None = None) -> LanguageModelConfig:
+        """The configuration of a model; configurations differ in the mixer only, or are those of a preset.
+
+        Without ``num_layers`` it has as many layers as the flags say, or the preset.
+        """
         values = self.values
         sizes = {"chunk_size": values.chunk_size, "context_length": length, **compute_fields(values)}
         if values.preset is not None:
-            return named_config(model, values.preset, **sizes)
+            config = named_config(model, values.preset, **sizes)
+            return config if num_layers is None else dataclasses.replace(config, num_layers=num_layers)
         return named_config(
             model,
             "tiny",
             vocab_size=VOCAB_SIZE,
             width=values.width,
             num_heads=values.num_heads,
-            num_layers=num_layers,
+            num_layers=values.num_layers if num_layers is None else num_layers,
             mlp_hidden=2 * values.width,
             cms_periods=(1,),
             **sizes,
         )
+
+
+def _check_preset(values: flags.FlagValues) -> None:
+    """Raises `InputError` if sizes are given beside a preset, which has its own."""
+    for name in ("width", "num_heads", "num_layers"):
+        if values.preset is not None and values[name].present:
+            given = f"--{name}={values[name].value} --preset={values.preset}"
+            raise InputError(f"{given}: expected no --{name}, since a preset has sizes of its own")
 
 
 def _parse_lengths(pairs: Sequence[str]) -> list[tuple[int, int]]:

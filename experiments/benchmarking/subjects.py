@@ -125,7 +125,7 @@ def compile_times(run: Run) -> None:
     cache = jax.config.values["jax_compilation_cache_dir"]
     if cache:
         raise InputError(f"JAX_COMPILATION_CACHE_DIR={cache}: expected none, since programs in it are not compiled")
-    length, size = run.lengths[0]
+    length, size = run.only_length()
     rows = [("model", "layers", "compile s", "first step s")]
     models = {}
     for num_layers in run.depths:
@@ -142,13 +142,13 @@ def compile_times(run: Run) -> None:
 
 def remat(run: Run) -> None:
     """Measures the memory that each rematerialisation policy needs, and the operations that it repeats."""
-    length, size = run.lengths[0]
+    length, size = run.only_length()
     rows = [("model", "remat", "MiB of temporaries", "MFLOP/token", "x none")]
     measured = {}
     for name in run.values.models:
         for policy in POLICIES:
             title = f"{name}, {policy}"
-            config = dataclasses.replace(run.config(name, length, run.values.num_layers), remat=policy)
+            config = dataclasses.replace(run.config(name, length), remat=policy)
             measured[title] = figures = run.figures(
                 title, functools.partial(remat_figures, title, config, size, length)
             )

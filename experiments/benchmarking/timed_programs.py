@@ -24,9 +24,10 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Sizes(NamedTuple):
-    """The sizes of a model and its batch, named as in ``LanguageModelConfig``.
+    """The sizes of a model and its batch, and how it computes, named as in ``LanguageModelConfig``.
 
-    ``memory_limit`` is the largest number of bytes that a step may need; only programs in JAX check it.
+    ``memory_limit`` is the largest number of bytes that a step may need; only programs in JAX check it, and only they
+    use ``remat``.
     """
 
     vocab_size: int
@@ -37,6 +38,14 @@ class Sizes(NamedTuple):
     batch_size: int
     length: int
     memory_limit: float = math.inf
+    dtype: str = "float32"
+    remat: str = "none"
+
+
+def sizes_of(config: LanguageModelConfig, batch_size: int, memory_limit: float = math.inf) -> Sizes:
+    """The sizes of a model on sequences of its ``context_length``."""
+    shape = config.vocab_size, config.width, config.num_heads, config.num_layers, config.mlp_hidden
+    return Sizes(*shape, batch_size, config.context_length, memory_limit, config.dtype, config.remat)
 
 
 class Program(NamedTuple):

@@ -50,19 +50,19 @@ def device_memory() -> Iterator[Callable[[], int | None]]:
 
 
 @in_torch
-def torch_transformer(sizes: Sizes, *, dtype: str = "float32", compiled: bool = False) -> Program:
+def torch_transformer(sizes: Sizes, *, compiled: bool = False) -> Program:
     """The Transformer of ``nl_jax.models`` in PyTorch, with the fused ``scaled_dot_product_attention``.
 
     Args:
-        sizes: of the model and its batch.
-        dtype: type of activations and matrix products; parameters and AdamW are float32.
+        sizes: of the model and its batch; activations and matrix products have its ``dtype``, parameters and AdamW are
+            float32.
         compiled: whether ``torch.compile`` compiles the layers, all from one program, and the loss.
     """
     import torch
     from torch.nn import functional as F
 
     width, head_dim = sizes.width, sizes.width // sizes.num_heads
-    narrow = getattr(torch, dtype)
+    narrow = getattr(torch, sizes.dtype)
 
     def matrix(size_out: int, size_in: int) -> torch.nn.Parameter:
         return torch.nn.Parameter(torch.randn(size_out, size_in) * size_in**-0.5)

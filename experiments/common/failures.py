@@ -46,8 +46,9 @@ class Terminated(KeyboardInterrupt):
 
 def code_and_line(error: BaseException) -> tuple[int, str]:
     """The exit code for an error, and the line that describes it."""
-    if several() and not isinstance(error, InputError) and _OF_ANOTHER.search(str(error)):
-        reason = re.sub(r"\[external[^]]*\]", "", str(error))
+    lost = _of_another(error) if several() else None
+    if lost is not None:
+        reason = re.sub(r"\[external[^]]*\]", "", str(lost))
         error = ProcessLost(textwrap.shorten(reason, 120, placeholder=" ..."))
     match error:
         case ProcessLost():
@@ -72,6 +73,16 @@ def code_and_line(error: BaseException) -> tuple[int, str]:
             line = str(error).strip().splitlines()[0][:200]
             return REFUSED, f"{line}; expected smaller sizes, such as batch_size, seq_len or the preset"
     return FAULT, f"{type(error).__name__}: {error} (a fault of this program; the traceback is above)"
+
+
+def _of_another(error: BaseException) -> BaseException | None:
+    """JAX's error about another process: this one, or the one that a failed save names as its cause; None otherwise."""
+    cause = error.__cause__ if isinstance(error, StorageError) else error
+    # JAX raises these three; a path in any other error may well be called nccl_test
+    if not isinstance(cause, RuntimeError | ValueError | TimeoutError) or isinstance(cause, InputError):
+        return None
+    by_system = getattr(cause, "errno", None) is not None or "os_error_code" in str(cause)
+    return cause if not by_system and _OF_ANOTHER.search(str(cause)) else None
 
 
 def with_flags(error: BaseException, values: flags.FlagValues) -> BaseException:

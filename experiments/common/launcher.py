@@ -23,7 +23,7 @@ from absl import flags
 
 from experiments.common.failures import Terminated, fail, print_anything, with_flags, without_tracebacks
 from experiments.common.host_flags import hosts_of
-from experiments.common.more_steps import continued
+from experiments.common.more_steps import KEPT, continued
 from experiments.common.path_flags import INPUT_FLAGS
 from experiments.common.supervisor import CHILD, module_of, supervise
 from nl_jax import InputError, StorageError, __version__
@@ -231,7 +231,7 @@ def _claim(
         write_json(workdir / CONFIG, config)
     elif not same_flags(stored["flags"], config["flags"]):
         if (workdir / RESULTS).exists():
-            (workdir / RESULTS).rename(workdir / f"results_{stored['flags']['steps']}.json")
+            (workdir / RESULTS).rename(workdir / KEPT.format(stored["flags"]["steps"]))
         write_json(workdir / CONFIG, config)
     return results_of(workdir, config, metadata)
 

@@ -1,5 +1,6 @@
-"""Decides whether a run can continue with other --steps than it was started with."""
+"""Decides whether a run can continue with other --steps than it was started with, and finds its earlier results."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from nl_jax.training import learning_rate_schedule
 from nl_jax.training.checkpoint import saved_steps
 from nl_jax.training.loop import CHECKPOINTS
 
+KEPT = "results_{}.json"  # the results of a run before it was given other steps, by the steps that it had
 MAY_CHANGE = ("steps", "schedule")  # if the learning rates of the steps already taken stay the same
 
 
@@ -40,6 +42,13 @@ def continued(workdir: Path, stored: Mapping[str, Any], given: Mapping[str, Any]
             f"{stored['steps']}, or a new workdir; a run with --schedule=constant can be given more steps"
         )
     return changed
+
+
+def kept_results(workdir: Path) -> list[Path]:
+    """The files with a run's results before it was given other steps, that of the most steps first."""
+    found = {path: re.fullmatch(re.escape(KEPT).replace(r"\{\}", "([0-9]+)"), path.name) for path in workdir.glob("*")}
+    steps = {path: int(match[1]) for path, match in found.items() if match}
+    return sorted(steps, key=steps.__getitem__, reverse=True)
 
 
 def _rates(values: Mapping[str, Any], steps: int) -> np.ndarray:

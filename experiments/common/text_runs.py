@@ -70,7 +70,8 @@ def define_flags() -> flags.FlagValues:
         flags.DEFINE_integer,
         "profile",
         None,
-        "The first of three steps whose trace is recorded, for TensorBoard or Perfetto.",
+        "The first of three steps whose trace is recorded, for TensorBoard or Perfetto. A run that resumes after it "
+        "records its next three.",
     )
     define(
         flags.DEFINE_string,
@@ -195,11 +196,19 @@ def batches_of(values: flags.FlagValues, data: TextData, mesh: jax.sharding.Mesh
     Raises:
         InputError: the text is shorter than a sequence.
     """
-    sizes: dict[str, Any] = {name: values[name].value for name in ("batch_size", "seq_len", "document_boundaries")}
-    train = functools.partial(train_iterator, data.train, **sizes, rows=local_rows(mesh, values.batch_size))
+    shape: dict[str, Any] = {name: values[name].value for name in ("seq_len", "document_boundaries")}
+    rows = local_rows(mesh, values.batch_size)
+    train = functools.partial(train_iterator, data.train, batch_size=values.batch_size, **shape, rows=rows)
     train(seed=0)  # raises where the text is too short
+    sizes = evaluation_sizes(values)
     validation = evaluation_batches(data.validation, **sizes, max_tokens=VALIDATION_TOKENS)
     return Batches(train, validation, test=evaluation_batches(data.test, **sizes))
+
+
+def evaluation_sizes(values: flags.FlagValues) -> dict[str, Any]:
+    """The sizes of `evaluation_batches`: with as many rows as a microbatch, evaluation needs no more than training."""
+    shape = {name: values[name].value for name in ("seq_len", "document_boundaries")}
+    return {"batch_size": values.batch_size // values.accumulate, **shape}
 
 
 def optimizer_of(config: LanguageModelConfig, values: flags.FlagValues, rate_factor: float = 1.0) -> LevelOptimizers:

@@ -12,7 +12,7 @@ from nl_jax.evaluation import accuracies
 
 TEST_SEED = VALIDATION_SEED - 1  # never a training seed, nor that of validation data
 
-__all__ = ["TEST_SEED", "VALIDATION_SEED", "accuracy_of", "padded", "split"]
+__all__ = ["TEST_SEED", "VALIDATION_SEED", "accuracy_of", "padded", "reading", "split"]
 
 
 def accuracy_of(batches: Sequence[Batch]) -> Callable[[Any, jax.sharding.Mesh], Figures]:
@@ -28,6 +28,14 @@ def accuracy_of(batches: Sequence[Batch]) -> Callable[[Any, jax.sharding.Mesh], 
     return figures
 
 
+def reading(batch: Batch) -> Batch:
+    """The batch with what a model that learns in context learns from: the next symbols, and never the targets.
+
+    Positions with mask 1 are symbols.
+    """
+    return batch | {"read_mask": np.pad(batch["mask"][:, 1:], ((0, 0), (0, 1)))}
+
+
 def padded(batch: Batch, length: int) -> Batch:
     """The batch with positions at the end that do not count, so that batches of several tasks share one program."""
     more = length - batch["inputs"].shape[1]
@@ -40,4 +48,4 @@ def split(sequences: Batch, size: int) -> Iterator[Batch]:
     for start in range(0, count, size):
         rows = np.arange(start, start + size)
         batch = {name: array[np.where(rows < count, rows, start)] for name, array in sequences.items()}
-        yield batch | {"mask": batch["mask"] * (rows < count)[:, None].astype(np.float32)}
+        yield batch | {"mask": batch["mask"] * (rows < count)[:, None].astype(np.float32)}  # and none for reading

@@ -11,10 +11,11 @@ from experiments.common.path_flags import define_workdir
 from experiments.eval_runs.evaluation import Evaluation, Subtask
 from nl_jax import InputError
 from nl_jax.models import LanguageModelConfig, with_parameters
+from nl_jax.models.presets import PLAIN_ATTENTION
 
 QUICK, FULL = "quick", "full"
 SIZES = ("width", "num_heads", "num_layers", "chunk_size")
-COUNTS = (*SIZES, "batch_size", "steps", "eval_every", "seeds")
+COUNTS = (*SIZES, "attention_heads", "batch_size", "steps", "eval_every", "seeds")
 RATES = ("1e-3", "3e-3", "1e-2")
 
 
@@ -42,6 +43,8 @@ def define_flags(evaluation: Evaluation) -> flags.FlagValues:
     )
     define(flags.DEFINE_integer, "parameters", 0, parameters)
     define(flags.DEFINE_integer, "num_heads", 2, "Heads of the mixers.")
+    heads = f"Heads of attention without a convolution ({', '.join(PLAIN_ATTENTION)}), which needs more than memories."
+    define(flags.DEFINE_integer, "attention_heads", 4, heads)
     define(flags.DEFINE_integer, "num_layers", 2, "Blocks.")
     define(flags.DEFINE_integer, "chunk_size", 8, "Tokens between two boundaries of the memories.")
     define_mixer_option(values)
@@ -98,7 +101,9 @@ def configurations(
     sizes |= subtask.sizes
     found = {}
     for name in values.models:
-        fields: dict[str, Any] = {**sizes, **evaluation.variants.get(name, {})}
+        given = evaluation.variants.get(name, {})
+        heads = {"num_heads": values.attention_heads} if given.get("model", name) in PLAIN_ATTENTION else {}
+        fields: dict[str, Any] = {**sizes, **heads, **given}
         model, own = fields.pop("model", name), {**subtask.options, **fields.pop("mixer_options", {})}
         found[name] = configuration(values, model, "tiny", own=own, **fields)
         if values.parameters:

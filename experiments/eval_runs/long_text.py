@@ -167,9 +167,12 @@ def subtask(
 
 
 def _batch(rows: Sequence[Sequence[Question]], length: int, room: int, end: int) -> Batch:
-    """Inputs, targets and mask. After each prompt come the answer and its end, the targets, and ends up to ``room``."""
+    """Inputs, targets and mask. After each prompt come the answer and its end, the targets, and ends up to ``room``.
+
+    A model that learns in context learns from all texts, as it does from the prompts of a test.
+    """
     tokens = np.full((len(rows), length + 1), end, np.int32)
-    mask = np.zeros((len(rows), length), np.float32)
+    mask, inside = np.zeros((2, len(rows), length), np.float32)
     for row, questions in enumerate(rows):
         at = 0
         for prompt, answer, _ in questions:
@@ -177,8 +180,9 @@ def _batch(rows: Sequence[Sequence[Question]], length: int, room: int, end: int)
             stop = at + len(ids)
             tokens[row, at:stop] = ids
             mask[row, stop - min(len(answer) + 1, room) - 1 : stop - 1] = 1.0
+            inside[row, at : stop - 1] = 1.0
             at += length // len(questions)
-    return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "mask": mask}
+    return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "mask": mask, "read_mask": inside}
 
 
 def _graded(model: Any, questions: Sequence[Question], source: Source, room: int, length: int) -> float:

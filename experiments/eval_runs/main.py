@@ -1,7 +1,7 @@
 """The launcher of every evaluation: checks, runs, and reports what an `Evaluation` describes."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import flags
@@ -13,6 +13,7 @@ from experiments.eval_runs.evaluation import Evaluation
 from experiments.eval_runs.flags import apply_preset, configurations, define_flags
 from experiments.eval_runs.running import Cell, Runner
 from experiments.eval_runs.table import bars, rows_of
+from nl_jax import Diverged
 from nl_jax.models import count_parameters
 from nl_jax.plotting import save_figure
 from nl_jax.training.metrics import METRICS
@@ -71,6 +72,19 @@ def evaluate(evaluation: Evaluation, values: flags.FlagValues) -> None:
     draw = evaluation.figure or bars
     save_figure(draw(results), workdir / FIGURE)
     report(values, results)
+    check_diverged(results)
+
+
+def check_diverged(results: Mapping[str, Any]) -> None:
+    """Raises `Diverged` if some runs were not finite; all others are done, and in the table."""
+    diverged = [
+        f"{subtask}, {model}, seed {seed}: {message}"
+        for subtask, cells in results["subtasks"].items()
+        for model, cell in cells.items()
+        for seed, message in cell.get("diverged", {}).items()
+    ]
+    if diverged:
+        raise Diverged(f"the table lacks {len(diverged)} runs; {diverged[0]}")
 
 
 def _configuration(values: flags.FlagValues, evaluation: Evaluation, configs: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from nl_jax.models import LanguageModelConfig
 from nl_jax.training import MetricsWriter, finite_outputs, progress_bar
 from nl_jax.training.divergence import check_finite
 
+ALL = "all"  # in the place of a seed: no rate gave a finite run
+
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
@@ -62,8 +64,14 @@ class Cell:
 
     def missing(self, found: Mapping[str, Any], rates: int) -> int:
         """An upper bound of the number of runs that are still to do."""
-        tried = len(found.get("rates", {}))
-        return 0 if len(found.get("seeds", ())) == self.seeds else rates - tried + self.seeds
+        left = len(self.seeds_left(found))
+        return rates - len(found.get("rates", {})) + left if left else 0
+
+    def seeds_left(self, found: Mapping[str, Any]) -> list[int]:
+        """The seeds that are neither tested nor diverged; none if no rate gave a finite run."""
+        done = {str(entry.get("seed", place)) for place, entry in enumerate(found.get("seeds", ()))}
+        done |= found.get("diverged", {}).keys()
+        return [seed for seed in range(self.seeds) if str(seed) not in done and ALL not in done]
 
 
 class Runner:
@@ -75,9 +83,13 @@ class Runner:
         self.rates = rates_of(values)
 
     def run(self, cell: Cell, found: dict[str, Any]) -> None:
-        """Adds to ``found``, the entry of results.json, what is missing: ``rates``, ``learning_rate`` and ``seeds``."""
+        """Adds to ``found``, the entry of results.json, what is missing: ``rates``, ``learning_rate`` and ``seeds``.
+
+        A seed that is not finite gets its message in ``diverged``, and the others go on.
+        """
         tried, seeds = found.setdefault("rates", {}), found.setdefault("seeds", [])
-        if len(seeds) == cell.seeds:
+        left = cell.seeds_left(found)
+        if not left:
             return
         kept: tuple[str, Trained] | None = None
         for rate in self.rates:
@@ -90,11 +102,17 @@ class Runner:
             self.save()
         chosen = _best(tried)
         if tried[chosen] is None:
-            raise Diverged(f"{cell.subtask}, {cell.model}: not finite at any of --learning_rates={','.join(tried)}")
+            found["diverged"] = {ALL: f"not finite at any of --learning_rates={','.join(tried)}"}
+            self.save()
+            return
         found["learning_rate"] = float(chosen)
-        for seed in range(len(seeds), cell.seeds):
+        for seed in left:
             own = kept[1] if seed == 0 and kept is not None and kept[0] == chosen else None
-            seeds.append(self._tested(cell, own or self._train(cell, float(chosen), seed)))
+            try:
+                tested = self._tested(cell, own or self._train(cell, float(chosen), seed))
+                seeds.append({"seed": seed} | tested)
+            except Diverged as error:
+                found.setdefault("diverged", {})[str(seed)] = str(error)
             self.save()
 
     def _reached(self, tried: Mapping[str, float | None]) -> bool:

@@ -22,14 +22,14 @@ SHOWN = (*TIMES, "longest")
 
 EVALUATION = Evaluation(
     name="evals.babilong",
-    models=("hope", "titans", "delta_net", "transformer"),
+    models=("hope", "titans", "delta_net", "transformer", "transformer_conv"),
     names=tuple(LABELS),
     subtasks=functools.partial(babilong_subtasks, times=TIMES),
     score="sequences",
     shown={name: name for name in SHOWN},
     presets={
         "quick": SMALL
-        | {"subtasks": ["qa1"], "models": ["hope", "transformer"], "steps": 600, "samples": 16, "longest": 4096},
+        | {"subtasks": ["qa1"], "models": ["hope", "transformer_conv"], "steps": 600, "samples": 16, "longest": 4096},
         "full": SIZES
         | {"subtasks": ["qa1"], "models": ["hope", "titans", "delta_net"], "longest": 131_072, "longest_samples": 4}
         | {"steps": 600, "learning_rates": ["3e-3"]},

@@ -4,8 +4,8 @@
     python -m experiments.evals.formal_languages --workdir=runs/languages_full --preset=full
 
 After each symbol a model says whether the string so far belongs to the language (parity, aa, abab), or which symbols
-may follow (a^n b^n, a^n b^n c^n, Shuffle-2). Models are trained on strings of 2 to 50 symbols. Figures are shares of
-strings with every position right: Bin0 are strings of these lengths, Bin1 of 51 to 100 (of anbn and anbncn n counts).
+may follow (a^n b^n, a^n b^n c^n, Shuffle-2). Models are trained on strings of 2 to 50 symbols (quick: 16), or of such n.
+Figures are shares of strings with every position right: Bin0 are of these lengths, Bin1 longer, to 100 (quick: 32).
 
 Hope has one setting for all: Delta Gradient Descent, and eigenvalues down to -1, which the others' memories lack as in
 the paper's comparison; the Transformer has no positions. "Best" is the evaluation with most strings right in both bins,

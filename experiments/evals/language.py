@@ -3,8 +3,8 @@
     python -m experiments.evals.language --workdir=runs/language
     python -m experiments.evals.language --workdir=runs/language_full --preset=full
 
-Models of equal numbers of parameters read equal numbers of tokens of the default corpus, in windows of 1,024 and of
-4,096 tokens (--batch_size counts windows of 128), each at its best learning rate of the same grid. The test text gives
+Models of equal numbers of parameters read equal numbers of tokens of the default corpus, in windows of 1,024 tokens, or
+of 4,096 by --subtasks (--batch_size counts windows of 128), each at its best rate of the same grid. The test text gives
 bits per byte, perplexity per token, and bits per token by position: a model that uses its context has fewer later on.
 """
 
@@ -27,7 +27,7 @@ def subtasks(values: flags.FlagValues) -> dict[str, Subtask]:
 
 EVALUATION = Evaluation(
     name="evals.language",
-    models=("hope", "hope_attention", "titans", "delta_net", "transformer"),
+    models=("hope", "hope_attention", "titans", "delta_net", "transformer", "transformer_conv"),
     names=tuple(LENGTHS),
     subtasks=subtasks,
     score=text.BITS,
@@ -35,11 +35,11 @@ EVALUATION = Evaluation(
     shown={"bits per byte": text.BITS, "perplexity": text.PERPLEXITY, "first 64 tokens": f"{text.UP_TO}64"},
     presets={
         "quick": text.TINY
-        | {"subtasks": ["1024"], "models": ["hope", "hope_attention", "delta_net", "transformer"]}
+        | {"subtasks": ["1024"], "models": ["hope", "hope_attention", "delta_net", "transformer_conv"]}
         | {"steps": 40, "test_tokens": 32_768, "seeds": 1, "learning_rates": ["3e-3"]},
         "full": text.TINY
         | {"subtasks": ["1024"], "steps": 100}
-        | {"models": ["hope", "hope_attention", "titans", "gated_delta_net", "transformer"]},
+        | {"models": ["hope", "hope_attention", "titans", "gated_delta_net", "transformer", "transformer_conv"]},
     },
     own_flags={"test_tokens": (65_536, "Tokens of the test text that are scored.")},
     more_flags=text.define_data_flag,

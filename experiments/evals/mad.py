@@ -18,13 +18,14 @@ from experiments.eval_runs.paper import MAD
 
 EVALUATION = Evaluation(
     name="evals.mad",
-    models=("hope", "titans", "delta_net", "transformer"),
+    models=("hope", "titans", "delta_net", "transformer", "transformer_conv"),
     names=tuple(TASKS),
     subtasks=subtasks,
     score="classes",
     shown={"macro": "classes", "targets": "accuracy", "sequences": "sequences"},
     presets={
-        "quick": {"models": ["hope", "transformer"], "steps": 200, "seeds": 1, "learning_rates": ["3e-3"]}
+        "quick": {"models": ["hope", "transformer", "transformer_conv"], "steps": 200, "seeds": 1}
+        | {"learning_rates": ["3e-3"]}
         | {"seq_len": 32, "copying_len": 32, "width": 32, "chunk_size": 16},
         "full": {"steps": 500, "chunk_size": 32, "learning_rates": ["3e-3", "1e-2"]},
     },

@@ -22,13 +22,13 @@ TIMES = {"x1": 1, "x2": 2, "x4": 4}
 
 EVALUATION = Evaluation(
     name="evals.niah",
-    models=("hope", "titans", "delta_net", "transformer"),
+    models=("hope", "titans", "delta_net", "transformer", "transformer_conv"),
     names=tuple(VARIANTS),
     subtasks=functools.partial(niah_subtasks, times=TIMES),
     score="accuracy",
     shown={name: name for name in (*TIMES, "longest")},
     presets={
-        "quick": SMALL | {"subtasks": ["s_1"], "models": ["hope", "transformer"], "steps": 300, "samples": 16},
+        "quick": SMALL | {"subtasks": ["s_1"], "models": ["hope", "transformer_conv"], "steps": 300, "samples": 16},
         "full": SIZES | {"subtasks": ["s_1", "mk_1"], "longest": 16_384, "learning_rates": ["1e-3", "3e-3"]},
     },
     own_flags=LENGTHS,
@@ -38,6 +38,7 @@ EVALUATION = Evaluation(
     departures=(
         "small models are trained on the task itself, which the paper's are not, in rows of one, two or four texts",
         "Hope and Titans forget nothing (alpha=1.0): the default leaves 0.007 of a fact after 16,384 tokens",
+        "other models keep their retention, unless --mixer_option gives all models another",
         "a closed vocabulary of words, with one token for all others; numbers and uuids in pairs of digits",
         "the answer has as many tokens as it needs, not 128; prompts are filled at their left to equal lengths",
         "own lists of adjectives and nouns; Python's documentation, repeated, in the place of Paul Graham's essays",

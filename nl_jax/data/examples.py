@@ -46,7 +46,7 @@ def examples_of(content: bytes, name: str, *, text_column: str = "text", label_c
       InputError: for content that is empty or damaged, and for a row without text or label; the message names the file,
         the line and the column.
     """
-    text = decoded(content, name)
+    text = decoded(content, name).removeprefix("\ufeff")
     kind = Path(name).suffix.lower()
     if is_table(name):
         rows = _table(name, text, "," if kind == ".csv" else "\t") if kind in TABLES else _objects(name, text)
@@ -95,7 +95,7 @@ def _examples(
 
 
 def _table(name: str, text: str, separator: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    lines = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True, delimiter=separator)
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     try:
         header = next(lines, [])
         for row in lines:

@@ -125,10 +125,25 @@ def load_image_folder(path: str, size: int) -> ImageData:
 def _read(file: Path, size: int) -> np.ndarray:
     try:
         with Image.open(file) as image:
-            small = image.convert("RGB").resize((size, size))
-    except (OSError, Image.DecompressionBombError) as error:
+            image.load()
+            whole = _eight_bits(image, file)
+            small = whole.convert("RGB").resize((size, size))
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # of a damaged file: Pillow has no common class
         raise InputError(f"{file}: cannot be read as an image ({error})") from error
     return np.asarray(small, np.float32) / 127.5 - 1.0
+
+
+def _eight_bits(image: Image.Image, file: Path) -> Image.Image:
+    """The image with 8 bits for each value, since conversion to RGB would clip wider greys to white."""
+    # Pillow before 11 reads a PNG of 16 bits as mode I
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        greys = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((greys + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise InputError(f"{file}: greys of 32 bits (mode {image.mode}), whose white is not known; expected 8 or 16")
+    return image
 
 
 def _split(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> ImageData:

@@ -25,7 +25,13 @@ def token_losses(model: PyTree, batch: Batch) -> Float[Array, "B T"]:
 
 
 def read_batch(model: PyTree, batch: Batch) -> tuple[Float[Array, "B T vocab"], PyTree]:
-    """Logits and final state of `read` on a batch. A model that learns in context learns from the targets."""
+    """Logits and final state of `read` on a batch.
+
+    A model that learns in context learns from the targets with mask 1. If the batch has a ``read_mask``, float32
+    ``[B, T]``, it learns from the next inputs where that is 1: of a task whose targets nobody tells it in a test.
+    """
+    if "read_mask" in batch:
+        return read(model, batch["inputs"], mask=batch["read_mask"])
     return read(model, batch["inputs"], targets=batch["targets"], mask=batch.get("mask"))
 
 

@@ -246,6 +246,8 @@ class StackedModel:
         names = [level.name for level in self.levels]
         if len(set(names)) < len(names) or not names:
             raise InputError(f"levels {', '.join(names) or 'none'}: expected one or more, each with a name of its own")
+        for level in self.levels:
+            self._part(level, level.matrices[0])  # raises an error if none of the hidden units is among its own
         for i, one in enumerate(self.levels):
             for other in self.levels[i + 1 :]:
                 both = set(one.matrices) & set(other.matrices), set(self.blocks(one)) & set(self.blocks(other))

@@ -93,29 +93,39 @@ class Stream:
 
     @property
     def waiting(self) -> int:
-        """Number of tokens that were given but not learned yet, since their chunk is not complete."""
+        """Number of tokens that were given but not learned yet."""
         return len(self._waiting)
 
-    def feed(self, tokens: Sequence[int] | bytes | Int[np.ndarray, " n"]) -> Fed:
+    def feed(self, tokens: Sequence[int] | bytes | Int[np.ndarray, " n"], *, limit: int | None = None) -> Fed:
         """Reads and learns tokens; those of an incomplete chunk wait for the next call.
 
+        An exception on Ctrl-C loses nothing: what was learned is kept, and what was not waits.
+
+        Args:
+          tokens: the continuation of the text.
+          limit: the largest number of tokens to learn in this call; the others wait. None learns all whole chunks.
+
         Raises:
-          ValueError: if a value is not a token of the vocabulary; then nothing has been read.
+          ValueError: if a value is not a token of the vocabulary, or the limit is negative; then nothing has been read.
           Diverged: if a chunk gives a loss or a state that is not finite; the message names the level and the position.
             The stream keeps the state before that chunk, and that chunk and all later tokens wait. Call ``freeze``,
             ``reset`` or ``rollback``, and then ``feed([])`` to continue.
         """
+        if limit is not None and limit < 0:
+            raise ValueError(f"limit={limit}: expected 0 or more tokens")
         self._waiting += checked_tokens(tokens, self.model.config.vocab_size)
         losses: list[float] = []
         surprises: dict[str, list[float]] = {name: [] for name in self.levels}
         updated = dict.fromkeys(self.levels, 0)
         step, frozen, done = int(self._state.step), frozenset(self._frozen), 0
-        text = np.asarray(self._waiting, np.int32)[None]
+        end = len(self._waiting) if limit is None else limit + 1  # the last target is not learned itself
+        text = np.asarray(self._waiting[:end], np.int32)[None]
         try:
             while done + self.chunk < text.shape[1]:
                 part = text[:, done : done + self.chunk + 1]
-                self._state, loss, surprise = learn_chunk(self.model, part[:, :-1], part[:, 1:], self._state, frozen)
-                done, step = done + self.chunk, step + 1
+                state, loss, surprise = learn_chunk(self.model, part[:, :-1], part[:, 1:], self._state, frozen)
+                self._state, done = state, done + self.chunk  # together, so that Ctrl-C cannot come between them
+                step += 1
                 losses.append(loss)
                 for name, period in self._periods.items():
                     surprises[name].append(surprise[name])

@@ -20,11 +20,14 @@ class Clock:
 
     Args:
         directory: where the trace is written; made if need be.
-        first: the first step that is traced; None traces nothing.
+        first: the first step that is traced, or if a resumed run is past it, the first that there is; None traces
+            nothing.
     """
 
     def __init__(self, directory: Path, first: int | None):
-        self._directory, self._first, self._tracing = directory, first, False
+        self._directory, self._first = directory, first
+        self._last: int | None = None  # the last step of the trace, once it has begun
+        self._tracing = False
         self._seconds: dict[str, float] = {}
 
     def timed(self, name: str, call: Callable[..., T], *arguments: Any) -> T:
@@ -51,11 +54,11 @@ class Clock:
 
     def step(self, number: int, call: Callable[..., T], *arguments: Any) -> T:
         """The result of ``call(*arguments)``, the step with this number, traced if it is to be."""
-        if number == self._first:
+        if self._first is not None and self._last is None and number >= self._first:
             jax.profiler.start_trace(self._directory)
-            self._tracing = True
+            self._tracing, self._last = True, number + TRACED_STEPS - 1
         result = call(*arguments)
-        if self._tracing and self._first is not None and number >= self._first + TRACED_STEPS - 1:
+        if self._tracing and number == self._last:
             jax.block_until_ready(result)
             self._stop()
         return result

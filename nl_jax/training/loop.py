@@ -111,7 +111,7 @@ def fit(
         optimizer: of each level, from `make_optimizer`; or any optax transformation for all parameters.
         iterator: endless batches of ``inputs`` and ``targets``, int32 ``[b, T]``: the rows of a global batch that
             `local_rows` names.
-        validation: what to evaluate on.
+        validation: what to evaluate on; the model reads one of its batches at once, whatever ``accumulate`` is.
         workdir: where ``metrics.jsonl`` is written, shared by models; made if need be.
         mesh: the devices, from `parse_mesh`.
         steps: optimizer steps in all.

@@ -55,6 +55,14 @@ def test_text_with_commas_quotes_and_line_ends_is_read_whole(folder):
     assert load_labelled("dbpedia", str(folder)).train.texts == ('a, "b"\nc\u2028d', "e")
 
 
+@pytest.mark.parametrize("name", LABELLED_DATA)
+def test_byte_order_marks_and_blank_lines_change_nothing(name, folder):
+    before = load_labelled(name, str(folder))
+    for path in folder.rglob("*.*"):
+        path.write_text("\ufeff" + path.read_text(encoding="utf-8") + "\n\r\n", encoding="utf-8")
+    assert load_labelled(name, str(folder)).fingerprint == before.fingerprint
+
+
 @pytest.mark.parametrize(
     ("file", "content", "problem"),
     [
@@ -69,6 +77,12 @@ def test_text_with_commas_quotes_and_line_ends_is_read_whole(folder):
         ("clinc150/data_full.json", "{", "not JSON"),
         ("clinc150/data_full.json", '{"train": []}', "no key 'test'"),
         ("clinc150/data_full.json", '{"train": [["a"]], "test": []}', "key 'train': expected rows of [text, intent]"),
+        ("clinc150/data_full.json", '{"train": null, "test": []}', "key 'train': expected rows of [text, intent]"),
+        ("clinc150/data_full.json", '{"train": 3, "test": []}', "key 'train': expected rows of [text, intent]"),
+        ("clinc150/data_full.json", '{"train": "ab", "test": []}', "key 'train': expected rows of [text, intent]"),
+        ("clinc150/data_full.json", '{"train": {"ab": 1}, "test": []}', "key 'train': expected rows of [text, intent]"),
+        ("clinc150/data_full.json", '{"train": ' + "9" * 5000, "not JSON"),
+        ("clinc150/data_full.json", "[" * 100_000, "not JSON"),
         ("clinc150/domains.json", '{"all": ["class_0", "class_9"]}', "label 'class_9': expected each label"),
         ("clinc150/domains.json", '{"all": ["class_0"]}', "label 'class_1': expected each label"),
         ("clinc150/domains.json", "[]", "expected an object with a list of intents"),

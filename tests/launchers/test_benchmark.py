@@ -10,7 +10,8 @@ from pretrained_cases import configuration, tensors_of, write_directory
 from experiments import benchmark
 from experiments.benchmarking import competitors, measurements, subjects
 from experiments.benchmarking import run as benchmarking_run
-from experiments.benchmarking.timed_programs import Program, Sizes, Timing, Training, interleave
+from experiments.benchmarking.timed_programs import Program, Sizes, Timing, Training, interleave, sizes_of
+from nl_jax import InputError
 from nl_jax.costs import Flops
 from nl_jax.models import count_parameters, named_config
 
@@ -195,6 +196,84 @@ def test_competitors_train(name, tmp_path):
     if name in ("jax_attention", "torch_transformer"):
         config = named_config("transformer", "tiny", width=16, num_heads=2, num_layers=2, mlp_hidden=32)
         assert program.parameters == count_parameters(config)
+
+
+def sizes_given(workdir, monkeypatch, *flags):
+    """What a competitor gets, and the configuration of our Transformer beside it."""
+    given = []
+
+    def stand_in(sizes):
+        given.append(sizes)
+        return Program(sizes.length, lambda: 1.0)
+
+    def ours(config, *_, **options):
+        given.append(config)
+        return Program(config.context_length, lambda: 1.0)
+
+    for module in (measurements, benchmarking_run):
+        monkeypatch.setattr(module, "COMPETITORS", {"jax_attention": stand_in})
+    monkeypatch.setattr(measurements, "our_program", ours)
+    few = ["--models=transformer", "--competitors=jax_attention", "--lengths=8:2", "--matrix_size=8", "--repeats=1"]
+    assert call("mixers", f"--workdir={workdir}", *few, *flags) == 0
+    config, sizes = given
+    return config, sizes
+
+
+@pytest.mark.parametrize("flags", [["--preset=small", "--dtype=bfloat16"], ["--width=16", "--num_layers=3"]])
+def test_competitors_have_the_sizes_of_our_transformer(flags, tmp_path, monkeypatch):
+    config, sizes = sizes_given(tmp_path / "run", monkeypatch, *flags)
+    for name in ("vocab_size", "width", "num_heads", "num_layers", "mlp_hidden", "dtype", "remat"):
+        assert getattr(sizes, name) == getattr(config, name), name
+    assert (sizes.length, sizes.batch_size) == (config.context_length, 2) == (8, 2)
+
+
+def test_jax_attention_computes_as_our_transformer(monkeypatch):
+    monkeypatch.setattr(competitors, "our_program", lambda config, *_, **options: config)
+    config = named_config("transformer", "base", context_length=64, dtype="bfloat16")
+    assert competitors.jax_attention(sizes_of(config, 2)) == config
+
+
+@pytest.mark.parametrize("name", ["titans_pytorch", "nested_learning"])
+def test_a_competitor_in_float32_refuses_another_type(name):
+    sizes = sizes_of(named_config("transformer", "tiny", context_length=8, dtype="bfloat16"), 1)
+    with pytest.raises(InputError, match=f"--dtype=bfloat16: {name} computes in float32; expected --dtype=float32"):
+        competitors.COMPETITORS[name](sizes)
+
+
+@pytest.mark.parametrize(
+    ("subject", "flags", "problem"),
+    [
+        ("mixers", ["--preset=small", "--width=128"], "--width=128 --preset=small: expected no --width"),
+        ("scaling", ["--preset=tiny", "--num_heads=2"], "--num_heads=2 --preset=tiny: expected no --num_heads"),
+        ("gpu", ["--num_layers=2"], "--num_layers=2 --preset=base: expected no --num_layers"),
+        ("remat", ["--lengths=8:1,16:1"], "--lengths=8:1,16:1: expected one, as 8:1"),
+        ("compile", ["--lengths=8:1,16:1"], "--lengths=8:1,16:1: expected one, as 8:1"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(subject, flags, problem, tmp_path, capsys):
+    with no_compilation_cache():
+        assert call(subject, f"--workdir={tmp_path / 'run'}", "--models=transformer", *flags) == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_depths_are_those_of_the_rows_also_with_a_preset(tmp_path, monkeypatch):
+    seen = {}
+
+    def compile_time(title, config, *_):
+        seen[title] = config
+        return {"compile_seconds": 1.0, "first_step_seconds": 2.0}
+
+    monkeypatch.setattr(subjects, "compile_time", compile_time)
+    flags = ["--preset=small", "--depths=2,12", "--lengths=8:1", "--models=transformer"]
+    with no_compilation_cache():
+        assert call("compile", f"--workdir={tmp_path / 'run'}", *flags) == 0
+    assert {title: config.num_layers for title, config in seen.items()} == {
+        "transformer, 2 layers": 2,
+        "transformer, 12 layers": 12,
+    }
+    (sizes,) = {(config.width, config.mlp_hidden) for config in seen.values()}
+    preset = named_config("transformer", "small")
+    assert sizes == (preset.width, preset.mlp_hidden)
 
 
 @pytest.mark.slow

@@ -19,9 +19,9 @@ def call(workdir, *flags):
     return benchmark.main(["benchmark", "gpu", f"--workdir={workdir}", *SMALL, *flags])
 
 
-def torch_stand_in(sizes, *, dtype, compiled=False):
+def torch_stand_in(sizes, *, compiled=False):
     """As if PyTorch were here: plain programs work, compiled ones do not."""
-    assert dtype == "bfloat16"
+    assert sizes.dtype == "bfloat16"
     if compiled:
         raise RuntimeError("CUDA out of memory.\nTried to allocate")
     return Program(sizes.width, lambda: 1.0)
@@ -105,13 +105,12 @@ def test_utilisation_is_given_on_a_known_device():
 def test_other_settings_are_measured_at_the_first_length():
     class run:
         class values:
-            num_layers = 2
             models = ("transformer", "delta_net", "hope")
 
         lengths = ((64, 2), (128, 1))
 
         @staticmethod
-        def config(model, length, num_layers):
+        def config(model, length):
             return named_config(model, "tiny", context_length=length)
 
     waves = gpu.waves_of(run)
@@ -148,7 +147,7 @@ def test_the_first_policy_that_fits_into_memory_is_taken(monkeypatch):
 
 def test_what_does_not_compile_in_time_is_left(monkeypatch, capsys):
     row = gpu.Row("late", named_config("transformer", "tiny", context_length=8), 1)
-    monkeypatch.setattr(gpu, "build", lambda row, limit: time.sleep(0.5))
+    monkeypatch.setattr(gpu, "build", lambda row, limit, end: time.sleep(0.5))
 
     class run:
         memory_limit = 0
@@ -163,7 +162,8 @@ def test_what_does_not_compile_in_time_is_left(monkeypatch, capsys):
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_pytorch_trains_in_bfloat16(compiled):
     pytest.importorskip("torch")
-    sizes = Sizes(vocab_size=257, width=16, num_heads=2, num_layers=2, mlp_hidden=32, batch_size=2, length=24)
-    program = torch_transformer(sizes, dtype="bfloat16", compiled=compiled)
+    shape = {"vocab_size": 257, "width": 16, "num_heads": 2, "num_layers": 2, "mlp_hidden": 32}
+    sizes = Sizes(**shape, batch_size=2, length=24, dtype="bfloat16")
+    program = torch_transformer(sizes, compiled=compiled)
     losses = [program.step() for _ in range(20)]
     assert program.forward() < losses[0]

@@ -5,9 +5,14 @@ import json
 
 import jax
 import pytest
+from flax import nnx
 from launcher_cases import MODEL_FIGURES, call, error_line, results_of
 
 from experiments import generate, language_model
+from experiments.common import text_runs
+from nl_jax.evaluation import bits_by_position, evaluate
+from nl_jax.models import LanguageModel, named_config
+from nl_jax.parallel import batch_parts, parse_mesh
 
 TEXT = "".join(f"hello world, hello there {'the ' * (i % 7)}\n" for i in range(120))
 SIZES = ["--steps=2", "--batch_size=4", "--seq_len=16", f"--mesh=data:{jax.device_count()}", "--models=transformer"]
@@ -36,6 +41,32 @@ def test_a_run_remembers_its_dtype(run, tmp_path, untrained, capsys):
     capsys.readouterr()
     assert run("--remat=dots") == 2
     assert "dtype 'bfloat16' there, None here" in error_line(capsys)
+
+
+def batches_with(accumulate, text):
+    values = text_runs.define_flags()
+    values(["x", "--batch_size=8", "--seq_len=16", f"--accumulate={accumulate}", f"--data={text}"])
+    mesh = parse_mesh(f"data:{jax.device_count()}")
+    return text_runs.batches_of(values, text_runs.text_of(values, text.parent / "run"), mesh), mesh
+
+
+def test_evaluation_reads_as_many_rows_as_a_microbatch(tmp_path):
+    """So what fits in training fits in evaluation, and the figures are those of whole batches."""
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    sizes = {"width": 8, "num_layers": 1, "num_heads": 1, "mlp_hidden": 8}
+    model = LanguageModel(named_config("transformer", "tiny", **sizes, context_length=16), rngs=nnx.Rngs(0))
+    whole, mesh = batches_with(1, text)
+    parts, _ = batches_with(8 // batch_parts(mesh), text)
+    assert next(parts.train(seed=0))["inputs"].shape == next(whole.train(seed=0))["inputs"].shape
+    for name in ("validation", "test"):
+        one, many = getattr(whole, name), getattr(parts, name)
+        assert one.batches[0]["inputs"].shape == (8, 16)
+        assert many.batches[0]["inputs"].shape == (batch_parts(mesh), 16)
+        assert (one.num_bytes, one.num_tokens) == (many.num_bytes, many.num_tokens)
+        assert evaluate(model, many, mesh) == pytest.approx(evaluate(model, one, mesh), rel=1e-6)
+    positions = [bits_by_position(model, batches.validation, mesh) for batches in (whole, parts)]
+    assert positions[1] == pytest.approx(positions[0], rel=1e-6)
 
 
 def test_a_run_of_an_earlier_version_is_the_same_run(run, tmp_path, untrained, capsys):

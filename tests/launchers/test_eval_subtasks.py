@@ -1,14 +1,20 @@
 """The subtasks of MAD and of formal languages: what is trained, what is tested, and from which strings."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments.eval_runs import language_subtasks, mad_subtasks
 from experiments.eval_runs.batches import padded, split
 from experiments.eval_runs.evaluation import Evaluation
 from experiments.eval_runs.flags import apply_preset
-from experiments.evals import formal_languages, mad
-from nl_jax.models import AutoEncoder
+from experiments.evals import formal_languages, levels, mad
+from nl_jax import InputError
+from nl_jax.evaluation.accuracy import Accuracies
+from nl_jax.models import AutoEncoder, LanguageModel, named_config
+from nl_jax.models.losses import read_batch
 from nl_jax.tasks import LANGUAGES
 
 
@@ -73,6 +79,57 @@ def test_bins_are_of_their_lengths(name):
         assert not strings(training) & strings(short)
     if not unique:
         assert strings(short) == strings(training)  # there are few
+
+
+def test_own_validation_strings_are_neither_trained_nor_tested(monkeypatch):
+    seen = []
+
+    def kept(model, rows, mesh):
+        seen.append(rows)
+        return Accuracies(0.0, 0.0, 0.0)
+
+    monkeypatch.setattr(language_subtasks, "accuracies", kept)
+    values = values_of(formal_languages, "--subtasks=parity", "--train_strings=200", "--test_strings=50")
+    subtask = language_subtasks.subtasks(values, own_validation=True)["parity"]
+    subtask.validate(None, None), subtask.test(None, None)
+    found = [set().union(*map(strings, rows)) - {b""} for rows in seen]  # each bin of both, without what fills up
+    training = set().union(*(strings(subtask.batch(0, step)) for step in range(6)))
+    assert all(len(part) > 20 for part in found)
+    for validation in found[:2]:
+        assert not validation & (training | found[2] | found[3])
+
+
+def test_levels_read_the_next_symbols_and_never_the_labels():
+    values = values_of(formal_languages, "--subtasks=parity", "--train_strings=96")
+    batch = language_subtasks.subtasks(values)["parity"].batch(0, 0)
+    counts = batch["mask"].sum(1).astype(int)
+    for row, count in zip(batch["read_mask"], counts, strict=True):
+        assert row.tolist() == [1.0] * (count - 1) + [0.0] * (len(row) - count + 1)
+    config = named_config("delta_net", "tiny", vocab_size=language_subtasks.VOCABULARY, width=8, num_layers=1)
+    config = dataclasses.replace(config, num_heads=1, chunk_size=8, cms_periods=(8,), cms_regime="online")
+    model = LanguageModel(config, rngs=nnx.Rngs(0))
+    small = {name: array[:4, :16] for name, array in batch.items()}
+    logits, _ = read_batch(model, small)
+    flipped, _ = read_batch(model, small | {"targets": 1 - small["targets"]})
+    np.testing.assert_array_equal(logits, flipped)
+    other, _ = read_batch(model, small | {"read_mask": 0.0 * small["read_mask"]})
+    assert not np.allclose(logits[:, 8:], other[:, 8:])
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ("--window=1000", "window"),
+        ("--subtasks=parity --max_length=50", "max_length"),
+        ("--subtasks=mk_1 --length=300", "length"),
+    ],
+)
+def test_lengths_that_levels_cannot_read_are_refused_before_anything_runs(flags, name):
+    values = values_of(levels, "--models=levels_1,levels_2", *flags.split())
+    with pytest.raises(InputError, match=f"--{name}=[0-9]+: expected a multiple of 32"):
+        levels.subtasks(values)
+    values = values_of(levels, "--models=levels_1", "--window=1000")  # which learns nothing from what it reads
+    assert "language" in levels.subtasks(values)
 
 
 def test_an_epoch_has_every_string_once():

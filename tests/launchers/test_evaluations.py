@@ -12,7 +12,9 @@ from experiments.eval_runs.evaluation import Evaluation, Subtask
 from experiments.eval_runs.flags import rates_of
 from experiments.eval_runs.main import main
 from experiments.eval_runs.programs import rated_program, set_rate_factor
+from experiments.eval_runs.running import Runner
 from experiments.eval_runs.table import rows_of
+from nl_jax import Diverged
 from nl_jax.models import LanguageModel, named_config
 from nl_jax.parallel import parse_mesh
 from nl_jax.tasks import recall_batch
@@ -157,3 +159,47 @@ def test_the_middle_rate_comes_first():
         learning_rates = ("1e-1", "1e-3", "1e-2")
 
     assert rates_of(Values) == [1e-2, 1e-3, 1e-1]
+
+
+def test_a_seed_that_is_not_finite_is_left_out_and_all_else_is_run(tmp_path, capsys, monkeypatch):
+    """The second seed of the first subtask is not finite, and the first one of the second subtask."""
+    tested, calls = Runner._tested, []
+
+    def fails(self, cell, trained):
+        calls.append(cell.subtask)
+        if len(calls) in (2, 3):
+            raise Diverged("not finite at 16,384 tokens")
+        return tested(self, cell, trained)
+
+    monkeypatch.setattr(Runner, "_tested", fails)
+    flags = ["own", f"--workdir={tmp_path / 'run'}", "--learning_rates=1e-3", "--preset=full"]
+    assert main(evaluation_of(Scorer()), "", flags) == 1
+    assert "the table lacks 2 runs; first, linear_attention, seed 1: not finite" in capsys.readouterr().err
+    cells = json.loads((tmp_path / "run/results.json").read_text())["subtasks"]
+    first, second = (cells[name]["linear_attention"] for name in ("first", "second"))
+    assert [entry["seed"] for entry in first["seeds"]] == [0]
+    assert [entry["seed"] for entry in second["seeds"]] == [1]
+    assert list(first["diverged"]) == ["1"]
+    assert list(second["diverged"]) == ["0"]
+    assert main(evaluation_of(Scorer()), "", flags) == 1
+    assert len(calls) == 4  # nothing is run again
+
+
+def test_a_model_that_no_rate_trains_is_left_out(tmp_path, capsys, monkeypatch):
+    def diverged(self, cell, rate, seed):
+        raise Diverged("not finite in step 1")
+
+    monkeypatch.setattr(Runner, "_train", diverged)
+    flags = ["own", f"--workdir={tmp_path / 'run'}", "--learning_rates=1e-3,1e-2"]
+    assert main(evaluation_of(Scorer()), "", flags) == 1
+    assert "seed all: not finite at any of --learning_rates=0.01,0.001" in capsys.readouterr().err
+    assert main(evaluation_of(Scorer()), "", flags) == 1
+
+
+def test_attention_without_a_convolution_has_heads_of_its_own(tmp_path):
+    models = "--models=transformer,transformer_conv,linear_attention"
+    evaluation = evaluation_of(Scorer(), goal=0.0)
+    run(evaluation, tmp_path / "run", models, "--num_heads=2", "--attention_heads=4", "--learning_rates=1e-3")
+    given = json.loads((tmp_path / "run/config.json").read_text())["models"]
+    heads = {name.removeprefix("first/"): config["num_heads"] for name, config in given.items()}
+    assert heads == {"transformer": 4, "transformer_conv": 2, "linear_attention": 2}

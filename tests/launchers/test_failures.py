@@ -16,7 +16,7 @@ from absl import flags
 from launcher_cases import error_line
 from locks import free
 
-from experiments.common import launcher
+from experiments.common import failures, launcher
 from experiments.common.failures import without_tracebacks
 from nl_jax import InputError, StorageError
 from nl_jax.training import TrainingDiverged, TrainingInterrupted
@@ -103,6 +103,45 @@ def test_errors_end_in_one_line_and_the_documented_code(error, code, capsys):
 
     assert launcher.run(body, flags.FlagValues(), "", ["x"]) == code
     error_line(capsys)
+
+
+LOST = jax.errors.JaxRuntimeError("UNAVAILABLE: Gloo all-reduce failed: Connection closed by peer")
+
+
+def not_saved(cause):
+    error = StorageError("/data/nccl_test: a checkpoint could not be written")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (LOST, 5),
+        (ValueError("UNKNOWN: Gloo AllGather failed"), 5),
+        (RuntimeError("Barrier timed out"), 5),
+        (TimeoutError("no heartbeat"), 5),
+        (not_saved(LOST), 5),
+        (not_saved(OSError(errno.ENOSPC, "No space left on device", "/data/nccl_test")), 3),
+        (not_saved(ValueError("UNKNOWN: Error writing /data/nccl_test [os_error_code='28']")), 3),
+        (StorageError("/data/nccl_test: disk full"), 3),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/data/nccl_test"), 2),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/gloo"), 3),
+        (TimeoutError(errno.ETIMEDOUT, "Connection timed out", "/data/barrier"), 3),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe", "gloo"), 141),
+        (InputError("--workdir=/data/nccl_test: expected a directory"), 2),
+        (flags.IllegalFlagValueError("barrier"), 2),
+        (TrainingDiverged("gloo at step 3"), 1),
+        (TrainingInterrupted("barrier", 15), 143),
+        (KeyboardInterrupt("barrier"), 130),
+        (KeyError("heartbeat"), 4),
+    ],
+)
+def test_of_several_processes_only_an_error_of_jax_says_that_one_was_lost(error, code, monkeypatch):
+    monkeypatch.setattr(failures, "several", lambda: True)
+    assert failures.code_and_line(error)[0] == code
+    monkeypatch.setattr(failures, "several", lambda: False)
+    assert failures.code_and_line(error)[0] != 5
 
 
 def test_a_fault_of_the_program_keeps_its_traceback_and_is_no_divergence(capsys):

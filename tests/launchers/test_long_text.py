@@ -42,6 +42,9 @@ def test_rows_hold_one_two_or_four_texts_and_ask_for_each_answer_and_its_end(nam
     assert np.array_equal(inputs[:, 1:], targets[:, :-1])
     assert inputs.max() < task.sizes["vocab_size"]
     expected = {"niah": [1, 1, 1], "babilong": [1, 2, 4]}[name]  # 128 tokens are too few for four needles
+    read = batch["read_mask"]
+    assert np.all(read[mask == 1] == 1)
+    assert read.mean() > 0.8  # all texts, which a model that learns in context reads in a test, too
     for row, count in enumerate(expected * 2):
         assert np.sum(targets[row][mask[row] == 1] == 0) == count  # ends
         per_answer = {"niah": 4 * 4 + 3 + 1, "babilong": 2}[name]

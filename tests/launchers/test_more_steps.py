@@ -6,7 +6,7 @@ import pytest
 from launcher_cases import call, results_of
 
 from experiments import language_model
-from experiments.common.more_steps import continued
+from experiments.common.more_steps import continued, kept_results
 from nl_jax import InputError
 
 STORED = {"steps": 100, "schedule": "constant", "warmup_steps": 10, "learning_rate": 0.1, "seed": 0}
@@ -56,6 +56,12 @@ def test_what_cannot_go_on_says_why(schedule, done, given, tmp_path):
 
 def test_other_flags_are_as_strict_as_ever(tmp_path):
     assert go_on(tmp_path, STORED, 100, steps=200, learning_rate=0.2)["learning_rate"] == 0.1  # so it is compared
+
+
+def test_earlier_results_are_found_that_of_the_most_steps_first(tmp_path):
+    for name in ("results.json", "results_90.json", "results_400.json", "results_x.json", "results_1.json.tmp"):
+        (tmp_path / name).touch()
+    assert [path.name for path in kept_results(tmp_path)] == ["results_400.json", "results_90.json"]
 
 
 @pytest.mark.slow

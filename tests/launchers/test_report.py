@@ -1,100 +1,22 @@
-"""The page of all results: verdicts follow from figures and seeds, and the page holds every run."""
+"""The page of all results: figures become tables, and the page holds every run with its command."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 from launcher_cases import error_line
+from launcher_table import LAUNCHERS, module_of
+from report_cases import evaluation
 
 from experiments import report
-from experiments.reporting.claims import CLAIMS, FAILS, HOLDS, OPEN, Comparison, from_comparisons, verdict_of
+from experiments.common.level_flags import fields_of, levels_of
 from experiments.reporting.page import Table, markdown, self_contained_html
-from experiments.reporting.runs import Run, numbers_of, tables
+from experiments.reporting.runs import Run, command_of, numbers_of, read_run, tables
+from experiments.reporting.verdicts import HOLDS
 from nl_jax.plotting import new_figure, save_figure
-
-
-def evaluation(workdir, name, figures, key="bits_per_byte", subtask="1024"):
-    """A finished evaluation: figures of each seed by model."""
-    cells = {
-        model: {"parameters": 9, "learning_rate": 1e-3, "seeds": [seed(key, figure) for figure in seeds]}
-        for model, seeds in figures.items()
-    }
-    results = {"shown": {"bits": key}, "paper": {}, "departures": ["smaller | models"], "subtasks": {subtask: cells}}
-    return Run(
-        workdir, name, results | {"device": "2 x cpu", "configuration": {"flags": {"steps": 3, "models": ["a"]}}}
-    )
-
-
-def seed(key, figure):
-    return {"test": {key: figure}, "test_at_best": {key: figure}, "steps": 3}
-
-
-def claim(title):
-    return next(claim for claim in CLAIMS if claim.title == title)
-
-
-@pytest.mark.parametrize(
-    ("hope", "other", "word"),
-    [
-        ([1.9, 1.91, 1.92], [2.1, 2.11, 2.12], HOLDS),
-        ([2.1, 2.11, 2.12], [1.9, 1.91, 1.92], FAILS),
-        ([1.9, 2.1, 2.3], [2.0, 2.2, 2.4], OPEN),
-        ([1.9], [2.5], OPEN),
-        ([], [2.5, 2.5], OPEN),
-    ],
-)
-def test_the_verdict_on_language_follows_from_the_seeds(tmp_path, hope, other, word):
-    run = evaluation(tmp_path, "evals.language", {"hope": hope, "transformer": other})
-    assert verdict_of(claim("Language modelling"), [run]).word == word
-
-
-def test_one_worse_comparison_is_enough_and_its_figures_are_the_evidence(tmp_path):
-    figures = {"hope": [2.0, 2.0], "titans": [1.5, 1.5], "transformer": [3.0, 3.0]}
-    verdict = verdict_of(claim("Language modelling"), [evaluation(tmp_path, "evals.language", figures)])
-    assert verdict.word == FAILS
-    assert "titans: 2.000 against 1.500" in verdict.evidence
-
-
-def test_where_all_is_right_nothing_can_be_better(tmp_path):
-    both = Comparison("both", [1.0, 1.0], [1.0, 1.0])
-    assert from_comparisons([both]).word == OPEN
-    assert from_comparisons([both], full=1.0).word == HOLDS
-
-
-def test_formal_languages_hold_only_if_every_seed_is_all_right(tmp_path):
-    def judged(shares):
-        cells = {"hope": {"seeds": [{"test": {"bin0": 1.0, "bin1": share}} for share in shares]}}
-        return verdict_of(
-            claim("State tracking"), [Run(tmp_path, "evals.formal_languages", {"subtasks": {"p": cells}})]
-        )
-
-    assert judged([1.0, 1.0]).word == HOLDS
-    assert judged([1.0, 0.998]).word == FAILS
-    assert judged([]).word == OPEN
-
-
-def test_parts_and_levels_are_compared_with_their_neighbours(tmp_path):
-    rows = {"hope_paper": [1.0, 1.0], "without_cms": [1.2, 1.2], "hope": [0.5, 0.5]}
-    assert verdict_of(claim("Parts of Hope"), [evaluation(tmp_path, "evals.ablation", rows)]).word == HOLDS
-    rows = {"levels_1": [1.2, 1.2], "levels_2": [1.0, 1.0], "levels_3": [1.1, 1.1]}
-    verdict = verdict_of(claim("Levels"), [evaluation(tmp_path, "evals.levels", rows)])
-    assert verdict.word == FAILS
-    assert "levels_3 against levels_2" in verdict.evidence
-
-
-def test_classes_are_compared_without_joint_training(tmp_path):
-    figures = {"ours": [0.93, 0.94], "lda": [0.90, 0.90], "joint_svm": [0.99, 0.99]}
-    found = {name: [{"last_accuracy": share} for share in shares] for name, shares in figures.items()}
-    run = Run(tmp_path, "continual.class_incremental", {"figures": found})
-    assert verdict_of(claim("Continual learning"), [run]).word == HOLDS
-    assert verdict_of(claim("Continual learning"), []).word == OPEN
-
-
-def test_a_document_that_was_read_is_compared_with_not_reading_it(tmp_path):
-    answers = {"without": [0, 0, 1, 0], "in_context": [1, 1, 1, 1], "levels": [1, 1, 0, 1]}
-    found = {name: [{"exact": [bool(x) for x in exact]}] * 3 for name, exact in answers.items()}
-    verdict = verdict_of(claim("Knowledge incorporation"), [Run(tmp_path, "continual.incorporate", {"figures": found})])
-    assert verdict.word == HOLDS
-    assert "0.750 against 0.250" in verdict.evidence
+from nl_jax.pretrained import StackedLevel
 
 
 def test_figures_of_any_launcher_become_a_table(tmp_path):
@@ -123,13 +45,14 @@ def write_run(workdir, run):
 
 
 def test_the_page_has_every_run_its_command_and_its_picture(tmp_path, capsys):
-    figures = {"hope": [1.9, 1.91], "transformer": [2.1, 2.12]}
+    figures = {"hope": [1.9, 1.91], "transformer": [2.1, 2.12], "titans": [2.0, 2.01]}
     workdir = write_run(tmp_path / "text", evaluation(tmp_path / "text", "evals.language", figures))
     arguments = ["report", f"--workdirs={workdir}", f"--workdir={tmp_path / 'page'}"]
     assert report.main(arguments) == 0
-    assert HOLDS in capsys.readouterr().out
+    assert re.search(rf"^Language modelling +{HOLDS}$", capsys.readouterr().out, re.M)
     text = (tmp_path / "page/report.md").read_text()
-    assert "python -m experiments.evals.language --workdir=text --steps=3 --models=a" in text
+    command = "python -m experiments.evals.language --workdir=text --seeds=2 --models=hope,transformer,titans"
+    assert command in text
     assert "![results](../text/results.png)" in text
     assert "1.905" in text
     assert "Departure: smaller | models." in text
@@ -144,3 +67,84 @@ def test_a_workdir_without_results_is_refused(tmp_path, capsys):
     assert report.main(["report", f"--workdirs={tmp_path}", f"--workdir={tmp_path / 'page'}"]) == 2
     assert "no results.json there" in error_line(capsys)
     assert not (tmp_path / "page").exists()
+
+
+def command(launcher, flags, **results):
+    """The words of the command of a run with these flags."""
+    run = Run(Path("runs/mine"), launcher, {"configuration": {"flags": flags}, **results})
+    return shlex.split(command_of(run))
+
+
+def test_a_flag_of_value_zero_or_false_is_in_the_command():
+    words = command("evals.mad", {"parameters": 0, "layer": 0, "dtype": None, "quick": False, "chat": True, "none": []})
+    assert words[:3] == ["python", "-m", "experiments.evals.mad"]
+    assert words[3:] == ["--workdir=mine", "--parameters=0", "--layer=0", "--noquick", "--chat", "--none="]
+
+
+def test_options_that_are_given_several_times_stay_whole_in_a_shell():
+    options = ['eta=("sigmoid", 1.0)', "alpha=(0.5,1.0)", "rule='paper'"]
+    words = command("recall", {"mixer_option": options, "models": ["a", "b"], "question": "$HOME\nand `this`"})
+    assert words[4:] == [
+        *(f"--mixer_option={option}" for option in options),
+        "--models=a,b",
+        "--question=$HOME\nand `this`",
+    ]
+
+
+def test_inputs_are_in_the_command_but_not_what_was_read_of_them():
+    inputs = {"data": "/my texts/a.txt", "text_key": "text", "skip_bad": False, "tokenizer": None}
+    words = command("language_model", {"steps": 3}, inputs=inputs | {"read": {"documents": 1}, "lost_share": 0.1})
+    assert words[4:] == ["--steps=3", "--data=/my texts/a.txt", "--text_key=text", "--noskip_bad"]
+    words = command("subjects", {}, inputs={"texts": ["/a.txt", "/with, comma.txt"]})
+    assert words[4:] == ['--texts=/a.txt,"/with, comma.txt"']
+
+
+def test_a_subject_stands_before_the_flags():
+    words = command("optimizers", {"subject": "toy", "optimizers": ["sgd"]})
+    assert words[2:] == ["experiments.optimizers", "toy", "--workdir=mine", "--optimizers=sgd"]
+
+
+def test_what_no_flag_holds_comes_from_the_results():
+    assert command("topology", {}, figures={"hope": {}, "titans": {}})[4:] == ["--models=hope,titans"]
+    words = command("evals.lm_eval", {"limit": 2}, tasks={"arc_easy": {}})
+    assert words[3:] == ["--output=mine", "--limit=2", "--tasks=arc_easy"]
+    settings = {"levels": {"setting": {}, "from": "/other/results.json"}}
+    words = command("continual.class_incremental", {"quick": True, "first_tasks": 3}, settings=settings)
+    assert words[4:] == ["--quick", "--settings_from=/other/results.json"]
+
+
+def test_a_learner_has_the_levels_and_files_that_it_had():
+    levels = [StackedLevel("a", 2, blocks=(-2, -1), matrices=("gate", "up")), StackedLevel("b", 8, units=(0.5, 1.0))]
+    files = {"0": {"name": "/my notes.txt"}, "1": {"name": "stdin.txt"}}
+    flags = {"levels": json.loads(json.dumps(fields_of(levels))), "ask_itself": True, "question": "Q: {text}"}
+    words = command("learn", flags, figures={"files": files})
+    assert "--ask_itself" in words
+    assert "--files=/my notes.txt" in words
+    assert not any(word.startswith("--question") for word in words)
+    (given,) = [word.removeprefix("--levels=") for word in words if word.startswith("--levels=")]
+    assert levels_of(given) == levels
+
+
+@pytest.mark.parametrize("name", sorted(set(LAUNCHERS) - {"report", "learn", "evals.lm_eval"}))
+def test_a_launcher_takes_its_command(name):
+    """All flags come back, none of them as its default, where a value of its kind can be made up."""
+    values = module_of(name).define_flags()
+    given = {flag: other_value(value) for flag, value in values.flag_values_dict().items()}
+    del given["workdir"]
+    found = module_of(name).define_flags()
+    found(command(name, given)[2:])
+    assert {flag: found[flag].value for flag in given} == given
+
+
+def other_value(value):
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return 0 * value
+    return value if value is None else [*value, "a b"] if isinstance(value, list) else value
+
+
+def test_inputs_that_only_the_configuration_has_are_read(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"launcher": "learn", "inputs": {"pretrained": "/models/small"}}))
+    (tmp_path / "results.json").write_text('{"figures": {}}')
+    assert "--pretrained=/models/small" in command_of(read_run(tmp_path))

@@ -106,6 +106,26 @@ def test_reading_in_calls_is_one_pass(learns):
         np.testing.assert_allclose(found, stopped, atol=1e-5)
 
 
+def test_evaluation_reads_as_many_rows_as_a_microbatch(tmp_path, monkeypatch):
+    seen = []
+
+    def fit_model(run, config, batches, *_):
+        seen.append(batches.validation.batches[0]["inputs"].shape)
+        raise InputError("not trained")
+
+    monkeypatch.setattr(subjects, "fit_model", fit_model)
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"line {i} of a text, which differs from line {i - 1}\n\n" for i in range(800)))
+    texts = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for path in texts:
+        path.write_text("".join(f"{path.name} has many lines, of which this is number {i}\n\n" for i in range(400)))
+    rows = 4 * jax.device_count()
+    given = [f"--data={text}", f"--texts={texts[0]},{texts[1]}", f"--batch_size={rows}", "--accumulate=2"]
+    mesh = f"--mesh=data:{jax.device_count()}"
+    assert call(f"--workdir={tmp_path / 'run'}", *FLAGS, *given, mesh) == 2
+    assert seen == [(rows // 2, 128)]
+
+
 def test_recovery_by_a_loop():
     random = np.random.default_rng(0)
     curve = np.concatenate([np.linspace(4, 2, 20), np.full(44, 2.0)]) + 0.1 * random.normal(size=64)

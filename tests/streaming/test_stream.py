@@ -1,8 +1,7 @@
-"""A stream: the same learner however its text is cut, stopped or saved; freeze, reset, rollback; the launcher."""
+"""A stream: the same learner however its text is cut, stopped or saved; freeze, reset, rollback."""
 
 import math
 import shutil
-import sys
 from pathlib import Path
 
 import jax
@@ -14,8 +13,6 @@ from absl.flags import FlagValues
 from flax import nnx
 from launcher_cases import small_files
 
-from experiments import language_model
-from experiments import stream as launcher
 from experiments.common import launcher as experiments_launcher
 from nl_jax import Diverged, InputError, StorageError
 from nl_jax.models import LanguageModel, LanguageModelConfig, chunk
@@ -308,35 +305,15 @@ def test_bad_input(model):
         stream.generate()
 
 
-@pytest.mark.slow
-def test_launcher_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
-    corpus = tmp_path / "texts"
-    corpus.mkdir()
-    for i in range(12):
-        (corpus / f"{i}.txt").write_text(f"{i} and so on, again and again. " * 40)
-    run = f"--workdir={tmp_path / 'run'}"
-    sizes = ["--models=hope_attention", "--steps=2", "--batch_size=2", "--seq_len=32", f"--data={corpus}"]
-    assert language_model.main(["x", run, *sizes, "--cms_levels=16,32", "--cms_regime=meta"]) == 0
-    capsys.readouterr()
-
-    def feed(text, *flags):
-        (tmp_path / "text").write_bytes(text)
-        monkeypatch.setattr(sys, "stdin", (tmp_path / "text").open())
-        code = launcher.main(["x", run, *flags])
-        return code, capsys.readouterr()
-
-    code, first = feed(b"one two three four five six, " * 4)
-    assert code == 0
-    assert "bits  surprise cms_0" in first.out
-    assert "updated cms_0 cms_1 mixers" in first.out
-    assert "112 tokens learned, 5 wait for their chunk" in first.out
-    assert "128 tokens learned" in feed(b"another text to read")[1].out
-    assert "16 tokens learned" in feed(b"another text to read", "--fresh")[1].out
-    for flags, message in (
-        (["--freeze=cms_9"], "--freeze=cms_9: level 'cms_9': unknown"),
-        (["--every=10"], "--every=10: expected a multiple of the chunk, 16 tokens"),
-        (["--model=hope"], "--model=hope: not in this run"),
-    ):
-        code, said = feed(b"", *flags)
-        assert code == 2
-        assert message in said.err
+def test_a_limit_of_tokens_to_learn(model):
+    whole, limited = Stream(model), Stream(model)
+    whole.feed(TOKENS)
+    assert math.isnan(limited.feed(TOKENS, limit=0).loss)
+    assert (limited.position, limited.waiting) == (0, 60)
+    assert limited.feed([], limit=11).tokens == 8
+    assert limited.feed([], limit=12).tokens == 12
+    assert limited.feed([]).tokens == 36
+    assert same(states(whole), states(limited))
+    with pytest.raises(ValueError, match="limit=-1: expected 0 or more"):
+        limited.feed([1], limit=-1)
+    assert limited.waiting == 4

@@ -80,6 +80,20 @@ def test_times_and_a_trace_of_a_run(tmp_path):
     assert TRACED_STEPS == 3
 
 
+@pytest.mark.parametrize(
+    ("steps", "traced"), [(range(1, 9), [4, 5, 6]), (range(6, 12), [6, 7, 8]), (range(5, 7), [5, 6]), (range(1, 4), [])]
+)
+def test_a_run_that_resumes_after_the_traced_steps_traces_its_first(steps, traced, tmp_path, monkeypatch):
+    tracing, found = [], []
+    monkeypatch.setattr(jax.profiler, "start_trace", tracing.append)
+    monkeypatch.setattr(jax.profiler, "stop_trace", tracing.clear)
+    with Clock(tmp_path, 4) as clock:
+        for number in steps:
+            clock.step(number, lambda number=number: found.append(number) if tracing else None)
+    assert found == traced
+    assert not tracing
+
+
 def test_a_clock_starts_again_when_it_is_read(tmp_path):
     clock = Clock(tmp_path, None)
     assert clock.timed("data", max, 1, 2) == 2
