@@ -4,7 +4,7 @@
     python -m experiments.evals.formal_languages --workdir=runs/languages_full --preset=full
 
 After each symbol a model says whether the string so far belongs to the language (parity, aa, abab), or which symbols
-may follow (a^n b^n, a^n b^n c^n, Shuffle-2). Models are trained on strings of 2 to 50 symbols (quick: 16), or of such n.
+may follow (a^n b^n, a^n b^n c^n, Shuffle-2). Models learn strings of 2 to 50 symbols (quick: 16), or of such n.
 Figures are shares of strings with every position right: Bin0 are of these lengths, Bin1 longer, to 100 (quick: 32).
 
 Hope has one setting for all: Delta Gradient Descent, and eigenvalues down to -1, which the others' memories lack as in
