@@ -29,7 +29,7 @@ With --form=text the methods read texts instead, and answer with the label that 
 levels         three levels on the last four MLPs, with updates every 1, 4 and 16 batches, preconditioned by all inputs
                so far; levels_no_slow switches the second and third off, one_level has the same matrices on one
 finetune, ewc, replay_1, replay_5          Adam on the same MLPs
-in_context, zero_shot                      as many examples as the window holds, each class alike; none
+in_context, zero_shot                      as many examples as 2,048 tokens hold, each class alike; none
 joint, joint_levels                        finetune and levels on the examples of all classes in one random order
 
 Settings are then chosen on the first 5 tasks of another order, or taken from another run by --settings_from; --quick
