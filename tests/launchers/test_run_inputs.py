@@ -224,16 +224,15 @@ def test_a_text_fed_to_a_stream_may_be_cut_within_a_character(files, monkeypatch
         def __init__(self):
             self.fed = []
 
-        def feed(self, ids):
-            self.fed += ids
+        def feed(self, ids, limit=None):
+            self.fed += [int(i) for i in ids]
 
     text = "aé日🙂" * 9
     tokenizer = load_tokenizer(str(files / "tokenizer.json"))
     blocks = [text.encode()[i : i + 5] for i in range(0, len(text.encode()), 5)] + [b""]
-    monkeypatch.setattr(stream.os, "read", lambda *_: blocks.pop(0))
-    monkeypatch.setattr(sys, "stdin", type("Input", (), {"fileno": lambda self: 0})())
+    monkeypatch.setattr(stream, "_next_block", lambda signals: blocks.pop(0))
     collects = Collects()
-    stream.read(collects, tokenizer, every=10**6)
+    stream.read(collects, tokenizer, every=10**6, signals=stream._Signals())
     assert tokenizer.decode(collects.fed) == text
 
 

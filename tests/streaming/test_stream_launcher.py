@@ -35,6 +35,14 @@ def same(a, b):
 TEXT = bytes(range(65, 91)) * 2
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Signals interrupt this process, though a shell that starts it in the background lets it ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """Runs the launcher with a small model that was not trained: a function of text, flags and a tokenizer."""
