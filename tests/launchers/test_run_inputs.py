@@ -4,7 +4,6 @@ import functools
 import gzip
 import json
 import shutil
-import sys
 
 import jax
 import pytest
