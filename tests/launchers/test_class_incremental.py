@@ -277,7 +277,6 @@ def test_a_learner_of_texts_stores_its_share_and_answers_among_the_labels_seen(i
     assert shown.count("label: one thing\n\n") == shown.count("label: another\n\n") == 6
     ids = window._prefix(10**6)
     assert ids[-2:] == 2 * window.encode("\n")  # the last example ends as the others do
-    assert ids == [*window.encode("\n") * (len(ids) - len(window.encode(shown))), *window.encode(shown[:-2]), *ids[-2:]]
 
 
 @pytest.mark.slow
