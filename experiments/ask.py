@@ -24,7 +24,7 @@ from experiments.common.sampling_flags import define_sampling_flags, sampling_op
 from experiments.common.words import WithWords
 from nl_jax import InputError
 from nl_jax.data import decode_stream, until_stop
-from nl_jax.data.tokenizer import begin_ids
+from nl_jax.data.tokenizer import begin_ids, ids_of
 from nl_jax.pretrained import Pretrained
 from nl_jax.streaming import ContinualLearner
 from nl_jax.streaming.generation import sample
@@ -36,7 +36,7 @@ def define_flags() -> flags.FlagValues:
     define_path("workdir", None, "Directory of a run of experiments.learn. Required.", flag_values=values)
     define_pretrained(values, OWN_MODEL)
     flags.DEFINE_multi_string(
-        "question", [], "The question, or part of it; also those of the command line.", flag_values=values
+        "question", [], "The question; the words of the command line follow it.", flag_values=values
     )
     text = "Print the label of the text instead of an answer."
     flags.DEFINE_boolean("classify", False, text, flag_values=values)
@@ -95,7 +95,7 @@ def _answer(
     elif as_asked:
         ids = learner.prompt(text)  # as the model has asked itself
     else:
-        ids = [*begin_ids(pretrained.tokenizer), *pretrained.tokenizer.encode(text.encode())[0].tolist()]  # as learned
+        ids = [*begin_ids(pretrained.tokenizer), *ids_of(pretrained.tokenizer, text)]  # as texts are learned
     tokens = sample(learner.model, ids, num_tokens=values.num_tokens, **options)
     ends = (*pretrained.end_tokens, separator, *([learner.end] if as_asked else []))
     answer = itertools.takewhile(lambda token: token not in ends, tokens)

@@ -231,7 +231,8 @@ def _asked(learner: ContinualLearner, source: Source, pretrained: Pretrained, sa
         launcher.say(f"{source.name}: {len(asked)} questions about {len(texts)} sentences")
     if texts and not asked:
         launcher.say(f"{source.name}: the model finds nothing to ask there; without --ask_itself it is learned as text")
-        entry.pop("asked"), entry.pop("sentences")  # another time another model may
+        del entry["asked"], entry["sentences"]  # the next command asks anew
+        learner.save(saved)
     return source._replace(examples=[*pairs, *((question, answer) for question, answer in asked)])
 
 

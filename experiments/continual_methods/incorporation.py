@@ -11,7 +11,7 @@ import numpy as np
 from nl_jax import InputError
 from nl_jax.data.examples import Example, read_examples, sentences
 from nl_jax.data.library_docs import library_docs
-from nl_jax.data.tokenizer import begin_ids
+from nl_jax.data.tokenizer import begin_ids, ids_of
 from nl_jax.models import LanguageModel
 from nl_jax.pretrained import Pretrained, StackedLevel
 from nl_jax.streaming import ContinualLearner
@@ -109,7 +109,7 @@ class Exam:
         return len(self.prefix(in_context=True)) + max(map(len, self._prompts)) + max(map(len, self._answers))
 
     def _encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text.encode())[0].tolist()
+        return ids_of(self._tokenizer, text)
 
     def answers(self, model: LanguageModel, in_context: bool = False) -> dict[str, Any]:
         """What the model answers: ``exact`` (greedy) and ``chosen`` of all choices, by question, and mean ``nats``."""

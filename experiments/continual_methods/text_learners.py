@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from nl_jax import Diverged
+from nl_jax.data.tokenizer import begin_tokens, ids_of
 from nl_jax.pretrained import Pretrained
 from nl_jax.pretrained.level_stacking import Pull, StackedLevel
 from nl_jax.streaming.answers import PIECE, likeliest
@@ -143,7 +144,7 @@ class InContext(TextLearner):
     def _prefix(self, room: int) -> list[int]:
         """Examples in random order: one of each class, then a second one, as far as there is room."""
         chosen: list[str] = []
-        room -= len(getattr(self.tokenizer, "begin_tokens", ()))
+        room -= len(begin_tokens(self.tokenizer))
         for rank in range(1, 17):
             classes = [label for label, kept in self.newest.items() if len(kept) >= rank]
             for i in self.random.permutation(len(classes)):
@@ -156,13 +157,13 @@ class InContext(TextLearner):
                 room -= tokens
         text = "".join(chosen[i] for i in self.random.permutation(len(chosen)))
         # the end of the last one in the tokens that all others end in
-        ids = [*getattr(self.tokenizer, "begin_tokens", ()), *self.encode(text.removesuffix("\n\n"))]
+        ids = [*begin_tokens(self.tokenizer), *self.encode(text.removesuffix("\n\n"))]
         ids += 2 * self.encode("\n") if text else []
         return [*self.encode("\n") * (-len(ids) % PIECE), *ids]
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text."""
-        return self.tokenizer.encode(text.encode())[0].tolist()
+        return ids_of(self.tokenizer, text)
 
     def _filled(self, ids: list[int]) -> list[int]:
         """Ids after line ends that make their number a multiple of 16, since each length is compiled."""

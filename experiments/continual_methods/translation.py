@@ -10,6 +10,7 @@ import numpy as np
 from experiments.continual_methods.table import grid
 from experiments.continual_methods.text_table import stacked
 from nl_jax import Diverged, InputError
+from nl_jax.data.tokenizer import begin_tokens, ids_of
 from nl_jax.files import decoded, local_path
 from nl_jax.models import LanguageModel
 from nl_jax.pretrained import Pretrained, StackedLevel
@@ -151,7 +152,7 @@ class Translator:
             if len(row) + len(tokens) > room:
                 break
             tokens = row + tokens
-        tokens = [*getattr(self._tokenizer, "begin_tokens", ()), *tokens]
+        tokens = [*begin_tokens(self._tokenizer), *tokens]
         return [self._line] * (-len(tokens) % PIECE) + tokens  # few lengths, since each is compiled
 
     def window(self, model: LanguageModel, tokens: int) -> int:
@@ -163,7 +164,7 @@ class Translator:
         return 16 * (1 + len(self._ids(QUESTION.format(text=source))) // 16)
 
     def _ids(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text.encode())[0].tolist()
+        return ids_of(self._tokenizer, text)
 
 
 class Method(NamedTuple):

@@ -48,4 +48,4 @@ def split(sequences: Batch, size: int) -> Iterator[Batch]:
     for start in range(0, count, size):
         rows = np.arange(start, start + size)
         batch = {name: array[np.where(rows < count, rows, start)] for name, array in sequences.items()}
-        yield batch | {"mask": batch["mask"] * (rows < count)[:, None].astype(np.float32)}  # and none for reading
+        yield batch | {"mask": batch["mask"] * (rows < count)[:, None].astype(np.float32)}

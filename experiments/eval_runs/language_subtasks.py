@@ -51,10 +51,6 @@ def _subtask(name: str, values: flags.FlagValues, own_validation: bool) -> Subta
     factor = 3 if name in SYMBOLS_OF else 1
     lengths = factor * values.max_length, factor * values.long_length
     training = reading(padded(whole, lengths[0]))
-
-    def split_up(bins: Sequence[Batch]) -> list[list[Batch]]:
-        return [list(split(reading(padded(strings, lengths[1])), 128)) for strings in bins]
-
     per_epoch = len(training["inputs"]) // values.batch_size
 
     @functools.lru_cache(maxsize=1)
@@ -67,7 +63,7 @@ def _subtask(name: str, values: flags.FlagValues, own_validation: bool) -> Subta
         return {key: array[rows] for key, array in training.items()}
 
     def figures_on(bins: Sequence[Batch]) -> Callable[[Any, jax.sharding.Mesh], Figures]:
-        batches = split_up(bins)
+        batches = [list(split(reading(padded(strings, lengths[1])), 128)) for strings in bins]
 
         def figures(model: Any, mesh: jax.sharding.Mesh) -> Figures:
             short, long = (accuracies(model, rows, mesh).sequences for rows in batches)

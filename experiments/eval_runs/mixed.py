@@ -29,7 +29,7 @@ DEPARTURES = (
     "strings of parity that choose rates and steps are others than those of the test",
     "one of four needles in a haystack, trained on the task itself at --length tokens, as in evals.niah",
 )
-# Text alone, at a quarter of the parameters: so nine rows with three seeds take an hour on two cores.
+# Text alone, at a quarter of the parameters: so nine rows with three seeds should take an hour on two cores.
 HOUR = SMALL | {"subtasks": ["language"], "width": 64, "parameters": 250_000, "test_tokens": 32_768, "steps": 100}
 
 

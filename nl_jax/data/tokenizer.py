@@ -221,7 +221,29 @@ def begin_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
         >>> begin_ids(ByteTokenizer())
         (256,)
     """
-    return getattr(tokenizer, "begin_tokens", ()) or (tokenizer.separator_id,)
+    return begin_tokens(tokenizer) or (tokenizer.separator_id,)
+
+
+def begin_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that the tokenizer's model expects before every text; none for most tokenizers.
+
+    Examples:
+        >>> from nl_jax.data.tokenizer import ByteTokenizer, begin_tokens
+        >>> begin_tokens(ByteTokenizer())
+        ()
+    """
+    return getattr(tokenizer, "begin_tokens", ())
+
+
+def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text or of a part of one, without those that a text begins with.
+
+    Examples:
+        >>> from nl_jax.data.tokenizer import ByteTokenizer, ids_of
+        >>> ids_of(ByteTokenizer(), "ab")
+        [97, 98]
+    """
+    return tokenizer.encode(text.encode())[0].tolist()
 
 
 def load_tokenizer(path: str | None = None) -> Tokenizer:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nl_jax.data import Tokenizer
+from nl_jax.data.tokenizer import ids_of
 from nl_jax.errors import InputError
 from nl_jax.models.language_model import LanguageModel
 from nl_jax.pretrained import Pretrained
@@ -85,7 +86,7 @@ class HarnessModel(Base):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """The ids of a text, with those that the model expects before it unless ``add_special_tokens`` is False."""
         if self._pretrained is None:
-            return self._tokenizer.encode(string.encode())[0].tolist()
+            return ids_of(self._tokenizer, string)
         if add_special_tokens is False:
             return self._pretrained.tokenizer.encode_marked(string)
         return self._pretrained.encode(string, marked=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nl_jax.data import HuggingFaceTokenizer
+from nl_jax.data.tokenizer import ids_of
 from nl_jax.errors import InputError
 from nl_jax.files import local_path
 from nl_jax.models import LanguageModel, LanguageModelConfig
@@ -76,7 +77,7 @@ class Pretrained:
             ids = self.tokenizer.encode_marked(text)
             begun = tuple(ids[: len(self.begin_tokens)]) == self.begin_tokens  # templates may spell it out
             return ids if begun else [*self.begin_tokens, *ids]
-        return [*self.begin_tokens, *self.tokenizer.encode(text.encode())[0].tolist()]
+        return [*self.begin_tokens, *ids_of(self.tokenizer, text)]
 
 
 def load_pretrained(

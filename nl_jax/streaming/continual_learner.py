@@ -15,7 +15,7 @@ import optax
 
 from nl_jax.data import Tokenizer
 from nl_jax.data.examples import Example, check_characters
-from nl_jax.data.tokenizer import begin_ids
+from nl_jax.data.tokenizer import begin_ids, begin_tokens, ids_of
 from nl_jax.errors import InputError
 from nl_jax.files import local_path
 from nl_jax.levels import ScheduleState
@@ -323,13 +323,13 @@ class ContinualLearner:
 
     def _ids(self, text: str) -> list[int]:
         check_characters(text, f"text {reprlib.repr(text)}")
-        return self.tokenizer.encode(text.encode())[0].tolist()
+        return ids_of(self.tokenizer, text)
 
     def _asked(self, text: str) -> list[int]:
         """Tokens of a question, after others that make its length a multiple of 16: each length is compiled."""
         ids = self._ids(self.question.replace("{text}", text))
         if not self.before:
-            ids = [*getattr(self.tokenizer, "begin_tokens", ()), *ids]
+            ids = [*begin_tokens(self.tokenizer), *ids]
         return [self.end] * (16 - len(ids) % 16) + ids
 
     def _answer(self, label: str) -> list[int]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from nl_jax.data import Tokenizer
-from nl_jax.data.tokenizer import begin_ids
+from nl_jax.data.tokenizer import begin_ids, ids_of
 from nl_jax.errors import InputError
 from nl_jax.models.language_model import LanguageModel
 from nl_jax.pretrained.level_stacking import StackedLevel
@@ -166,16 +166,13 @@ class _Writer:
         return written_lines(
             self.model,
             self.tokenizer,
-            [self._ids(prompt) for prompt in prompts],
-            before=[*begin_ids(self.tokenizer), *self._ids(before)],
+            [ids_of(self.tokenizer, prompt) for prompt in prompts],
+            before=[*begin_ids(self.tokenizer), *ids_of(self.tokenizer, before)],
             num_tokens=LONGEST,
             sampling=sampling,
             batch_size=self.batch_size,
             seed=seed,
         )
-
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text.encode())[0].tolist()
 
 
 def _words(text: str) -> list[str]:
@@ -196,7 +193,7 @@ def _names(texts: Sequence[str]) -> list[set[str]]:
 
 
 def _is_about(question: str, names: set[str]) -> bool:
-    """Whether a question has one of the names, in which words in lower case stand for those with a capital, too."""
+    """Whether one of the names is a word of the question; one in lower case may have a capital there."""
     words = set(_words(question))
     return bool(names & (words | {word.lower() for word in words}))
 

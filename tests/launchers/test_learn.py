@@ -229,6 +229,8 @@ def test_a_text_about_which_nothing_is_asked_is_kept(inputs, tmp_path, monkeypat
     assert len(list((workdir / "received").iterdir())) == 1
     (notes,) = results_of(workdir)["figures"]["files"].values()
     assert "asked" not in notes
+    (kept,) = saved.read_metadata(workdir / "learned")["notes"]["files"].values()
+    assert "asked" not in kept  # so the next command asks anew
 
 
 def test_a_table_says_whether_it_has_labels_and_other_columns_are_other_examples(inputs, tmp_path, capsys):
