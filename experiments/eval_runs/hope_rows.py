@@ -3,7 +3,7 @@
 from typing import Any
 
 ADAPTIVE = ("key", "value", "query", "eta", "alpha")
-PAPER: dict[str, Any] = {"delta": True, "momentum": True, "adaptive": ADAPTIVE}
+PAPER: dict[str, Any] = {"delta": True, "momentum": True, "adaptive": ADAPTIVE, "shrinkage": False}
 
 
 def _row(fields: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:

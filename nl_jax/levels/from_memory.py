@@ -20,6 +20,7 @@ from nl_jax.memory import (
     chunk_decay,
     end_of_memory,
     learn_chunk,
+    shrink,
 )
 from nl_jax.trees import own_buffers
 
@@ -184,4 +185,6 @@ def _learned(
         starts_at_boundary=True,
     )
     ends, _ = end_of_memory(memory, chunks)
+    if chunks[-1].excess is not None:
+        ends = shrink(ends, jnp.sum(chunks[-1].excess, axis=-1))
     return tuple(end.reshape(old.shape) for end, old in zip(ends, state.delta_w, strict=True))

@@ -42,6 +42,7 @@ from nl_jax.memory.recurrence import (
 )
 from nl_jax.memory.reference import sequential_update
 from nl_jax.memory.rules import limit_strength
+from nl_jax.memory.shrinkage import excess, shrink
 from nl_jax.ops.attention import blockwise_attention
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "end_of_channel_chunk",
     "end_of_chunk",
     "end_of_memory",
+    "excess",
     "huber",
     "init_least_squares",
     "l2",
@@ -88,6 +90,7 @@ __all__ = [
     "read_least_squares",
     "read_memory",
     "sequential_update",
+    "shrink",
     "solve_channel_chunk",
     "solve_chunk",
 ]

@@ -18,6 +18,8 @@ class Rule:
       delta: Delta Gradient Descent; without it gradient descent.
       delta_after_retention: the delta term acts on what retention has left, β ← α β (Gated DeltaNet).
       allow_neg_eigval: doubles the last layer's β, up to (1 + α) / ‖x‖², where the eigenvalue along x is -1.
+      shrinkage: when a chunk ends, what was learned shrinks as far as its answers were too large
+        (``shrinkage.py``). It needs a memory that depends on the boundary.
 
     Raises:
       ValueError: for an unknown form.
@@ -34,6 +36,7 @@ class Rule:
     delta: bool = True
     delta_after_retention: bool = False
     allow_neg_eigval: bool = False
+    shrinkage: bool = False
 
     def __post_init__(self):
         """Checks the form."""
@@ -52,6 +55,9 @@ class Memory:
       chunk_size: N, the number of gradients that are taken at one boundary: the tokens from one boundary to the next,
         times the window of the Omega rule.
 
+    Raises:
+      ValueError: for shrinkage of a memory that does not depend on the boundary.
+
     Examples:
       >>> from nl_jax.memory import Architecture, Memory, Rule, l2
       >>> matrix = Memory(Architecture(4, 4), l2, Rule(), chunk_size=8)
@@ -64,6 +70,11 @@ class Memory:
     objective: Objective
     rule: Rule
     chunk_size: int
+
+    def __post_init__(self):
+        """Checks that a memory that shrinks has answers at the boundary."""
+        if self.rule.shrinkage and not self.depends_on_boundary:
+            raise ValueError("shrinkage=True: expected a memory that depends on the boundary, as an MLP; got a matrix")
 
     @property
     def last(self) -> int:
@@ -119,6 +130,7 @@ def memory_of(
     delta: bool = True,
     delta_after_retention: bool = False,
     allow_neg_eigval: bool = False,
+    shrinkage: bool = False,
 ) -> Memory:
     """A description of a memory from options by name.
 
@@ -126,11 +138,11 @@ def memory_of(
       architecture, chunk_size: as for ``Memory``.
       objective: one of ``OBJECTIVES``, or an ``Objective``.
       rule: one of ``RULES``.
-      delta, delta_after_retention, allow_neg_eigval: as for ``Rule``. An MLP needs both delta and allow_neg_eigval to
-        keep a state over many tokens, and "implicit" reaches the eigenvalue -1 only as η grows.
+      delta, delta_after_retention, allow_neg_eigval, shrinkage: as for ``Rule``. An MLP needs both delta and
+        allow_neg_eigval to keep a state over many tokens, and "implicit" reaches the eigenvalue -1 only as η grows.
 
     Raises:
-      ValueError: for an unknown name.
+      ValueError: for an unknown name, or shrinkage of a matrix that does not depend on the boundary.
 
     Examples:
       >>> from nl_jax.memory import Architecture, memory_of
@@ -142,4 +154,5 @@ def memory_of(
         if objective not in OBJECTIVES:
             raise ValueError(f"objective={objective!r}: expected one of {', '.join(map(repr, OBJECTIVES))}")
         objective = OBJECTIVES[objective]
-    return Memory(architecture, objective, Rule(rule, delta, delta_after_retention, allow_neg_eigval), chunk_size)
+    form = Rule(rule, delta, delta_after_retention, allow_neg_eigval, shrinkage)
+    return Memory(architecture, objective, form, chunk_size)

@@ -12,6 +12,7 @@ from nl_jax.memory.guards import LARGEST_FORCING, LARGEST_RATE, LARGEST_STATE, l
 from nl_jax.memory.linear_chunks import linear_chunks
 from nl_jax.memory.recurrence import Chunk, Decay, end_of_chunk, read_chunk, solve_chunk
 from nl_jax.memory.rules import WRITES, LayerInputs, Write, non_expansive
+from nl_jax.memory.shrinkage import excess
 from nl_jax.ops import ChunkMaps, matmul, squared_lengths
 
 Layers = tuple[Array, ...]
@@ -93,16 +94,24 @@ def learn_chunk(
         x = tokens.keys if found is None else found.inputs[layer]
         # what the solution needs of the answers of ΔW is known where a forward pass took them from the same weights
         knows_answers = found is not None and starts_at_boundary and memory.has_delta_term(layer)
-        needs_w0 = weights.w0 is not None and (memory.folds_at(layer) or knows_answers)
+        shrinks = memory.rule.shrinkage and layer == memory.last
+        needs_w0 = weights.w0 is not None and (memory.folds_at(layer) or knows_answers or shrinks)
         w0_answers = matmul(x, weights.w0[layer]) if weights.w0 is not None and needs_w0 else None
         answers = None
-        if found is not None and knows_answers:
+        if found is not None and (knows_answers or shrinks):
             answers = found.outputs[layer] if w0_answers is None else found.outputs[layer] - w0_answers
         gradient = _gradient(memory, layer, found, w0_answers, tokens)
         beta, forcing = _write(memory, layer, x, gradient, tokens, gates, None if found is None else found.slope)
         momentum = None if weights.momentum is None else weights.momentum[layer]
         decay = tokens.decay if layer == 0 else tokens.decay.over_stack()
-        chunks.append(solve_chunk(weights.delta_w[layer], momentum, x, forcing, beta, decay, answers))
+        known = answers if knows_answers else None
+        chunk = solve_chunk(weights.delta_w[layer], momentum, x, forcing, beta, decay, known)
+        if found is not None and answers is not None and shrinks:
+            eta = tokens.eta if layer == 0 else tokens.eta[..., None, :]
+            too_large = excess(answers, found.gradients[layer], jnp.minimum(eta, LARGEST_RATE))
+            too_large = too_large if gates is None or layer == 0 else gates[..., None] * too_large
+            chunk = chunk._replace(excess=too_large / memory.chunk_size)
+        chunks.append(chunk)
     return tuple(chunks)
 
 

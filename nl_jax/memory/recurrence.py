@@ -140,6 +140,7 @@ class Chunk(NamedTuple):
     forcings: Float[Array, "... C out"]  # f; where ``removed`` is None and there is a delta term, f - β p
     removed: Float[Array, "... C out"] | None  # β p, which the delta term removes, where it decays unlike the forcings
     decay: Decay
+    excess: Float[Array, "... C"] | None = None  # its tokens' parts of their mean ``excess``, of a layer that shrinks
 
 
 def solve_chunk(

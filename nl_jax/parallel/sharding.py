@@ -52,6 +52,7 @@ STATE_AXES: tuple[tuple[str, Names], ...] = (
     (r"past\.(eta|alpha|mu)", ("layers", "batch", "heads", "window")),
     (r"past\.valid", ("layers", None, None, "window")),
     (r"position", ("layers",)),
+    (r"excess\.\d+", ("layers", "batch", "heads", "memories")),
     (r"hidden|cell", ("layers", "batch", "channels")),
 )
 

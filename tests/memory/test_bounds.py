@@ -241,6 +241,7 @@ def compositions(draw):
         "read": ("token", "boundary"),
         "retention": ("initial", "zero"),
         "objective": tuple(OBJECTIVES),
+        "shrinkage": (True, False),
     }
     if name == "self_modifying_titans":
         choices |= {

@@ -70,6 +70,7 @@ def reference(mixer, x):
         boundary = dict(initial)
         chunk = dict.fromkeys(stack, p.chunking.sizes[0]) | {"memory": p.chunking.sizes[-1]}
         keep = 1.0 if p.pulls_to_initial else 0.0
+        excess = dict.fromkeys(stack, 0.0)
 
         def features(pre, c):
             """Of the last layer, and their derivative by the first layer's outputs, [hidden, outputs]."""
@@ -90,7 +91,10 @@ def reference(mixer, x):
         for t in range(time):
             for name in stack:
                 if t % chunk[name] == 0:
-                    boundary[name] = weights[name]
+                    scale = np.exp(-4.0 * max(0.0, excess[name]))
+                    start = [keep * w for w in initial[name]]
+                    weights[name] = tuple(s + scale * (w - s) for w, s in zip(weights[name], start, strict=True))
+                    boundary[name], excess[name] = weights[name], 0.0
             q, u_key, u_value = (unit(u) for u in slow[t, :, h])
             k = unit(answer(boundary["key"], u_key)) if "key" in stack else u_key
             v = unit(answer(boundary["value"], u_value)) if "value" in stack else u_value
@@ -114,6 +118,10 @@ def reference(mixer, x):
                 target = unit(answer(boundary[name], v, up_bias[name])) if p.self_targets else v
                 e = 2 * (k + outer @ z - target) if c else -target
                 g = derivative.T @ (outer.T @ e)
+                learned = (outer - keep * initial[name][1]) @ z
+                if rule.shrinkage:
+                    part = gate * eta / (1 + eta) * (learned @ e) / (learned @ learned + e @ e + 0.01)
+                    excess[name] += part / chunk[name]
                 (w2, w1), (s2, s1), (i2, i1) = weights[name], momentum[name], initial[name]
                 i2, i1 = keep * i2, keep * i1
                 if paper:
@@ -178,6 +186,7 @@ SWITCHES = [
     {"up_bias": 0.0},
     {"memory_gates": False},
     {"allow_neg_eigval": True},
+    {"shrinkage": False},
 ]
 
 

@@ -45,18 +45,23 @@ class ChunkMemory(NamedTuple):
         return None if found == "interpret_gpu" else found  # there is no form for GPUs
 
     def read(
-        self, tokens: Projected, size: int, memories: Any, keeps_boundary: bool, backend: str
+        self, tokens: Projected, size: int, memories: Any, end_chunk: Callable[[Any], Any], backend: str
     ) -> tuple[Float[Array, "batch heads time head_dim"], Any]:
         """Answers to all tokens, cut in chunks of ``size``, and the memories after them.
 
-        The backward pass keeps the tokens and the memories at each chunk's start.
+        The backward pass keeps the tokens and the memories at each chunk's start. ``end_chunk`` is ``Chunking``'s.
         """
         wide, make = tokens.valid.dtype, type(memories)
+        keeps_boundary = bool(memories.delta_w_at_boundary)
+
+        def at_boundary(state, batch, heads):
+            nothing = (jnp.zeros((batch, heads, *u.shape[2:]), u.dtype) for u in memories.excess)
+            return make(*state, state[0] if keeps_boundary else (), tuple(nothing))
 
         def step(read_only, state, parts):
             tokens = Projected(**parts, valid=jnp.ones((1, 1, size), wide))  # whole chunks have no padding
-            before = make(*state, state[0] if keeps_boundary else ())
-            y, after = self.learn(read_only, before, tokens, tokens.valid, True)
+            y, after = self.learn(read_only, at_boundary(state, 1, 1), tokens, tokens.valid, True)
+            after = end_chunk(after)
             return narrow_like(y, tokens.key), (after.delta_w, after.momentum)
 
         def limit(state):
@@ -72,4 +77,4 @@ class ChunkMemory(NamedTuple):
         chunks = {name: jax.tree.map(cut, u) for name, u in tokens._asdict().items() if name != "valid"}
         y, (delta_w, momentum) = read(self.read_only, (memories.delta_w, memories.momentum), chunks)
         y = y.reshape(*y.shape[:2], y.shape[2] * size, *y.shape[4:])
-        return y, make(delta_w, momentum, delta_w if keeps_boundary else ())
+        return y, at_boundary((delta_w, momentum), *tokens.key.shape[:2])

@@ -51,7 +51,7 @@ class MemoryMixer(MixerParameters):
       chunk_size: tokens between two boundaries, at which gradients are taken.
       output_scale: of the output projection's initial weights.
       rngs: source of the initial weights.
-      **learning: objective, rule, delta, delta_after_retention and allow_neg_eigval, as for ``memory_of``.
+      **learning: objective, rule, delta, delta_after_retention, allow_neg_eigval and shrinkage, as for ``memory_of``.
 
     Raises:
       ValueError: for sizes that do not fit, a chunk size below 1, unknown names, or options that exclude each other.
@@ -96,6 +96,8 @@ class MemoryMixer(MixerParameters):
         memory = memory_of(architecture, chunk_size * window, **learning)
         keeps_boundary = memory.depends_on_boundary or read == "boundary" or newton_schulz_steps > 0
         self.chunking = Chunking((chunk_size,), window, keeps_boundary, newton_schulz_steps)
+        if newton_schulz_steps and memory.rule.shrinkage:
+            raise ValueError(f"newton_schulz_steps={newton_schulz_steps}: expected 0 with shrinkage")
         if window > 1 and memory.rule.delta:
             raise ValueError(f"window={window}: expected at least 1, and 1 with a delta term")
         if initial == "zero" and architecture.depth > 1:

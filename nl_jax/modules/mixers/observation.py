@@ -79,7 +79,7 @@ def _read(
 ) -> tuple[tuple[Array, ...], MemoryState]:
     """Keys, values, queries, η and α of a subchunk, and the state after it."""
     read_only = mixer.read_only(len(x))
-    memories = Memories(state.delta_w, state.momentum, state.delta_w_at_boundary)
+    memories = Memories(state.delta_w, state.momentum, state.delta_w_at_boundary, state.excess)
     weights = weights_at_boundary(read_only.w0, memories)
     tokens, _ = mixer.project(x, state.conv)
     inputs = generate(mixer.projecting, mixer.groups, read_only, weights, tokens, self_targets=mixer.self_targets)

@@ -15,6 +15,8 @@ The departures from the paper's form, each for a measured reason (BUILD_NOTES.md
 
 - Keys and values come from slow projections of their own.
 - Retention pulls toward the meta-learned initial weights.
+- What was learned shrinks where it answers worse than a smaller part of it would (``memory/shrinkage.py``): so a
+  memory that hardly forgets does not fill up with what has no use.
 - The learning rule is the implicit one (``memory/rules.py``). There is neither momentum nor Delta Gradient Descent,
   since the implicit rule has the delta term of the loss itself.
 - All memories learn v, where each of the paper's makes a target of its own, ``v̂_□ = M_□(v)``.
@@ -60,6 +62,7 @@ PAPER_FORM: dict[str, Any] = {
     "self_targets": True,
     "gated": False,
     "retention": "zero",
+    "shrinkage": False,
     "read": "boundary",
 }
 """Options of `SelfModifyingTitans` that give the paper's form; the defaults differ (BUILD_NOTES.md, D21)."""
@@ -87,9 +90,9 @@ class SelfModifyingTitans(MixerParameters):
       self_targets: every memory makes its own target, ``v̂ = M(v)``; without it all learn v.
       read, retention, output_scale: as for ``MemoryMixer``.
       rngs: source of the initial weights.
-      **learning: objective, rule, delta (False by default), delta_after_retention and allow_neg_eigval, as for
-        ``memory_of``. Negative eigenvalues are those of the memory that answers: they keep a state there, while in the
-        memories that make keys and rates gradients would explode.
+      **learning: objective, rule, delta (False by default), delta_after_retention, shrinkage (True by default) and
+        allow_neg_eigval, as for ``memory_of``. Negative eigenvalues are those of the memory that answers: they keep a
+        state there, while in the memories that make keys and rates gradients would explode.
 
     Raises:
       ValueError: for a head count that does not divide width, a chunk size below 1, chunk sizes of which neither
@@ -139,7 +142,7 @@ class SelfModifyingTitans(MixerParameters):
         hidden = projection_hidden or max(1, size // 4)
         stack = Architecture(size, size, hidden=hidden, stack=max(1, count), **shape)
         self.projecting = ProjectionMemories(names, stack)
-        learning = {"delta": False, **learning}
+        learning = {"delta": False, "shrinkage": True, **learning}
         answering = Architecture(size, size, hidden=memory_hidden or 4 * size, **shape)
         groups: tuple[Memory, ...] = (memory_of(answering, chunk_size, **learning),)
         sizes: tuple[int, ...] = (chunk_size,)

@@ -5,7 +5,7 @@ every group end where subchunks end.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from nl_jax.memory import limit_cotangent
+from nl_jax.memory import limit_cotangent, shrink
 from nl_jax.modules.layers import remat_except_dots
 from nl_jax.modules.mixers.all_chunks import LinearMemory
 from nl_jax.modules.mixers.atlas_parts import orthogonal_update
@@ -44,6 +44,8 @@ class MemoryState(NamedTuple):
     delta_w_at_boundary: Groups
     past: Projected | None  # the last window - 1 tokens; None without a window
     position: Int[Array, ""]  # tokens since the text began, modulo a large multiple of the chunk sizes
+    # how much too large each group's answers were since its last boundary (``excess``); empty where none shrink by it
+    excess: tuple[Float[Array, "batch heads *stack"], ...] = ()
 
 
 class Memories(NamedTuple):
@@ -62,6 +64,7 @@ class Memories(NamedTuple):
     delta_w: Groups
     momentum: Groups
     delta_w_at_boundary: Groups
+    excess: tuple[Float[Array, "batch heads *stack"], ...] = ()
 
 
 # (memories, tokens of a subchunk, 1 for those that advance the memories, whether every group's chunk starts with it)
@@ -115,18 +118,24 @@ class Chunking:
         return len(set(self.sizes)) == 1
 
     def at_boundary(self, position: Array, memories: Memories, *, due: Array | bool = True) -> Memories:
-        """Takes ΔW for the boundary's in those groups whose chunk ends at ``position``, if ``due``."""
+        """Ends the chunk of those groups whose chunk ends at ``position``, if ``due``: ΔW becomes the boundary's."""
         if not self.keeps_boundary:
             return memories
         if self.orthogonal_steps:
             return self._orthogonal(due & (position % self.subchunk == 0), memories)
+        ends = [due & (position % size == 0) for size in self.sizes]
+        memories = _shrunk(ends, memories)
 
-        def of_group(size, delta_w, before):
-            ends = due & (position % size == 0)
-            return jax.tree.map(lambda d, b: jnp.where(ends, d, b), delta_w, before)
+        def of_group(end, delta_w, before):
+            return jax.tree.map(lambda d, b: jnp.where(end, d, b), delta_w, before)
 
-        delta_w_at_boundary = tuple(map(of_group, self.sizes, memories.delta_w, memories.delta_w_at_boundary))
+        delta_w_at_boundary = tuple(map(of_group, ends, memories.delta_w, memories.delta_w_at_boundary))
         return memories._replace(delta_w_at_boundary=delta_w_at_boundary)
+
+    def end_chunk(self, memories: Memories) -> Memories:
+        """Ends the chunk of every group, as ``at_boundary`` does; all but updates that are made orthogonal."""
+        memories = _shrunk([True] * len(memories.delta_w), memories)
+        return memories._replace(delta_w_at_boundary=memories.delta_w if self.keeps_boundary else ())
 
     def _orthogonal(self, ends: Array, memories: Memories) -> Memories:
         """Makes the sum of a chunk's updates orthogonal if the chunk ends."""
@@ -146,6 +155,19 @@ class Chunking:
         """The position modulo a large multiple of the sizes; without that it would overflow in a text without end."""
         period = math.lcm(*self.sizes)
         return position % (period * max(1, 2**30 // period))
+
+
+def _shrunk(ends: Sequence[Array | bool], memories: Memories) -> Memories:
+    """Shrinks those groups whose chunk ends, by what was too large in it (``shrinkage.py``)."""
+    if not memories.excess:
+        return memories
+
+    def of_group(end, delta_w, mean):
+        return shrink(delta_w, end * mean)
+
+    delta_w = tuple(map(of_group, ends, memories.delta_w, memories.excess))
+    excess = tuple(mean - end * mean for end, mean in zip(ends, memories.excess, strict=True))
+    return memories._replace(delta_w=delta_w, excess=excess)
 
 
 def start_of_text(parameters: MixerParameters, chunking: Chunking, batch_size: int) -> MemoryState:
@@ -175,6 +197,11 @@ def start_of_text(parameters: MixerParameters, chunking: Chunking, batch_size: i
         (delta_w() if chunking.keeps_boundary else ()) + (delta_w() if chunking.orthogonal_steps else ()),
         no_past() if past else None,
         jnp.zeros((), jnp.int32),
+        tuple(
+            jnp.zeros((batch_size, *layers[-1].shape[:-2]), dtype)
+            for memory, layers in zip(parameters.groups, weights, strict=True)
+            if memory.rule.shrinkage
+        ),
     )
 
 
@@ -252,8 +279,8 @@ def step_through(
             memories = limit_cotangent(memories)  # others are linear in their state and do not expand it
             if chunking.orthogonal_steps:
                 pass  # the chunk before has left the weights at the boundary
-            elif starts_at_boundary:
-                memories = memories._replace(delta_w_at_boundary=memories.delta_w)
+            elif starts_at_boundary:  # of the first chunk, too, which has nothing to shrink by
+                memories = chunking.end_chunk(memories)
             else:
                 memories = chunking.at_boundary(start, memories, due=(start > origin) & (start <= origin + time))
         position = start + jnp.arange(size + past) - past
@@ -263,7 +290,7 @@ def step_through(
             memories = chunking.at_boundary(start + size, memories, due=start + size <= origin + time)
         return memories, narrow_like(y[:, :, past:], projected.key)
 
-    memories = Memories(state.delta_w, state.momentum, state.delta_w_at_boundary)
+    memories = Memories(state.delta_w, state.momentum, state.delta_w_at_boundary, state.excess)
     memories = jax.tree.map(lambda w: w.astype(wide), memories)
     cut = jax.tree.map(lambda u: _cut(u, count, size, past), padded)
     if count == 1:
@@ -275,7 +302,8 @@ def step_through(
     if not chunking.orthogonal_steps:
         memories = chunking.at_boundary(origin + time, memories)
     last = jax.tree.map(lambda u: u[:, :, time:], projected) if past else None
-    return y, MemoryState(state.conv, *memories, last, chunking.wrap(origin + time))
+    position = chunking.wrap(origin + time)
+    return y, state._replace(**memories._asdict(), past=last, position=position)
 
 
 def _whole_chunks(
@@ -284,13 +312,13 @@ def _whole_chunks(
     """As `step_through` from a boundary on, whole chunks by a kernel; None where there are not two, or none fits."""
     size, time = chunking.subchunk, projected.key.shape[2]
     whole = time // size * size
-    memories = Memories(state.delta_w, state.momentum, state.delta_w_at_boundary)
+    memories = Memories(state.delta_w, state.momentum, state.delta_w_at_boundary, state.excess)
     memories = jax.tree.map(lambda w: w.astype(projected.valid.dtype), memories)
     backend = kernel.backend(memories, projected.key.shape[-1], size) if whole > size else None
     if backend is None:
         return None
     y, memories = kernel.read(
-        jax.tree.map(lambda u: u[:, :, :whole], projected), size, memories, chunking.keeps_boundary, backend
+        jax.tree.map(lambda u: u[:, :, :whole], projected), size, memories, chunking.end_chunk, backend
     )
     state = state._replace(**memories._asdict(), position=chunking.wrap(state.position + whole))
     if whole < time:

@@ -80,6 +80,7 @@ def learn_subchunk(
     one_minus_mu = None if tokens.mu is None else 1.0 - tokens.mu
     chunks: tuple[Chunk, ...] = ()
     ends: list[Any] = []
+    excess: list[Array] = []
     for group, memory in enumerate(groups):
         chunks = learn_chunk(
             memory,
@@ -95,8 +96,11 @@ def learn_subchunk(
             up_bias=read_only.up_bias if group == len(groups) - 1 else None,
         )
         ends.append(end_of_memory(memory, chunks))
+        if memories.excess and chunks[-1].excess is not None:
+            counted = advances if memory.last == 0 else advances[..., None, :]
+            excess.append(memories.excess[group] + jnp.sum(counted * chunks[-1].excess, axis=-1))
     delta_w, momentum = zip(*ends, strict=True)
-    memories = memories._replace(delta_w=delta_w, momentum=momentum if memories.momentum else ())
+    memories = memories._replace(delta_w=delta_w, momentum=momentum if memories.momentum else (), excess=tuple(excess))
     boundary, left = (memories.delta_w_at_boundary[part] for part in (slice(len(groups)), slice(len(groups), None)))
     left = jax.tree.map(lambda w: jnp.expand_dims(decay.state_start[..., -1], range(2, w.ndim)) * w, left)
     return chunks, memories._replace(delta_w_at_boundary=boundary + left)
