@@ -107,9 +107,9 @@ def learn_chunk(
         known = answers if knows_answers else None
         chunk = solve_chunk(weights.delta_w[layer], momentum, x, forcing, beta, decay, known)
         if found is not None and answers is not None and shrinks:
-            eta = tokens.eta if layer == 0 else tokens.eta[..., None, :]
-            too_large = excess(answers, found.gradients[layer], jnp.minimum(eta, LARGEST_RATE))
-            too_large = too_large if gates is None or layer == 0 else gates[..., None] * too_large
+            eta = jnp.minimum(tokens.eta, LARGEST_RATE)
+            too_large = excess(answers, found.gradients[layer], eta if layer == 0 else eta[..., None, :])
+            too_large = too_large if gates is None else gates[..., None] * too_large
             chunk = chunk._replace(excess=too_large / memory.chunk_size)
         chunks.append(chunk)
     return tuple(chunks)

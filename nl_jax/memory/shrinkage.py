@@ -3,7 +3,7 @@
 What a memory has learned may answer further tokens worse than a smaller part of it would: what it wrote of a text
 without order is noise to whatever comes next. The loss of a token along the scale c of the last layer's change,
 ``ℓ(W₀ + c ΔW)``, has at c = 1 the slope ``⟨ΔW h, g⟩``, for the layer's input h and the gradient g at its output. When
-a chunk of N tokens ends, all layers shrink,
+a chunk of N tokens (times the window) ends, all layers shrink,
 
     ΔW ← ΔW exp(-λ max(0, 1/N Σ_t w_t e_t)),  e_t = ⟨ΔW h_t, g_t⟩ / (‖ΔW h_t‖² + ‖g_t‖² + ε),  w_t = η_t / (1 + η_t),
 
@@ -23,7 +23,7 @@ STRENGTH = 4.0  # λ: one chunk forgets at most 1 - e^-2, and of random symbols 
 def excess(
     answers: Float[Array, "... C out"], gradients: Float[Array, "... C out"], eta: Float[Array, "... C"]
 ) -> Float[Array, "... C"]:
-    """``w_t e_t`` of each token: how much too large the answers of ΔW are; at most ½, and below zero if too small.
+    """``w_t e_t`` of each token: how much too large the answers of ΔW are; from -½ to ½, below zero if too small.
 
     Args:
       answers: ``ΔW h`` of the last layer.
@@ -60,6 +60,6 @@ def shrink(delta_w: tuple[Array, ...], mean: Float[Array, "*leading"]) -> tuple[
         return (delta_w[0] * factor[..., None, None],)
     stack, first = factor.shape[-1], delta_w[0]
     # the memories share the first layer, each with as many columns; kernels have no gather and no reshape for them
-    owner = jax.lax.broadcasted_iota(jnp.int32, first.shape[-2:], 1) // (first.shape[-1] // stack)
+    owner = jax.lax.broadcasted_iota(jnp.int32, (1, first.shape[-1]), 1) // (first.shape[-1] // stack)
     columns = sum(jnp.where(owner == i, factor[..., i, None, None], 0.0) for i in range(stack))
     return (first * columns, *(w * factor[..., None, None] for w in delta_w[1:]))

@@ -18,15 +18,14 @@ MLP = Architecture(SIZE, SIZE, hidden=8, depth=2)
 
 
 def learn(rule, keys, values, period=1):
-    """W₀ and the memory after the pairs, of ever longer beginnings of them: [(keys that were read, w0, delta_w)]."""
+    """[(W₀, ΔW)], before the pairs and after each period of them."""
     schedule = Schedule([from_memory("m", MLP, rule=rule, period=period, eta=0.5)])
     pairs = {"m": Pair(jnp.asarray(keys), jnp.asarray(values))}
     state = schedule.init(jax.random.key(0), jax.tree.map(lambda x: x[0], pairs))
-    found = []
-    for end in range(0, len(keys) + 1, period):
-        part = jax.tree.map(lambda x, end=end: x[:end], pairs)
-        level = (schedule.run(state, part) if end else state).levels["m"]
-        found.append((level.w0, level.delta_w))
+    found = [(state.levels["m"].w0, state.levels["m"].delta_w)]
+    for start in range(0, len(keys), period):
+        state = schedule.run(state, jax.tree.map(lambda x, start=start: x[start : start + period], pairs))
+        found.append((state.levels["m"].w0, state.levels["m"].delta_w))
     return found
 
 

@@ -42,6 +42,7 @@ CASES = [(name, {}) for name in MIXERS] + [
     ("titans", {"depth": 3}),
     ("titans", {"gated": True, "objective": "huber"}),
     ("titans", {"objective": "lp"}),
+    ("titans", {"shrinkage": True, "window": 3, "delta": False, "rule": "normalized"}),
     ("self_modifying_titans", {"adaptive": ("query", "value"), "momentum": True, "objective": "dot_product"}),
     ("gated_delta_net", {"allow_neg_eigval": True}),
     ("sliding_window_attention", {"window": 3}),

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from nl_jax.modules.mixers.generation import generate, generate_queries
 from nl_jax.modules.mixers.parameters import Groups
 from nl_jax.modules.mixers.self_modifying_titans import SelfModifyingTitans
-from nl_jax.modules.mixers.stepping import Memories, MemoryState
+from nl_jax.modules.mixers.stepping import MemoryState
 from nl_jax.modules.mixers.subchunk import answer_at_boundary, weights_at_boundary
 
 
@@ -79,8 +79,7 @@ def _read(
 ) -> tuple[tuple[Array, ...], MemoryState]:
     """Keys, values, queries, η and α of a subchunk, and the state after it."""
     read_only = mixer.read_only(len(x))
-    memories = Memories(state.delta_w, state.momentum, state.delta_w_at_boundary, state.excess)
-    weights = weights_at_boundary(read_only.w0, memories)
+    weights = weights_at_boundary(read_only.w0, state.memories)
     tokens, _ = mixer.project(x, state.conv)
     inputs = generate(mixer.projecting, mixer.groups, read_only, weights, tokens, self_targets=mixer.self_targets)
     query = generate_queries(mixer.projecting, weights, tokens)

@@ -47,6 +47,11 @@ class MemoryState(NamedTuple):
     # how much too large each group's answers were since its last boundary (``excess``); empty where none shrink by it
     excess: tuple[Float[Array, "batch heads *stack"], ...] = ()
 
+    @property
+    def memories(self) -> "Memories":
+        """The part that goes from subchunk to subchunk."""
+        return Memories(self.delta_w, self.momentum, self.delta_w_at_boundary, self.excess)
+
 
 class Memories(NamedTuple):
     """The part of a ``MemoryState`` that goes from subchunk to subchunk.
@@ -54,9 +59,8 @@ class Memories(NamedTuple):
     Examples:
       >>> from flax import nnx
       >>> from nl_jax.modules import mixer
-      >>> from nl_jax.modules.mixers import Memories
       >>> state = mixer("delta_net", width=8, num_heads=2, chunk_size=4, rngs=nnx.Rngs(0)).init_state(1)
-      >>> memories = Memories(state.delta_w, state.momentum, state.delta_w_at_boundary)
+      >>> memories = state.memories
       >>> [layer.shape for group in memories.delta_w for layer in group]  # one group of one layer
       [(1, 2, 4, 4)]
     """
@@ -133,7 +137,7 @@ class Chunking:
         return memories._replace(delta_w_at_boundary=delta_w_at_boundary)
 
     def end_chunk(self, memories: Memories) -> Memories:
-        """Ends the chunk of every group, as ``at_boundary`` does; all but updates that are made orthogonal."""
+        """Ends the chunk of every group, as ``at_boundary`` does, for chunks whose updates are not made orthogonal."""
         memories = _shrunk([True] * len(memories.delta_w), memories)
         return memories._replace(delta_w_at_boundary=memories.delta_w if self.keeps_boundary else ())
 
@@ -290,8 +294,7 @@ def step_through(
             memories = chunking.at_boundary(start + size, memories, due=start + size <= origin + time)
         return memories, narrow_like(y[:, :, past:], projected.key)
 
-    memories = Memories(state.delta_w, state.momentum, state.delta_w_at_boundary, state.excess)
-    memories = jax.tree.map(lambda w: w.astype(wide), memories)
+    memories = jax.tree.map(lambda w: w.astype(wide), state.memories)
     cut = jax.tree.map(lambda u: _cut(u, count, size, past), padded)
     if count == 1:
         memories, y = body(memories, (jax.tree.map(lambda u: u[0], cut), starts[0]))
@@ -312,8 +315,7 @@ def _whole_chunks(
     """As `step_through` from a boundary on, whole chunks by a kernel; None where there are not two, or none fits."""
     size, time = chunking.subchunk, projected.key.shape[2]
     whole = time // size * size
-    memories = Memories(state.delta_w, state.momentum, state.delta_w_at_boundary, state.excess)
-    memories = jax.tree.map(lambda w: w.astype(projected.valid.dtype), memories)
+    memories = jax.tree.map(lambda w: w.astype(projected.valid.dtype), state.memories)
     backend = kernel.backend(memories, projected.key.shape[-1], size) if whole > size else None
     if backend is None:
         return None
