@@ -236,7 +236,7 @@ def test_mixers_without_a_kernel_say_so(name):
 
 @pytest.mark.parametrize(
     "options",
-    [{"window": 2, "delta": False}, {"newton_schulz_steps": 2}],
+    [{"window": 2, "delta": False, "rule": "normalized"}, {"newton_schulz_steps": 2}],
     ids=lambda options: next(iter(options)),
 )
 def test_options_that_a_kernel_does_not_know(options):

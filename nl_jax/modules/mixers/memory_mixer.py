@@ -47,7 +47,8 @@ class MemoryMixer(MixerParameters):
         coefficient of every head (``polynomial_features``); its architecture has ``degree`` times the head's size in.
       newton_schulz_steps: iterations that make the sum of a chunk's updates orthogonal when the chunk ends, at its
         Frobenius norm; 0 for none. Tokens of the chunk itself read sums as they are.
-      window: number of tokens whose gradients make one update, the last one and those before it (Omega rule, Eq. 68).
+      window: number of tokens whose gradients make one update, the last one and those before it (Omega rule, Eq. 68);
+        only 1 with a delta term, which rule "implicit" makes also of the gradient of "l2" (``Memory.folds``).
       chunk_size: tokens between two boundaries, at which gradients are taken.
       output_scale: of the output projection's initial weights.
       rngs: source of the initial weights.
@@ -98,8 +99,8 @@ class MemoryMixer(MixerParameters):
         self.chunking = Chunking((chunk_size,), window, keeps_boundary, newton_schulz_steps)
         if newton_schulz_steps and memory.rule.shrinkage:
             raise ValueError(f"newton_schulz_steps={newton_schulz_steps}: expected 0 with shrinkage")
-        if window > 1 and memory.rule.delta:
-            raise ValueError(f"window={window}: expected at least 1, and 1 with a delta term")
+        if window > 1 and memory.has_delta_term(memory.last):  # it would act again for every token of the window
+            raise ValueError(f"window={window}: expected at least 1, and 1 with a delta term (of delta or the loss)")
         if initial == "zero" and architecture.depth > 1:
             raise ValueError(f"initial='zero' with depth={architecture.depth}: an MLP of zeros has no gradient")
         self.read = read

@@ -15,6 +15,7 @@ from nl_jax.modules.mixers.token_by_token import read_tokens
 from nl_jax.ops import matmul
 
 RATES = 4  # a learning rate for each of the blocks that make y, q, k, and the rates themselves
+LARGEST_SCORE = 1e4  # of what φ takes; at 1e15 a score that a compiler computes twice exceeds its own maximum by 1e8
 
 
 class SelfReferentialMatrix(nnx.Module):
@@ -30,7 +31,7 @@ class SelfReferentialMatrix(nnx.Module):
 
     Departures: x is a projection of the token and of the three before it (a width-4 convolution), as in every mixer
     here; a root mean square norm of each head's answer precedes the output projection; the Frobenius norm of W is
-    limited to 1,000, since the rule has no bound of its own.
+    limited to 1,000, since the rule has no bound of its own, and each channel of x to 10,000 in size.
 
     Args:
       width: of input and output.
@@ -84,8 +85,8 @@ class SelfReferentialMatrix(nnx.Module):
             return self.output(x), state
         wide = jnp.promote_types(self.query.kernel[...].dtype, jnp.float32)
         projected, conv = self.conv(self.query(x), state.conv)
-        keys = jax.nn.softmax(projected.astype(wide).reshape(batch, time, self.num_heads, self.head_dim))
-        keys = keys.astype(projected.dtype)
+        scores = jnp.clip(projected.astype(wide), -LARGEST_SCORE, LARGEST_SCORE)
+        keys = jax.nn.softmax(scores.reshape(batch, time, self.num_heads, self.head_dim)).astype(projected.dtype)
         weights, y = read_tokens(_learn, state.delta_w[0][0].astype(wide), keys, self.chunking.subchunk)
         new = MemoryState(conv, ((weights,),), (), (), None, self.chunking.wrap(state.position + time))
         new = jax.tree.map(lambda u, before: u.astype(before.dtype), new, state)
