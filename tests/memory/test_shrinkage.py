@@ -113,3 +113,17 @@ def test_a_text_without_order_does_not_fill_the_memory():
         return float(jnp.linalg.norm(jax.jit(lambda module, x: module(x)[1].delta_w[-1][-1])(module, x)))
 
     assert length() < 0.6 * length(shrinkage=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "shrinks"),
+    [
+        ({}, True),
+        ({"allow_neg_eigval": True}, False),
+        ({"allow_neg_eigval": True, "shrinkage": True}, True),
+        ({"shrinkage": False}, False),
+    ],
+)
+def test_self_modifying_titans_shrink_unless_they_keep_a_state(options, shrinks):
+    module = nnx.eval_shape(lambda: SelfModifyingTitans(8, 2, rngs=nnx.Rngs(0), **options))
+    assert [memory.rule.shrinkage for memory in module.groups] == [shrinks] * 2

@@ -90,9 +90,9 @@ class SelfModifyingTitans(MixerParameters):
       self_targets: every memory makes its own target, ``v̂ = M(v)``; without it all learn v.
       read, retention, output_scale: as for ``MemoryMixer``.
       rngs: source of the initial weights.
-      **learning: objective, rule, delta (False by default), delta_after_retention, shrinkage (True by default) and
-        allow_neg_eigval, as for ``memory_of``. Negative eigenvalues are those of the memory that answers: they keep a
-        state there, while in the memories that make keys and rates gradients would explode.
+      **learning: objective, rule, delta (False by default), delta_after_retention, shrinkage (by default wherever no
+        eigenvalue is negative) and allow_neg_eigval, as for ``memory_of``. Negative eigenvalues are those of the memory
+        that answers: they keep a state there, while in the memories that make keys and rates gradients would explode.
 
     Raises:
       ValueError: for a head count that does not divide width, a chunk size below 1, chunk sizes of which neither
@@ -142,7 +142,8 @@ class SelfModifyingTitans(MixerParameters):
         hidden = projection_hidden or max(1, size // 4)
         stack = Architecture(size, size, hidden=hidden, stack=max(1, count), **shape)
         self.projecting = ProjectionMemories(names, stack)
-        learning = {"delta": False, "shrinkage": True, **learning}
+        # what keeps a state answers with no value, which shrinkage would take for answers that are too large
+        learning = {"delta": False, "shrinkage": not learning.get("allow_neg_eigval"), **learning}
         answering = Architecture(size, size, hidden=memory_hidden or 4 * size, **shape)
         groups: tuple[Memory, ...] = (memory_of(answering, chunk_size, **learning),)
         sizes: tuple[int, ...] = (chunk_size,)
