@@ -6,11 +6,11 @@ import tempfile
 
 # The emitters of fusions take half of the compiler's time, and devices that share a busy core may wait for each other
 # longer than the 40 seconds after which a process is aborted. Other jaxlib versions abort at a flag they do not know.
-OF_JAXLIB_0_10 = " --xla_cpu_use_fusion_emitters=false --xla_cpu_collective_call_terminate_timeout_seconds=600"
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    + OF_JAXLIB_0_10 * importlib.metadata.version("jaxlib").startswith("0.10."),
+    + " --xla_cpu_use_fusion_emitters=false --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    * importlib.metadata.version("jaxlib").startswith("0.10."),
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
