@@ -30,6 +30,7 @@ levels         three levels on the last four MLPs, with updates every 1, 4 and 1
                so far; levels_no_slow switches the second and third off, one_level has the same matrices on one
 finetune, ewc, replay_1, replay_5          Adam on the same MLPs
 in_context, zero_shot                      as many examples as 2,048 tokens hold, each class alike; none
+inca           nearest classes by Mahalanobis distance of frozen features, of which the model chooses after examples
 joint, joint_levels                        finetune and levels on the examples of all classes in one random order
 
 Settings are then chosen on the first 5 tasks of another order, or taken from another run by --settings_from; --quick

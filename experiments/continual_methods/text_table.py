@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+from experiments.continual_methods.candidates import Candidates
 from experiments.continual_methods.table import grid
 from experiments.continual_methods.text_learners import Elastic, InContext, Replay, TextLearner, ZeroShot
 from nl_jax.pretrained.level_stacking import StackedLevel
@@ -65,20 +66,23 @@ def fine_tuned(blocks: Blocks, rate: float) -> tuple[StackedLevel, ...]:
     return (StackedLevel("adam", 1, rate, blocks=blocks, matrices=("gate", "up", "down"), rule="adam"),)
 
 
+FROZEN = partial(one_level, rate=0.0, ridge=1.0)
 RATES = grid(batch=(8,), rate=(3e-4, 1e-4, 1e-3))
 EWC = grid(batch=(8,), rate=(3e-4, 1e-3), penalty=(1e3, 1e2, 1e4))
+INCA = grid(layer=(8,), ridge=(1e-2, 1e-1), shown=(3, 1))
 
 TEXT_METHODS: dict[str, TextMethod] = {
     "levels": TextMethod(TextLearner, stacked, grid(batch=(16,), ridge=(1.0, 10.0), rate=(300.0, 100.0, 1000.0))),
     "finetune": TextMethod(TextLearner, fine_tuned, RATES),
     "replay_1": TextMethod(partial(Replay, every=100), fine_tuned, RATES),
     "ewc": TextMethod(Elastic, fine_tuned, EWC, ("penalty",)),
-    "in_context": TextMethod(InContext, partial(one_level, rate=0.0, ridge=1.0)),
+    "in_context": TextMethod(InContext, FROZEN),
+    "inca": TextMethod(Candidates, FROZEN, INCA, ("layer", "ridge", "shown")),
     "levels_no_slow": TextMethod(TextLearner, partial(stacked, slow=0.0), like="levels"),
     "one_level": TextMethod(TextLearner, one_level, like="levels"),
     "replay_5": TextMethod(partial(Replay, every=20), fine_tuned, like="replay_1"),
     "joint": TextMethod(TextLearner, fine_tuned, like="finetune", shuffled=True),
-    "zero_shot": TextMethod(ZeroShot, partial(one_level, rate=0.0, ridge=1.0)),
+    "zero_shot": TextMethod(ZeroShot, FROZEN),
     "joint_levels": TextMethod(TextLearner, stacked, like="levels", shuffled=True),
 }
 TEXT_NAMES = tuple(TEXT_METHODS)

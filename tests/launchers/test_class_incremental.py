@@ -1,5 +1,6 @@
 """Class-incremental learning: every learner against its definition in NumPy, and whole runs on made-up texts."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from launcher_cases import results_of
 from pretrained_cases import configuration, tensors_of, write_directory
 
 from experiments.continual import class_incremental
-from experiments.continual_methods import table
+from experiments.continual_methods import candidates, table
 from experiments.continual_methods.counting import complement_naive_bayes, naive_bayes, tfidf_mean
 from experiments.continual_methods.heads import BATCH, fine_tuned, replayed
 from experiments.continual_methods.joint import joint_logistic, joint_svm
@@ -22,6 +23,7 @@ from experiments.continual_methods.text_learners import Elastic, InContext, Repl
 from experiments.continual_methods.text_table import TEXT_METHODS
 from nl_jax.pretrained import load_pretrained
 from nl_jax.pretrained.level_stacking import StackedLevel
+from nl_jax.streaming.answers import Answers
 
 CLASSES, WIDTH, NUMBER = 4, 6, 96
 SIZES = Sizes(CLASSES, WIDTH, 0)
@@ -277,6 +279,39 @@ def test_a_learner_of_texts_stores_its_share_and_answers_among_the_labels_seen(i
     assert shown.count("label: one thing\n\n") == shown.count("label: another\n\n") == 6
     ids = window._prefix(10**6)
     assert ids[-2:] == 2 * window.encode("\n")  # the last example ends as the others do
+
+
+def test_candidates_are_the_nearest_classes_and_the_model_chooses_after_their_examples(inputs, monkeypatch):
+    pretrained = load_pretrained(inputs / "llama")
+    levels = TEXT_METHODS["inca"].levels((0,))
+    learner = candidates.Candidates(pretrained, levels, answered=8, layer=8, ridge=1e-2, shown=2)
+    words = {"one": "abc", "two": "xyz", "three": "klm", "four": "qrs"}
+    tasks = [("one", "two"), ("three", "four")]
+    examples = [[(f"{words[label]} {i} {words[label]}", label) for i in range(9) for label in task] for task in tasks]
+    for part in examples:
+        learner.learn(part)
+        learner.end_task(part)
+    whole = candidates.Candidates(pretrained, levels, answered=8, layer=8, ridge=1e-2, shown=2)
+    whole.standard = learner.standard
+    whole.learn([*examples[0], *examples[1]])  # in one part
+    np.testing.assert_allclose(whole.scores(["abc 9 abc"]), learner.scores(["abc 9 abc"]), rtol=1e-3)
+    asked, read = [f"{words[label]} 9 {words[label]}" for label in words], []
+    assert np.argmax(learner.scores(asked), axis=1).tolist() == [0, 1, 2, 3]
+
+    def likeliest(model, prompts, answers, batch_size):
+        read.append((prompts[0], answers))
+        return Answers(np.array([1]), np.zeros(1), 1)
+
+    monkeypatch.setattr(candidates, "likeliest", likeliest)
+    learner.model.config = dataclasses.replace(learner.model.config, context_length=512)  # so that no prompt is cut
+    found = learner.predict(asked, list(words))
+    for text, label, answer, (ids, answers) in zip(asked, words, found, read, strict=True):
+        prompt = learner.tokenizer.decode(np.asarray(ids))
+        assert len(answers) == candidates.CANDIDATES
+        assert answer != label  # the second nearest, since that is what the model says
+        assert prompt.count(f"label: {label}\n\n") == 2  # examples of the nearest class, too
+        assert prompt.endswith(f"{text}\nlabel:")
+        assert len(ids) % candidates.LENGTHS == 0
 
 
 @pytest.mark.slow
