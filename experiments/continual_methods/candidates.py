@@ -84,7 +84,8 @@ class Candidates(InContext):
         ids = self.encode("".join(examples[i] for i in order) + f"{text}\nlabel:")
         begin = begin_tokens(self.tokenizer)
         answers = [self.encode(f" {label}\n") for label in candidates]
-        ids = ids[max(0, len(begin) + len(ids) + max(map(len, answers)) - self.model.config.context_length) :]
+        room = self.model.config.context_length - len(begin) - max(map(len, answers)) - LENGTHS
+        ids = ids[-max(1, room) :]  # what is furthest back is left out
         fill = self.encode("\n") * (-(len(begin) + len(ids)) % LENGTHS)
         found = likeliest(self.model, [[*begin, *fill, *ids]], answers, batch_size=len(candidates))
         return candidates[found.choice[0]]

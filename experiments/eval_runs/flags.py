@@ -27,7 +27,7 @@ def define_flags(evaluation: Evaluation) -> flags.FlagValues:
         kind(name, default, f"{text}{_presets(evaluation, name)}", flag_values=values)
 
     define_workdir(values)
-    preset = "Sets the defaults of other flags: quick takes minutes on two cores, full up to an hour."
+    preset = "Sets the defaults of other flags: quick takes minutes on two cores, full up to three hours."
     flags.DEFINE_enum("preset", QUICK, (QUICK, FULL), preset, flag_values=values)
     define(flags.DEFINE_list, "models", ",".join(evaluation.models), f"Models, of {', '.join(evaluation.all_models)}.")
     define(flags.DEFINE_list, "subtasks", ",".join(evaluation.names), "Columns of the table.")
