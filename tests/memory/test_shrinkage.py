@@ -22,9 +22,9 @@ def learn(rule, keys, values, period=1):
     schedule = Schedule([from_memory("m", MLP, rule=rule, period=period, eta=0.5)])
     pairs = {"m": Pair(jnp.asarray(keys), jnp.asarray(values))}
     state = schedule.init(jax.random.key(0), jax.tree.map(lambda x: x[0], pairs))
-    found = [(state.levels["m"].w0, state.levels["m"].delta_w)]
+    found, run = [(state.levels["m"].w0, state.levels["m"].delta_w)], jax.jit(schedule.run)
     for start in range(0, len(keys), period):
-        state = schedule.run(state, jax.tree.map(lambda x, start=start: x[start : start + period], pairs))
+        state = run(state, jax.tree.map(lambda x, start=start: x[start : start + period], pairs))
         found.append((state.levels["m"].w0, state.levels["m"].delta_w))
     return found
 
