@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from experiments.continual_methods.learner import Sizes
 from experiments.continual_methods.moments import Moments, add_moments, discriminants, init_moments, mapped_features
-from experiments.continual_methods.streams import FIRST
-from experiments.continual_methods.text_learners import InContext, Pair
+from experiments.continual_methods.streams import FIRST, mean_and_spread
+from experiments.continual_methods.text_learners import InContext, Pair, example_of, question_of
 from nl_jax.data.tokenizer import begin_tokens
 from nl_jax.pretrained import Pretrained, mean_features
 from nl_jax.pretrained.level_stacking import StackedLevel
@@ -24,11 +24,11 @@ LENGTHS = 32  # prompts are filled up to multiples of it, since each length is c
 
 
 class Candidates(InContext):
-    """A mean for each class and one covariance, of frozen features; the model reads examples of the nearest classes.
+    """Means of the classes and one covariance, of frozen features; the model reads examples of the nearest classes.
 
     Args:
         pretrained: the model and its tokenizer.
-        levels: which learn nothing.
+        levels: those of the model, which learn nothing here.
         answered: number of texts that are answered together.
         layer: blocks of the model that are run for features.
         ridge: on the covariance, as a share of its mean diagonal element.
@@ -56,19 +56,17 @@ class Candidates(InContext):
     def learn(self, examples: Sequence[Pair]) -> None:
         """Adds examples to the moments of their classes, and keeps the newest of each class."""
         super().learn(examples)
-        classes = list(self.newest)  # in the order in which they came
-        new = len(classes) - len(self.moments.number)
+        new = len(self.newest) - len(self.moments.number)
         number, sums = (np.pad(u, [(0, new)] + [(0, 0)] * (u.ndim - 1)) for u in self.moments[:2])
         features = self._features([text for text, _ in examples])
         if not self.standard:
-            first = features[:FIRST]
-            self.standard = first.mean(axis=0), np.maximum(first.std(axis=0), 1e-6)
-        labels = np.asarray([classes.index(label) for _, label in examples])
+            self.standard = mean_and_spread(features[:FIRST])
+        labels = self._rows([label for _, label in examples])
         self.moments = add_moments(Moments(number, sums, *self.moments[2:]), self._mapped(features), labels)
 
     def predict(self, texts: Sequence[str], labels: Sequence[str]) -> list[str]:
         """The likeliest, to the model, of the nearest labels for each text."""
-        scores = self.scores(texts)[:, [list(self.newest).index(label) for label in labels]]
+        scores = self.scores(texts)[:, self._rows(labels)]
         nearest = np.argsort(-scores, axis=1, kind="stable")[:, :CANDIDATES]
         return [self._choose(text, [labels[i] for i in row]) for text, row in zip(texts, nearest, strict=True)]
 
@@ -79,16 +77,20 @@ class Candidates(InContext):
 
     def _choose(self, text: str, candidates: Sequence[str]) -> str:
         """The likeliest of the candidates after examples of them."""
-        examples = [f"{shown}\nlabel: {c}\n\n" for c in candidates for shown in self.newest[c][-self.shown :]]
+        examples = [example_of(shown, c) for c in candidates for shown in self.newest[c][-self.shown :]]
         order = self.random.permutation(len(examples))
-        ids = self.encode("".join(examples[i] for i in order) + f"{text}\nlabel:")
-        begin = begin_tokens(self.tokenizer)
-        answers = [self.encode(f" {label}\n") for label in candidates]
+        ids = self.encode("".join(examples[i] for i in order) + question_of(text))
+        begin, answers = begin_tokens(self.tokenizer), self.answers(candidates)
         room = self.model.config.context_length - len(begin) - max(map(len, answers)) - LENGTHS
         ids = ids[-max(1, room) :]  # what is furthest back is left out
         fill = self.encode("\n") * (-(len(begin) + len(ids)) % LENGTHS)
         found = likeliest(self.model, [[*begin, *fill, *ids]], answers, batch_size=len(candidates))
         return candidates[found.choice[0]]
+
+    def _rows(self, labels: Sequence[str]) -> Int[np.ndarray, "labels"]:
+        """The row of each label in the moments: classes stand in the order in which they came."""
+        row = {label: i for i, label in enumerate(self.newest)}
+        return np.asarray([row[label] for label in labels])
 
     def _features(self, texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:
         return mean_features(self.model, [self.encode(text) for text in texts], self.layer)

@@ -44,7 +44,12 @@ def moments_of(inputs: Inputs, rows: Int[np.ndarray, "n"]) -> tuple[tuple[np.nda
     They are part of a learner's state, and a stream's first examples decide them: nothing later is known to it.
     """
     parts = (inputs.features[rows], inputs.embeddings[rows])
-    return tuple((part.mean(axis=0), np.maximum(part.std(axis=0), 1e-6)) for part in parts)
+    return tuple(map(mean_and_spread, parts))
+
+
+def mean_and_spread(features: Float[np.ndarray, "N width"]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel, the latter at least 1e-6."""
+    return features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
 
 
 def run_stream(

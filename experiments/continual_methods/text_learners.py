@@ -11,10 +11,20 @@ from nl_jax.data.tokenizer import begin_tokens, ids_of
 from nl_jax.pretrained import Pretrained
 from nl_jax.pretrained.level_stacking import Pull, StackedLevel
 from nl_jax.streaming.answers import PIECE, likeliest
-from nl_jax.streaming.continual_learner import ContinualLearner
+from nl_jax.streaming.continual_learner import QUESTION, ContinualLearner
 
 IMPORTANT = 64  # examples of a task by which elastic weight consolidation estimates what is important
 Pair = tuple[str, str]  # a text and its label
+
+
+def question_of(text: str) -> str:
+    """What a label follows, as in what a learner reads."""
+    return QUESTION.replace("{text}", text)
+
+
+def example_of(text: str, label: str) -> str:
+    """A text with its label, and the empty line before the next one."""
+    return f"{question_of(text)} {label}\n\n"
 
 
 class TextLearner:
@@ -135,8 +145,8 @@ class InContext(TextLearner):
 
     def predict(self, texts: Sequence[str], labels: Sequence[str]) -> list[str]:
         """The likeliest of the labels for each text."""
-        prompts = [self._filled(self.encode(f"{text}\nlabel:")) for text in texts]
-        answers = [self.encode(f" {label}\n") for label in labels]
+        prompts = [self._filled(self.encode(question_of(text))) for text in texts]
+        answers = self.answers(labels)
         room = self.model.config.context_length - max(map(len, prompts)) - max(map(len, answers)) - PIECE
         found = likeliest(self.model, prompts, answers, batch_size=self.answered, prefix=self._prefix(room))
         return [labels[i] for i in found.choice]
@@ -149,7 +159,7 @@ class InContext(TextLearner):
             classes = [label for label, kept in self.newest.items() if len(kept) >= rank]
             for i in self.random.permutation(len(classes)):
                 label = classes[i]
-                example = f"{self.newest[label][-rank]}\nlabel: {label}\n\n"
+                example = example_of(self.newest[label][-rank], label)
                 tokens = len(self.encode(example)) + 1  # together they can have more tokens than alone
                 if tokens > room:
                     break
@@ -160,6 +170,10 @@ class InContext(TextLearner):
         ids = [*begin_tokens(self.tokenizer), *self.encode(text.removesuffix("\n\n"))]
         ids += 2 * self.encode("\n") if text else []
         return [*self.encode("\n") * (-len(ids) % PIECE), *ids]
+
+    def answers(self, labels: Sequence[str]) -> list[list[int]]:
+        """The ids of each label after a question, up to the end of its line."""
+        return [self.encode(f" {label}\n") for label in labels]
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text."""

@@ -303,6 +303,10 @@ def test_candidates_are_the_nearest_classes_and_the_model_chooses_after_their_ex
         return Answers(np.array([1]), np.zeros(1), 1)
 
     monkeypatch.setattr(candidates, "likeliest", likeliest)
+    learner.predict(asked, list(words))
+    for ids, answers in read:  # what is too long for the context is cut
+        assert len(ids) + max(map(len, answers)) <= learner.model.config.context_length
+    read.clear()
     learner.model.config = dataclasses.replace(learner.model.config, context_length=512)  # so that no prompt is cut
     found = learner.predict(asked, list(words))
     for text, label, answer, (ids, answers) in zip(asked, words, found, read, strict=True):
