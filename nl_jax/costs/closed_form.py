@@ -199,7 +199,9 @@ def _learning(
     has_delta = memory.has_delta_term(index)
     # where gradients are taken at the start of each subchunk, the answers of its start are known
     is_known = has_delta and memory.takes_gradients and mixer.chunking.is_uniform
-    parts = Counter(w0=mixer.pulls_to_initial * (memory.folds_at(index) or is_known) * c * layer.weights)
+    shrinks = memory.rule.shrinkage and index == memory.last
+    takes_w0 = memory.folds_at(index) or is_known or shrinks
+    parts = Counter(w0=mixer.pulls_to_initial * takes_w0 * c * layer.weights)
     parts["writes"] = (1 + has_momentum) * c * layer.weights
     if has_delta:
         products = 2 if has_momentum or has_window else 1  # also of the right side, where forcings decay otherwise
