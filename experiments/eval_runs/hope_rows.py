@@ -1,4 +1,4 @@
-"""Variants of Hope: the rows of the paper's ablation (Table 6), and numbers of levels (Figure 7)."""
+"""Variants of Hope: Table 6 (ablation), Figure 7 (numbers of levels) and Table 5 (formal languages) of the paper."""
 
 from typing import Any
 
@@ -41,3 +41,11 @@ LEVELS = {
 }
 # Two such blocks, the slower one ever slower
 LOWEST = {f"lowest_{period}": _levels(32, period) for period in (64, 256, 512)}
+
+SIGNED = ("hard_tanh", 0.0)  # a retention from -1 to 1
+LANGUAGE_ROWS: dict[str, dict[str, Any]] = {
+    "hope": {"mixer_options": {"objective": "dot_product", "adaptive": (), "alpha": SIGNED}},
+    "hope_delta": {"model": "hope", "mixer_options": {"allow_neg_eigval": True, "delta": True}},
+    "linear_attention_signed": {"model": "linear_attention", "mixer_options": {"alpha": SIGNED}},
+    "transformer": {"mixer_options": {"use_rope": False}},
+}

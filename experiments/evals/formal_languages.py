@@ -7,21 +7,24 @@ After each symbol a model says whether the string so far belongs to the language
 may follow (a^n b^n, a^n b^n c^n, Shuffle-2). Models learn strings of 2 to 50 symbols (quick: 16), or of such n.
 Figures are shares of strings with every position right: Bin0 are of these lengths, Bin1 longer, to 100 (quick: 32).
 
-Hope has one setting for all: Delta Gradient Descent, and eigenvalues down to -1, which the others' memories lack as in
-the paper's comparison; the Transformer has no positions. "Best" is the evaluation with most strings right in both bins,
-and ends runs and chooses rates: so best figures are selected on test strings, as those of the paper's source are.
+Hope has one setting for all: Hebbian memories with slow projections and a retention from -1 to 1, which counts and
+keeps a state exactly; linear_attention_signed has the same retention in a matrix. Hope_delta has the delta rule and
+eigenvalues down to -1: it keeps states, but does not count. The others' retention and eigenvalues are positive as in
+the paper's comparison; the Transformer has no positions. "Best" is the evaluation with most strings right in both
+bins, and ends runs and chooses rates: so best figures are selected on test strings, as those of the paper's source are.
 """
 
 import sys
 
 from experiments.eval_runs.evaluation import Evaluation
+from experiments.eval_runs.hope_rows import LANGUAGE_ROWS
 from experiments.eval_runs.language_subtasks import FLAGS, NAMES, PAPER_NAMES, subtasks
 from experiments.eval_runs.main import launcher_of
 from experiments.eval_runs.paper import FORMAL_LANGUAGES
 
 EVALUATION = Evaluation(
     name="evals.formal_languages",
-    models=("hope", "transformer", "linear_attention", "delta_net"),
+    models=("hope", "linear_attention_signed", "transformer", "linear_attention", "delta_net"),
     names=NAMES,
     subtasks=subtasks,
     score="both",
@@ -47,10 +50,7 @@ EVALUATION = Evaluation(
         "AdamW with a cosine, not Adam at a constant rate up to 300 epochs; width 64",
         "rates, as steps to stop at, are chosen on the test strings, for each model and language",
     ),
-    variants={
-        "hope": {"mixer_options": {"allow_neg_eigval": True, "delta": True}},
-        "transformer": {"mixer_options": {"use_rope": False}},
-    },
+    variants=LANGUAGE_ROWS,
     goal=1.0,
 )
 

@@ -183,6 +183,7 @@ def assert_finite(outcomes):
         ("mesa", {"eta": ("softplus", 1e4), "alpha": 1.0}, 512),
         ("ttt_linear", {}, 1024),
         ("ttt_linear", {"objective": "dot_product"}, 64),
+        pytest.param("dla", {"alpha": ("hard_tanh", 0.0)}, 512, marks=pytest.mark.slow),
         pytest.param(
             "self_modifying_titans", {"rule": "paper", "delta": True, "eta_bias": 5.0}, 512, marks=pytest.mark.slow
         ),
@@ -254,11 +255,12 @@ def compositions(draw):
             "frozen": (True, False),
             "eta_bias": (-4.0, 5.0, 50.0, 1e4),
             "alpha_bias": (-5.0, 0.0, 4.0),
+            "alpha": (None, 1.0, ("hard_tanh", 0.0)),
         }
     else:
         choices |= {
             "eta": (("softplus", 0.0), ("softplus", 5.0), ("sigmoid", 5.0), ("softplus", 1e4), 1.0, 1e4, 0.0),
-            "alpha": (("sigmoid", 0.0), ("sigmoid", 8.0), 1.0, 0.5, 0.0),
+            "alpha": (("sigmoid", 0.0), ("sigmoid", 8.0), ("hard_tanh", 0.0), 1.0, 0.5, 0.0),
             "mu": (None, ("sigmoid", -1.0), ("sigmoid", 3.0), 0.5, 1.0),
             "window": (1, 3),
             "initial": ("learned", "zero"),

@@ -25,6 +25,7 @@ CASES = {
     for name in ("linear_attention", "retnet", "mamba2", "linear_attention_pp", "delta_net", "gated_delta_net", "comba")
 } | {
     "gla": ("gla", {}),
+    "linear attention, signed retention": ("linear_attention", {"alpha": ("hard_tanh", 0.0)}),
     "delta_net, negative eigenvalues": ("delta_net", {"allow_neg_eigval": True}),
     "implicit": ("delta_net", {**IMPLICIT, "delta_after_retention": True}),
     "implicit, to initial weights": ("linear_attention_pp", {**IMPLICIT, "retention": "initial"}),

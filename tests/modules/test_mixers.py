@@ -46,6 +46,7 @@ CASES = [(name, {}) for name in MIXERS] + [
     ("titans", {"window": 3, "objective": "dot_product"}),
     ("self_modifying_titans", {"adaptive": ("query", "value"), "momentum": True, "objective": "dot_product"}),
     ("gated_delta_net", {"allow_neg_eigval": True}),
+    ("linear_attention", {"alpha": ("hard_tanh", 0.0), "mu": 0.5}),
     ("sliding_window_attention", {"window": 3}),
 ]
 
@@ -98,9 +99,11 @@ def outer(a, b):
     return np.einsum("hi,hj->hij", a, b)
 
 
+SIGNED = {"signed linear attention": ("linear_attention", {"alpha": ("hard_tanh", 0.0)})}  # a retention from -1 to 1
 # W_t from W_{t-1}, key, value and coefficients [heads, ...], as their papers print them
 PUBLISHED = {
     "linear_attention": lambda W, k, v, eta, alpha: W + outer(v, k),
+    "signed linear attention": lambda W, k, v, eta, alpha: alpha[:, None, None] * W + outer(v, k),
     "linear_attention_pp": lambda W, k, v, eta, alpha: W + outer(v, k),
     "mamba2": lambda W, k, v, eta, alpha: alpha[:, None, None] * W + eta[:, None, None] * outer(v, k),
     "retnet": lambda W, k, v, eta, alpha: np.array([1 - 2**-5, 1 - 2**-6])[:, None, None] * W + outer(v, k),
@@ -120,7 +123,8 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_recurrences(name, chunk):
     with jax.enable_x64(True):
-        module = jax.tree.map(lambda p: p.astype(jnp.float64), make(name, chunk_size=chunk))
+        mixer_name, options = SIGNED.get(name, (name, {}))
+        module = jax.tree.map(lambda p: p.astype(jnp.float64), make(mixer_name, chunk_size=chunk, **options))
         x = tokens(13, batch=1).astype(jnp.float64)
         p = projected(module, x)
         W = np.swapaxes(module.init_state(1).delta_w[0][0][0], -1, -2)
@@ -168,6 +172,17 @@ def test_allow_neg_eigval_reach_minus_one():
         starts_at_boundary=True,
     )
     np.testing.assert_allclose(memories.delta_w[0][0][0, 0], np.diag([-1.0, 1.0, 1.0, 1.0]), atol=1e-6)
+
+
+def test_signed_retention_keeps_a_parity_and_a_count_exactly():
+    """Each token turns what was learned to its opposite, or leaves it as it is, over any number of chunks."""
+    for sign in (-1.0, 1.0):
+        module = make("linear_attention", alpha=("hard_tanh", sign))
+        module.alpha.linear.kernel[...] *= 0.0
+        _, state = apply(module, tokens(300))
+        state = state._replace(conv=0.0 * state.conv)
+        _, after = apply(module, jnp.zeros((2, 101, WIDTH)), state)
+        np.testing.assert_array_equal(after.delta_w[0][0][0, 0], sign * state.delta_w[0][0][0, 0])
 
 
 STREAMS = {
@@ -239,6 +254,14 @@ def test_default_rule_is_bounded_over_65536_tokens(chunk, alpha):
         ("titans", {"alpha": float("nan")}, "alpha=nan: expected"),
         ("titans", {"alpha": (0.5, 0.5, 0.5)}, "alpha=(0.5, 0.5, 0.5): expected"),
         ("titans", {"mu": ("tanh", 0.0)}, "mu=('tanh', 0.0): expected the activation"),
+        ("linear_attention", {"eta": ("hard_tanh", 0.0)}, "eta=('hard_tanh', 0.0): expected the activation"),
+        (
+            "delta_net",
+            {"alpha": ("hard_tanh", 0.0)},
+            "alpha=('hard_tanh', 0.0): expected memories without a delta term",
+        ),
+        ("titans", {"alpha": ("hard_tanh", 0.0)}, "alpha=('hard_tanh', 0.0): expected memories without a delta term"),
+        ("mesa", {"alpha": ("hard_tanh", 0.0)}, "alpha=('hard_tanh', 0.0): expected a retention from 0 to 1"),
         ("titans", {"eta": "fast"}, "eta='fast': expected one finite number, or one per head, at least 0"),
         ("titans", {"eta": np.ones(999)}, "eta=array"),
         ("titans", {"mu": 1.5}, "mu=1.5: expected one finite number, or one per head, from 0 to 1"),

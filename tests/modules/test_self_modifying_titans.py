@@ -106,7 +106,8 @@ def reference(mixer, x):
             if "alpha" in stack:
                 alpha = sigmoid(unit(answer(boundary["alpha"], u_key)) @ p.alpha_read[...][h] + p.alpha_bias[...][h])
             else:
-                alpha = coefficient(p.alpha, h, t, sigmoid)
+                signed = getattr(p.alpha, "activation", None) == "hard_tanh"
+                alpha = coefficient(p.alpha, h, t, (lambda u: np.clip(u, -1, 1)) if signed else sigmoid)
             mu = 0.0 if p.mu is None else coefficient(p.mu, h, t, sigmoid)
             damp = 1.0 if paper else 1.0 - mu
             new = {}
@@ -181,6 +182,7 @@ SWITCHES = [
     {"adaptive": ()},
     {"adaptive": ("key", "value", "query", "eta", "alpha")},
     {"objective": "dot_product"},
+    {"objective": "dot_product", "alpha": ("hard_tanh", 0.0)},
     {"retention": "zero"},
     {"gated": False},
     {"up_bias": 0.0},

@@ -16,6 +16,7 @@ from nl_jax.ops import matmul
 RETENTION_BIAS = 8.0  # sigmoid: 0.9997, so that a memory keeps its state for some 3,000 tokens
 # sigmoid: 0.27. With larger momentum a write arrives after the delta term has already compensated for it.
 MOMENTUM_BIAS = -1.0
+SIGNED = "hard_tanh"  # the activation of a retention from -1 to 1, both of which it reaches exactly
 
 
 class Gate(nnx.Module):
@@ -43,7 +44,8 @@ def coefficient(name: str, given: Any, width: int, num_heads: int, rngs: nnx.Rng
     Args:
       name: "eta", "alpha" or "mu". The first may be any number from 0, the others end at 1.
       given: a number for a constant, a tuple of numbers for a constant of each head, (activation, bias) for a gate of
-        the input with the activation "softplus" or "sigmoid", or None for no coefficient.
+        the input with the activation "softplus" or "sigmoid", for alpha also "hard_tanh" (``is_signed``), or None for
+        no coefficient.
       width, num_heads: sizes of the mixer.
       rngs: source of a gate's initial weights.
 
@@ -54,8 +56,9 @@ def coefficient(name: str, given: Any, width: int, num_heads: int, rngs: nnx.Rng
         return None
     if isinstance(given, tuple) and given and isinstance(given[0], str):
         activation, *bias = given
-        if activation not in ("softplus", "sigmoid"):
-            raise ValueError(f"{name}={given!r}: expected the activation 'softplus' or 'sigmoid'")
+        known = ("softplus", "sigmoid", SIGNED) if name == "alpha" else ("softplus", "sigmoid")
+        if activation not in known:
+            raise ValueError(f"{name}={given!r}: expected the activation {' or '.join(map(repr, known))}")
         if len(bias) != 1 or not isinstance(bias[0], numbers.Real) or not math.isfinite(bias[0]):
             raise ValueError(f"{name}={given!r}: expected an activation followed by one bias, a finite number")
         return Gate(width, num_heads, *given, rngs=rngs)
@@ -75,3 +78,12 @@ def per_token(
     if isinstance(given, tuple):
         return jnp.broadcast_to(jnp.asarray(given, dtype)[:, None], (len(x), len(given), x.shape[1]))
     return None if given is None else given(x, dtype)
+
+
+def is_signed(alpha: Any) -> bool:
+    """Whether an option makes a retention from -1 to 1, by which a memory without a delta term keeps a state exactly.
+
+    At -1 a token turns all that was learned to its opposite, and at 1 it leaves it as it is, over any number of tokens:
+    so a parity is kept, and a count. (Grazzi et al., 2025: a state needs negative eigenvalues.)
+    """
+    return isinstance(alpha, tuple) and alpha[:1] == (SIGNED,)

@@ -42,7 +42,8 @@ class MemoryMixer(MixerParameters):
       retention: what retention and the delta term pull toward: "initial" (the initial weights) or "zero" (the paper's
         form).
       eta, alpha, mu: learning rate, retention, momentum: a number for a constant, a tuple of numbers for a constant per
-        head, (activation, bias) for a gate of the input ("softplus" or "sigmoid"); mu None for no momentum.
+        head, (activation, bias) for a gate of the input ("softplus" or "sigmoid"); mu None for no momentum. Without a
+        delta term alpha's may be "hard_tanh": a retention from -1 to 1, by which a memory keeps a state exactly.
       degree: powers of each channel of keys and queries that the memory sees, 1 to this one, each with a learned
         coefficient of every head (``polynomial_features``); its architecture has ``degree`` times the head's size in.
       newton_schulz_steps: iterations that make the sum of a chunk's updates orthogonal when the chunk ends, at its

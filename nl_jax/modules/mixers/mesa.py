@@ -16,7 +16,7 @@ from nl_jax.memory import (
     solve_chunk,
 )
 from nl_jax.memory.guards import LARGEST_RATE
-from nl_jax.modules.mixers.coefficients import RETENTION_BIAS
+from nl_jax.modules.mixers.coefficients import RETENTION_BIAS, is_signed
 from nl_jax.modules.mixers.parameters import Projected, over_batch
 from nl_jax.modules.mixers.stepping import Memories, MemoryState, read_text
 from nl_jax.modules.mixers.zero_matrix import ZeroMatrix
@@ -75,6 +75,8 @@ class Mesa(ZeroMatrix):
     ):
         if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
             raise ValueError(f"iterations={iterations}: expected an integer of at least 1")
+        if is_signed(alpha):  # H would not be positive definite
+            raise ValueError(f"alpha={alpha!r}: expected a retention from 0 to 1")
         self.iterations = iterations
         super().__init__(
             width,

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from nl_jax.memory import Layers, Memory
 from nl_jax.modules.layers import CausalConv, linear, start_as_induction, unit_length
-from nl_jax.modules.mixers.coefficients import coefficient, per_token
+from nl_jax.modules.mixers.coefficients import coefficient, is_signed, per_token
 from nl_jax.modules.mixers.initial_memories import InitialMemories
 
 Groups = tuple[Layers, ...]  # layers of each group of memories; a group is one ``Memory``
@@ -43,7 +43,8 @@ class MixerParameters(nnx.Module):
       rngs: source of the initial weights.
 
     Raises:
-      ValueError: for a head count that does not divide width, or what ``coefficient`` refuses.
+      ValueError: for a head count that does not divide width, what ``coefficient`` refuses, or a retention that can be
+        negative beside a delta term, since the two could expand a state.
     """
 
     kernel = "xla"  # which program carries a state through chunks (``choose_kernel``); others have one derivative only
@@ -63,6 +64,8 @@ class MixerParameters(nnx.Module):
         output_scale: float,
         rngs: nnx.Rngs,
     ):
+        if is_signed(alpha) and any(memory.has_delta_term(memory.last) for memory in memories):
+            raise ValueError(f"alpha={alpha!r}: expected memories without a delta term (of delta or the loss)")
         self.num_heads, self.head_dim = num_heads, head_size(width, num_heads)
         self.groups, self.pulls_to_initial = memories, pulls_to_initial and learned
         self.query = linear(width, width, rngs=rngs)

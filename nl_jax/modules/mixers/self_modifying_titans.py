@@ -40,7 +40,7 @@ from jaxtyping import Array, Float
 
 from nl_jax.memory import Architecture, Memory, memory_of
 from nl_jax.modules.mixers.chunk_kernel import ChunkMemory
-from nl_jax.modules.mixers.coefficients import MOMENTUM_BIAS, RETENTION_BIAS
+from nl_jax.modules.mixers.coefficients import MOMENTUM_BIAS, RETENTION_BIAS, is_signed
 from nl_jax.modules.mixers.generation import PROJECTIONS, ProjectionMemories, generate, generate_queries
 from nl_jax.modules.mixers.memory_mixer import READS, RETENTIONS, check_names
 from nl_jax.modules.mixers.parameters import MixerParameters, Projected, head_size, over_batch
@@ -91,8 +91,9 @@ class SelfModifyingTitans(MixerParameters):
       read, retention, output_scale: as for ``MemoryMixer``.
       rngs: source of the initial weights.
       **learning: objective, rule, delta (False by default), delta_after_retention, shrinkage (by default wherever no
-        eigenvalue is negative) and allow_neg_eigval, as for ``memory_of``. Negative eigenvalues are those of the memory
-        that answers: they keep a state there, while in the memories that make keys and rates gradients would explode.
+        eigenvalue is negative, by allow_neg_eigval or by alpha) and allow_neg_eigval, as for ``memory_of``. The latter
+        makes negative those of the memory that answers: they keep a state there, while in the memories that make keys
+        and rates gradients would explode.
 
     Raises:
       ValueError: for a head count that does not divide width, a chunk size below 1, chunk sizes of which neither
@@ -143,7 +144,8 @@ class SelfModifyingTitans(MixerParameters):
         stack = Architecture(size, size, hidden=hidden, stack=max(1, count), **shape)
         self.projecting = ProjectionMemories(names, stack)
         # what keeps a state answers with no value, which shrinkage would take for answers that are too large
-        learning = {"delta": False, "shrinkage": not learning.get("allow_neg_eigval"), **learning}
+        keeps_state = bool(learning.get("allow_neg_eigval")) or is_signed(alpha)
+        learning = {"delta": False, "shrinkage": not keeps_state, **learning}
         answering = Architecture(size, size, hidden=memory_hidden or 4 * size, **shape)
         groups: tuple[Memory, ...] = (memory_of(answering, chunk_size, **learning),)
         sizes: tuple[int, ...] = (chunk_size,)
