@@ -30,7 +30,8 @@ from experiments.reporting.verdicts import (
 # Models of three kinds are named; all others are recurrent.
 TRANSFORMERS = ("transformer", "transformer_conv", "attention", "sliding_window_attention")
 HYBRIDS = ("sliding_window_memory",)  # attention and a memory
-VARIANTS = ("hope_attention", "hope_frozen", "self_modifying_titans")  # of Hope, or a part of it: no rivals
+# of Hope, or a part of it: no rivals
+VARIANTS = ("hope_attention", "hope_frozen", "hope_delta", "self_modifying_titans")
 NEEDLES = ("x1", "x2", "x4")  # lengths of the test, as multiples of that of training
 BITS = "bits_per_byte"
 FREQUENT = "most frequent label"

@@ -17,7 +17,8 @@ class Rule:
       form: "implicit", "normalized" or "paper" (``rules.py``).
       delta: Delta Gradient Descent; without it gradient descent.
       delta_after_retention: the delta term acts on what retention has left, β ← α β (Gated DeltaNet).
-      allow_neg_eigval: doubles the last layer's β, up to (1 + α) / ‖x‖², where the eigenvalue along x is -1.
+      allow_neg_eigval: doubles the last layer's steps and β, the latter up to (1 + α) / ‖x‖², where the eigenvalue
+        along x is -1.
       shrinkage: when a chunk ends, what was learned shrinks as far as its answers were too large
         (``shrinkage.py``). It needs a memory that depends on the boundary.
 
