@@ -43,8 +43,8 @@ LEVELS = {
 LOWEST = {f"lowest_{period}": _levels(32, period) for period in (64, 256, 512)}
 
 SIGNED = ("hard_tanh", 0.0)  # a retention from -1 to 1
-# Without a delta term allow_neg_eigval doubles the step of the last layer, whose sums count; inner layers learn less.
-HEBBIAN = {"objective": "dot_product", "adaptive": (), "alpha": SIGNED, "allow_neg_eigval": True}
+# Equal steps count exactly. Without a delta term allow_neg_eigval doubles those of the last layer, whose sums count.
+HEBBIAN = {"objective": "dot_product", "adaptive": (), "eta": 1.0, "alpha": SIGNED, "allow_neg_eigval": True}
 LANGUAGE_ROWS: dict[str, dict[str, Any]] = {
     "hope": {"mixer_options": HEBBIAN},
     "hope_delta": {"model": "hope", "mixer_options": {"allow_neg_eigval": True, "delta": True}},

@@ -7,11 +7,11 @@ After each symbol a model says whether the string so far belongs to the language
 may follow (a^n b^n, a^n b^n c^n, Shuffle-2). Models learn strings of 2 to 50 symbols (quick: 16), or of such n.
 Figures are shares of strings with every position right: Bin0 are of these lengths, Bin1 longer, to 100 (quick: 32).
 
-Hope has one setting for all: Hebbian memories with slow projections and a retention from -1 to 1, which counts and
-keeps a state exactly; linear_attention_signed has the same retention in a matrix. Hope_delta has the delta rule and
-eigenvalues down to -1: it keeps states, but does not count. The others' retention and eigenvalues are positive as in
-the paper's comparison; the Transformer has no positions. "Best" is the evaluation with most strings right in both
-bins, and ends runs and chooses rates: so best figures are selected on test strings, as those of the paper's source are.
+Hope has one setting for all: Hebbian memories with slow projections, equal steps, and a retention from -1 to 1, which
+count and keep a state exactly; linear_attention_signed has the same retention in a matrix. Hope_delta has the delta
+rule and eigenvalues down to -1. The others' retention and eigenvalues are positive as in the paper's comparison; the
+Transformer has no positions. "Best" is the evaluation with most strings right in both bins, and ends runs and chooses
+rates: so best figures are selected on test strings, as those of the paper's source are.
 """
 
 import sys
