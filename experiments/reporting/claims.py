@@ -30,8 +30,7 @@ from experiments.reporting.verdicts import (
 # Models of three kinds are named; all others are recurrent.
 TRANSFORMERS = ("transformer", "transformer_conv", "attention", "sliding_window_attention")
 HYBRIDS = ("sliding_window_memory",)  # attention and a memory
-# of Hope, or a part of it: no rivals
-VARIANTS = ("hope_attention", "hope_frozen", "hope_delta", "self_modifying_titans")
+VARIANTS = ("hope_attention", "hope_frozen", "self_modifying_titans")  # of Hope, or a part of it: no rivals
 NEEDLES = ("x1", "x2", "x4")  # lengths of the test, as multiples of that of training
 BITS = "bits_per_byte"
 FREQUENT = "most frequent label"
