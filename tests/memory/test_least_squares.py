@@ -102,7 +102,8 @@ def test_a_hundred_thousand_correlated_tokens_in_float32(spread, mean):
     keys = ((rng.standard_normal((100_000, 32)) * np.logspace(0, -spread, 32) + mean) @ basis).astype(np.float32)
     values = (keys @ rng.standard_normal((32, 4)) + 0.1 * rng.standard_normal((100_000, 4))).astype(np.float32)
     state, found = after(keys, values, 1.0, 1.0, chunk=20)
-    np.testing.assert_array_equal(state.gram, state.gram.T)
+    # a product's two halves are rounded alike on some processors only
+    np.testing.assert_allclose(state.gram, state.gram.T, rtol=1e-5, atol=1e-6 * float(jnp.max(jnp.abs(state.gram))))
     assert np.linalg.eigvalsh(np.asarray(state.gram, float) + np.asarray(state.lost[0], float) + np.eye(32))[0] > 0.99
     expected = direct(keys.astype(float), values.astype(float), np.ones(100_000), 1.0)
     answers = keys @ expected
