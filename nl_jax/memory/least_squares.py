@@ -11,9 +11,9 @@ retention the order of the pairs does not matter. Per token, this is recursive l
 decay.
 
 The state is H and G. A chunk is one product with its keys, and a Cholesky decomposition of H + λ I is needed only where
-the memory is read. H is a sum of squares, so no update can make it asymmetric or indefinite; sums of several devices
-may be added. Two things keep the rounding errors of long sums away: each sum carries the part that its last addition
-lost (Kahan, 1965), and the solution is refined with the residual of the system.
+the memory is read. H is a sum of squares, each made symmetric before it is added, so no update can make it asymmetric
+or indefinite; sums of several devices may be added. Two things keep the rounding errors of long sums away: each sum
+carries the part that its last addition lost (Kahan, 1965), and the solution is refined with the residual of the system.
 
 Measured in float32 with 64-element keys, chunks of 16 and 100,000 tokens, as the relative error of the answers (three
 spectra of the keys, the last with a large common mean): these sums 6e-7, 9e-6 and 7e-5; without the carried part 6e-6,
@@ -128,6 +128,8 @@ def learn_least_squares(
     after = jnp.concatenate([gamma, jnp.ones((*gamma.shape[:-1], 1), dtype)], axis=-1)
     after = jnp.cumprod(after[..., ::-1], axis=-1)[..., ::-1]  # at t: what is left of pair t - 1
     added = outer_products(after[..., 1:, None] * keys, pairs)
+    squares = added[..., :size_in]  # whose halves are rounded differently: by the weights, and by some processors
+    added = jnp.concatenate([0.5 * (squares + jnp.swapaxes(squares, -1, -2)), added[..., size_in:]], axis=-1)
     sums = jnp.concatenate([state.gram, state.cross], axis=-1)
     lost = jnp.concatenate(state.lost, axis=-1)
     whole = after[..., :1, None]  # retention of the whole chunk

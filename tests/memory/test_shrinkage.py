@@ -122,6 +122,7 @@ def test_a_text_without_order_does_not_fill_the_memory():
         ({"allow_neg_eigval": True}, False),
         ({"allow_neg_eigval": True, "shrinkage": True}, True),
         ({"shrinkage": False}, False),
+        ({"alpha": ("hard_tanh", 0.0), "objective": "dot_product"}, False),
     ],
 )
 def test_self_modifying_titans_shrink_unless_they_keep_a_state(options, shrinks):
