@@ -1,15 +1,19 @@
 """Compiles quickly, and each program once: what takes the time of these tests is compiling. Subprocesses do so, too."""
 
+import gc
 import importlib.metadata
 import os
 import tempfile
+import time
 
-# The emitters of fusions take half of the compiler's time, and devices that share a busy core may wait for each other
-# longer than the 40 seconds after which a process is aborted. Other jaxlib versions abort at a flag they do not know.
+# The emitters of fusions take half of the compiler's time; splitting a program over threads, and a scheduler for them,
+# a third of what is left, where each core has a worker. Devices that share a busy core may wait for each other longer
+# than the 40 seconds after which a process is aborted. Other jaxlib versions abort at a flag that they do not know.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     + " --xla_cpu_use_fusion_emitters=false --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    " --xla_cpu_parallel_codegen_split_count=1 --xla_cpu_enable_concurrency_optimized_scheduler=false"
     * importlib.metadata.version("jaxlib").startswith("0.10."),
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -33,6 +37,24 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
+def pytest_collection_finish():
+    """Looks for garbage less often: tracing makes many objects, few of them in cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
+STARTED = time.monotonic()
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures are made
+def pytest_runtest_setup(item):
+    """Skips slow tests when the minutes of SLOW_TEST_MINUTES are over, so that a run ends on any machine."""
+    minutes = float(os.environ.get("SLOW_TEST_MINUTES", "inf"))
+    if item.get_closest_marker("slow") and time.monotonic() - STARTED > 60 * minutes:
+        pytest.skip(f"the {minutes:g} minutes of SLOW_TEST_MINUTES are over")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _keep_compiled_programs():
     """Later modules, launchers that run twice and subprocesses of this worker find what it has compiled on disk."""
@@ -53,3 +75,4 @@ def _drop_compiled_programs():
     """Every compiled program holds memory maps, of which a process can have some 65,000; then it crashes."""
     yield
     jax.clear_caches()
+    gc.collect()

@@ -84,12 +84,6 @@ SLOW_CASES: dict[str, tuple[str, ...]] = {
         "test_a_chunk_in_a_kernel_is_a_chunk_of_the_scan[titans]",
         "test_outputs_state_and_gradients_are_those_of_the_scan[gated_delta_net-interpret]",
     ),
-    "tests/modules/test_mixer_table.py": (
-        "test_derivatives_of_second_order_can_be_traced[atlas]",
-        "test_derivatives_of_second_order_can_be_traced[self_modifying_titans]",
-        "test_derivatives_of_second_order_can_be_traced[sliding_window_memory]",
-        "test_derivatives_of_second_order_can_be_traced[titans]",
-    ),
     "tests/modules/test_mixers.py": (
         "test_causal_and_the_same_one_by_one_and_in_parts[self_modifying_titans-options16]",
     ),

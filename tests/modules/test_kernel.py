@@ -153,11 +153,11 @@ def test_extreme_inputs_give_no_nan(case):
     module = make(case, 8)
     if case != "self_modifying_titans":  # weights of 1e4 make a chaotic system, of the scan as well
         module = extreme(module)
+    kernel = jax.jit(jax.value_and_grad(lambda module, x: read(module, x, "interpret"), (0, 1), has_aux=True))
+    scan = jax.jit(lambda module, x: read(module, x, "xla"))
     for inputs in (x, jnp.zeros_like(x), jnp.where(jnp.arange(17)[:, None] % 3 == 0, x, 0.0)):
-        (_, (y, state)), gradients = jax.jit(
-            jax.value_and_grad(lambda module, x: read(module, x, "interpret"), (0, 1), has_aux=True)
-        )(module, inputs)
-        plain, _ = jax.jit(lambda module, x: read(module, x, "xla"))(module, inputs)[1]
+        (_, (y, state)), gradients = kernel(module, inputs)
+        plain, _ = scan(module, inputs)[1]
         np.testing.assert_allclose(y, plain, atol=1e-3 * (1 + float(jnp.max(jnp.abs(plain)))))
         assert all(bool(jnp.all(jnp.isfinite(u))) for u in jax.tree.leaves((y, state, gradients)))
 
