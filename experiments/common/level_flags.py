@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 
 from nl_jax import InputError
-from nl_jax.pretrained.level_stacking import StackedLevel
+from nl_jax.pretrained.stacked_level import StackedLevel
 
 KEYS = {"rate": "learning_rate"}  # short names
 NUMBERS = {"period": int, "learning_rate": float, "retention": float, "ridge": float, "rank": int}

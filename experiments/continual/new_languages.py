@@ -14,11 +14,16 @@ in_context        the sentences, the last that fit into --window tokens, stand b
 levels_1          the sentences are learned --passes times by one level on all MLPs, by Adam: this is fine-tuning
 levels_2          two levels, each on half of the hidden units, which are updated after 1 and 4 batches
 levels_3          three levels, after 1, 4 and 16 batches
+levels_1_protected, levels_3_protected
+                  as levels_1 and levels_3. When A has been learned its sentences are read once more, and the products
+                  of each matrix's inputs are summed; steps for B then spare these inputs, by the inverse of the sum
+                  (as in Eq. 46-47). No text is kept, but the end of a language has to be told
 levels_3_no_slow  as levels_3, but only the first one learns
 
 Each language is learned alone, and A and then B in one stream. Translations are sampled greedily and scored by chrF;
 what is kept is chrF after both, divided by chrF alone. Each way is tuned alike: the learning rate is chosen of two, on
-two other invented languages, for the mean chrF on both after both; levels_2 takes that of levels_3.
+two other invented languages, for the mean chrF on both after both; levels_2 and the others of three levels take that of
+levels_3.
 
 --quick takes 48 sentences of each language, 10 tests, one seed and the first setting. It shows that everything runs;
 48 sentences are few, and chrF may be no higher than that of a guess.

@@ -16,7 +16,7 @@ from experiments.continual_methods.streams import FIRST, mean_and_spread
 from experiments.continual_methods.text_learners import InContext, Pair, example_of, question_of
 from nl_jax.data.tokenizer import begin_tokens
 from nl_jax.pretrained import Pretrained, mean_features
-from nl_jax.pretrained.level_stacking import StackedLevel
+from nl_jax.pretrained.stacked_level import StackedLevel
 from nl_jax.streaming.answers import likeliest
 
 CANDIDATES = 3  # classes, of which the model chooses one

@@ -9,7 +9,8 @@ import numpy as np
 from nl_jax import Diverged
 from nl_jax.data.tokenizer import begin_tokens, ids_of
 from nl_jax.pretrained import Pretrained
-from nl_jax.pretrained.level_stacking import Pull, StackedLevel
+from nl_jax.pretrained.level_stacking import Pull
+from nl_jax.pretrained.stacked_level import StackedLevel
 from nl_jax.streaming.answers import PIECE, likeliest
 from nl_jax.streaming.continual_learner import QUESTION, ContinualLearner
 

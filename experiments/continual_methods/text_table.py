@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from experiments.continual_methods.candidates import Candidates
 from experiments.continual_methods.table import grid
 from experiments.continual_methods.text_learners import Elastic, InContext, Replay, TextLearner, ZeroShot
-from nl_jax.pretrained.level_stacking import StackedLevel
+from nl_jax.pretrained.stacked_level import StackedLevel
 
 LAST = 4  # blocks that learn, at most
 NAMES = ("fast", "middle", "slow")

@@ -181,6 +181,8 @@ METHODS = {
     "levels_1": Method(partial(adam_levels, count=1), RATES),
     "levels_2": Method(partial(adam_levels, count=2), like="levels_3"),
     "levels_3": Method(partial(adam_levels, count=3), RATES),
+    "levels_1_protected": Method(partial(adam_levels, count=1, protects=True), RATES),
+    "levels_3_protected": Method(partial(adam_levels, count=3, protects=True), like="levels_3"),
     "levels_3_no_slow": Method(partial(adam_levels, count=3, slow=0.0), like="levels_3"),
 }
 
@@ -219,6 +221,8 @@ def learned_by(
 
     learn(0)
     alone = [translator.score(learner.model, texts[0])]
+    if any(level.protects for level in levels):
+        learner.protect(texts[0].learned)
     learn(1)
     sequence = [translator.score(learner.model, text) for text in texts]
     if b_alone:

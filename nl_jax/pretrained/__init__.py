@@ -2,8 +2,9 @@
 
 from nl_jax.pretrained.export import export_pretrained
 from nl_jax.pretrained.features import cached_features, hidden_states, mean_features
-from nl_jax.pretrained.level_stacking import StackedLevel, StackedModel, stack_levels
+from nl_jax.pretrained.level_stacking import StackedModel, stack_levels
 from nl_jax.pretrained.loading import Pretrained, load_pretrained
+from nl_jax.pretrained.stacked_level import StackedLevel
 
 __all__ = [
     "Pretrained",

@@ -9,7 +9,6 @@ A level that owns part of the hidden units of an MLP splits it: the parts run si
 the output of the whole MLP at the start. Levels that own different blocks make a chain (Eq. 73).
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,103 +23,18 @@ from nl_jax.levels import Level, Schedule, ScheduleState
 from nl_jax.models.language_model import LanguageModel, some_blocks
 from nl_jax.optim import clip_by_norm
 from nl_jax.optim.clip import shortened
-from nl_jax.pretrained.changes import MATRICES, Part, Seen, changed_blocks, matrix_of, no_inputs
-from nl_jax.pretrained.preconditioner import preconditioned
+from nl_jax.pretrained.changes import Part, Seen, changed_blocks, matrix_of, no_inputs
+from nl_jax.pretrained.preconditioner import preconditioned, sparing
+from nl_jax.pretrained.stacked_level import StackedLevel
 from nl_jax.trees import own_buffers
-
-LEARNING_RATES = {"preconditioned": 300.0, "gradient_descent": 0.1, "adam": 3e-4}
-RULES = tuple(LEARNING_RATES)
-REGIMES = ("online", "meta")
-
-
-@dataclasses.dataclass(frozen=True)
-class StackedLevel:
-    """One level: which weights of a model it moves, how often, and by which rule.
-
-    Attributes:
-      name: of the level, unique.
-      period: number of chunks between two updates.
-      learning_rate: of the rule; None for its entry in ``LEARNING_RATES``. Those of "preconditioned" and "adam" were
-        chosen on SmolLM2. With 0 the level stays at the model's weights.
-      blocks: indices of the blocks whose matrices it owns; negative ones count from the last block.
-      matrices: names in ``MATRICES``.
-      units: the part of an MLP's hidden units that it owns, as two fractions from 0 to 1.
-      rank: number of columns and rows of the two factors of a change; None moves whole matrices.
-      retention: factor of the change at each update, from 0 to 1; 1 forgets nothing.
-      rule: "preconditioned" multiplies the summed gradient by the inverse covariance of the matrix's inputs, of all
-        that the level has seen (Eq. 46-47 with the least-squares preconditioner): it moves the answers to new inputs,
-        and hardly those to old ones. "gradient_descent" takes the mean gradient, clipped to norm 1, and "adam" is Adam
-        on the mean gradient.
-      ridge: of "preconditioned": added to the covariance, in units of the inputs' squared norms (harmonic mean). It is
-        the number of equal inputs after which a step for this input is half of the first.
-      regime: "online" takes gradients as constants (first order); "meta" lets an outer gradient flow through updates.
-
-    Examples:
-      >>> from nl_jax.pretrained import StackedLevel
-      >>> StackedLevel("slow", period=4, blocks=(-1,), units=(0.5, 1.0)).rate  # a half of the last block's MLP
-      300.0
-    """
-
-    name: str
-    period: int = 1
-    learning_rate: float | None = None
-    blocks: tuple[int, ...] = (-4, -3, -2, -1)
-    matrices: tuple[str, ...] = ("down",)
-    units: tuple[float, float] = (0.0, 1.0)
-    rank: int | None = None
-    retention: float = 1.0
-    rule: str = "preconditioned"
-    ridge: float = 1.0
-    regime: str = "online"
-
-    @property
-    def rate(self) -> float:
-        """The learning rate, the rule's own if none was given."""
-        return LEARNING_RATES[self.rule] if self.learning_rate is None else self.learning_rate
-
-    def hidden_units(self, hidden: int) -> tuple[int, int]:
-        """First and last plus one of its hidden units in an MLP of so many."""
-        low, high = (round(fraction * hidden) for fraction in self.units)
-        if low == high:
-            raise InputError(f"level {self.name!r}: units={self.units}: none of {hidden} hidden units is among them")
-        return low, high
-
-    def __post_init__(self):
-        """Checks the values."""
-        for name, known in (("rule", RULES), ("regime", REGIMES)):
-            if getattr(self, name) not in known:
-                raise InputError(f"level {self.name!r}: {name}={getattr(self, name)!r}; expected {' or '.join(known)}")
-        for name in self.matrices:
-            if name not in MATRICES:
-                raise InputError(f"level {self.name!r}: matrix {name!r}; expected one of {', '.join(MATRICES)}")
-        low, high = self.units
-        if not 0 <= low < high <= 1:
-            raise InputError(f"level {self.name!r}: units={self.units}; expected two fractions, 0 <= low < high <= 1")
-        if self.units != (0.0, 1.0) and not set(self.matrices) <= {"gate", "up", "down"}:
-            raise InputError(f"level {self.name!r}: units are of an MLP; expected its matrices gate, up, down alone")
-        for name, value, low, high in (
-            ("learning_rate", self.rate, 0.0, np.inf),
-            ("retention", self.retention, 0.0, 1.0),
-            ("ridge", self.ridge, 1e-6, np.inf),
-        ):
-            if not (low <= value <= high and np.isfinite(value)):
-                raise InputError(
-                    f"level {self.name!r}: {name}={value}; expected a finite number from {low:g} to {high:g}"
-                )
-        if not self.blocks or not self.matrices:
-            raise InputError(f"level {self.name!r}: owns nothing; expected at least one block and one matrix")
-        if self.rank is not None and (self.rank < 1 or self.rule == "preconditioned"):
-            raise InputError(
-                f"level {self.name!r}: rank={self.rank} with rule {self.rule!r}; expected at least 1, and another rule "
-                "than 'preconditioned', which needs whole matrices"
-            )
 
 
 class Rates(NamedTuple):
-    """The numbers of a level's rule that may be traced, so that a program serves all of their values."""
+    """What a level's steps depend on beside its state, and may be traced, so that a program serves all values."""
 
     learning_rate: float | Array
     ridge: float | Array
+    sparing: dict[str, Float[Array, "blocks in in"]] | None = None  # by matrix, what each step is multiplied by
 
 
 class Changes(NamedTuple):
@@ -128,7 +42,7 @@ class Changes(NamedTuple):
 
     change: dict[str, Any]  # by matrix: [blocks, in, out], or the two factors [blocks, in, rank], [blocks, rank, out]
     optimizer: Any
-    seen: dict[str, Seen]  # by matrix, for a level with a preconditioner
+    seen: dict[str, Seen]  # by matrix, for a level that keeps the covariance of inputs
 
 
 class Pull(NamedTuple):
@@ -198,21 +112,32 @@ class StackedModel:
         return Schedule([self._level(level) for level in self.levels], self.flow, has_aux=True)
 
     def protect(self, state: ScheduleState, chunk: Chunk) -> tuple[ScheduleState, Any]:
-        """Takes up the inputs of a chunk in every level's covariance, without learning it.
+        """Takes up the inputs of a chunk in the covariances of levels that keep one, without learning it.
 
-        Later steps of "preconditioned" levels then avoid the directions of these inputs, so that the answers to them
-        stay (as null-space editing of facts does: Fang et al., AlphaEdit, 2024). Other rules have no covariance, so
-        their levels stay as they are.
+        Later steps of these levels then avoid the directions of these inputs, so that the answers to them stay (as
+        orthogonal weight modification does for earlier tasks: Zeng et al., 2019; and AlphaEdit for facts: Fang et al.,
+        2024). Steps of "preconditioned" levels do so by themselves, those of others with `sparing` in their rates.
 
         Returns:
           The state, and that of the mixers after the chunk.
         """
-        contexts, read = self.flow(lambda name: state.levels[name].change, chunk)
+        contexts, read = self.flow(lambda name: state.levels[name].change, chunk, protecting=True)
         levels = {
             name: own._replace(seen=jax.tree.map(jnp.add, own.seen, contexts[name][1]))
             for name, own in state.levels.items()
         }
         return state._replace(levels=levels), read.state
+
+    def sparing(self, state: ScheduleState) -> dict[str, dict[str, Array]]:
+        """By level that protects without being "preconditioned", and matrix: what its `Rates` take to spare inputs."""
+        return {
+            level.name: {
+                name: sparing(seen, self.rates[level.name].ridge)
+                for name, seen in state.levels[level.name].seen.items()
+            }
+            for level in self.levels
+            if level.rule != "preconditioned" and level.protects
+        }
 
     def init(self) -> ScheduleState:
         """The state before the first chunk: no change."""
@@ -280,8 +205,8 @@ class StackedModel:
         return ((low, high), (0, columns)) if name == "down" else ((0, rows), (low, high))
 
     def _nothing_seen(self, level: StackedLevel) -> dict[str, Seen]:
-        """By matrix, no inputs; empty for a level without a preconditioner."""
-        if level.rule != "preconditioned":
+        """By matrix, no inputs; empty for a level that keeps no covariance."""
+        if not level.observes:
             return {}
         sizes = {name: high - low for name in level.matrices for low, high in [self._part(level, name)[0]]}
         blocks = len(self.blocks(level))
@@ -297,14 +222,15 @@ class StackedModel:
 
         def update(state, context):
             gradient, seen, count = context
-            seen = jax.tree.map(jnp.add, state.seen, seen)
             if level.rule == "preconditioned":
-                optimizer = state.optimizer
+                seen, optimizer = jax.tree.map(jnp.add, state.seen, seen), state.optimizer
                 step = {name: preconditioned(seen[name], gradient[name], rates.ridge) for name in gradient}
                 step = jax.tree.map(lambda x: -rates.learning_rate * x, step)
             else:
                 mean = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), gradient)
                 step, optimizer = transformation.update(mean, state.optimizer, state.change)
+                step = {name: rates.sparing[name] @ x for name, x in step.items()} if rates.sparing else step
+                seen = state.seen
             step = {name: shortened(part, norms[name]) for name, part in step.items()}
             change = jax.tree.map(lambda old, new: level.retention * old + new, state.change, step)
             return Changes(change, optimizer, seen)
@@ -322,11 +248,16 @@ class StackedModel:
             parts=lambda state: (state.change, (state.optimizer, state.seen)),
         )
 
-    def flow(self, read: Any, chunk: Chunk) -> Any:
-        """The contexts of all levels by name (gradients, inputs and number of targets of a chunk), and a `Read`."""
+    def flow(self, read: Any, chunk: Chunk, protecting: bool = False) -> Any:
+        """The contexts of all levels by name (gradients, inputs and number of targets of a chunk), and a `Read`.
+
+        Inputs are those of "preconditioned" levels; if ``protecting``, of all that keep a covariance.
+        """
         changes = {level.name: read(level.name) for level in self.levels}
+        observing = {level.name: protecting or level.rule == "preconditioned" for level in self.levels}
+        observed = {level.name: self._nothing_seen(level) if observing[level.name] else {} for level in self.levels}
         # the barrier hides that they are zeros: XLA would spread them over all blocks while it compiles
-        observed = jax.lax.optimization_barrier({level.name: self._nothing_seen(level) for level in self.levels})
+        observed = jax.lax.optimization_barrier(observed)
         lower, upper = _split(chunk.state, self.first)
         lowest = some_blocks(self.model, slice(self.first))
         x, below = lowest.read_blocks(self.model.embedded(chunk.tokens), lower)

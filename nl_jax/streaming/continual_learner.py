@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from nl_jax.data import Tokenizer
 from nl_jax.data.examples import Example, check_characters
@@ -20,17 +19,21 @@ from nl_jax.errors import InputError
 from nl_jax.files import local_path
 from nl_jax.levels import ScheduleState
 from nl_jax.models.language_model import LanguageModel
-from nl_jax.pretrained.level_stacking import Chunk, Pull, StackedLevel, StackedModel, stack_levels
+from nl_jax.pretrained.level_stacking import Chunk, Pull, Rates, stack_levels
+from nl_jax.pretrained.stacked_level import StackedLevel
 from nl_jax.streaming import saved
 from nl_jax.streaming.answers import likeliest, read_prefix, repeated
 from nl_jax.streaming.batches import cut, grouped, stacked
 from nl_jax.streaming.generation import checked_sampling, sample, with_room
 from nl_jax.streaming.learning import (
     AT_ONCE,
+    changed,
     diverged,
     learn_batches,
     learn_chunk,
+    losses_of,
     protect_chunk,
+    sparing,
     squared_gradients,
     started,
     unrated,
@@ -122,6 +125,7 @@ class ContinualLearner:
         self._state = self._stacked.init()
         self._before = [*begin_ids(tokenizer), *self._ids(before)] if before else []
         self.end = self._ids("\n")[-1] if before else tokenizer.separator_id  # the token that ends an answer
+        self._sparing: dict[str, Rates] | None = None  # the rates, once they spare what is protected
         self._labels: dict[str, list[int]] = {}  # tokens of every label that was learned
         self.notes: dict[str, Any] = {}  # JSON of the caller's, which is saved and loaded with what was learned
         self.pull: dict[str, Pull] | None = None  # by level, what `learn` pulls changes back to; it is not saved
@@ -139,7 +143,7 @@ class ContinualLearner:
     @property
     def model(self) -> LanguageModel:
         """The model with all that was learned in its weights."""
-        return _changed(self._stacked.model, unrated(self.levels)[0], self._state)
+        return changed(self._stacked.model, unrated(self.levels)[0], self._state)
 
     def learn(self, examples: Sequence[Example]) -> Learned:
         """Reads and learns texts and labelled examples, in their order.
@@ -152,7 +156,7 @@ class ContinualLearner:
             if not isinstance(example, str):
                 self._labels.setdefault(example[1], self._answer(example[1]))
         model, before = self._prefixed(examples, self.batch_size)
-        program = (model, *unrated(self.levels))
+        program = (model, unrated(self.levels)[0], self._rates())
         progress, count, step = started(self._state), 0, int(self._state.step)
         for group in grouped(self._chunks(examples), AT_ONCE):
             count += sum(int(np.sum(chunk.mask)) for chunks in group for chunk in chunks)
@@ -164,8 +168,8 @@ class ContinualLearner:
             for i, chunk in enumerate(group[0]):
                 keep = i + 1 < len(group[0])
                 if not np.any(chunk.mask):  # the beginning of long questions, which is no update
-                    changed = _changed(model, program[1], progress.state)
-                    mixers = _losses(changed, chunk._replace(state=mixers), keep)[1]
+                    learned = changed(model, program[1], progress.state)
+                    mixers = losses_of(learned, chunk._replace(state=mixers), keep)[1]
                     continue
                 progress, mixers = learn_chunk(*program, progress, chunk._replace(state=mixers), keep, self.pull)
         self._state = progress.state
@@ -179,13 +183,14 @@ class ContinualLearner:
     def protect(self, texts: Sequence[Example]) -> None:
         """Reads texts the answers to which later learning should not change; nothing is learned from them.
 
-        "preconditioned" levels add the texts' inputs to their covariance: `StackedModel.protect`.
+        Levels that are "preconditioned" or protect add the texts' inputs to their covariance: `StackedModel.protect`.
         """
         for chunks in self._chunks(_checked(texts)):
             mixers = None
             for chunk in chunks:
                 program = (self._stacked.model, unrated(self.levels)[0])
                 self._state, mixers = protect_chunk(*program, self._state, chunk._replace(state=mixers))
+        self._sparing = None
 
     def importance(self, examples: Sequence[Example]) -> dict[str, Any]:
         """How much the loss of examples depends on each element of each level's change, by level and matrix.
@@ -229,11 +234,11 @@ class ContinualLearner:
         examples = _checked(examples)
         nats, count = 0.0, 0.0
         model, before = self._prefixed(examples, self.batch_size)
-        model = _changed(model, unrated(self.levels)[0], self._state)
+        model = changed(model, unrated(self.levels)[0], self._state)
         for chunks in self._chunks(examples):
             mixers = before
             for i, chunk in enumerate(chunks):
-                losses, mixers = _losses(model, chunk._replace(state=mixers), i + 1 < len(chunks))
+                losses, mixers = losses_of(model, chunk._replace(state=mixers), i + 1 < len(chunks))
                 nats, count = nats + float(losses), count + float(np.sum(chunk.mask))
         pairs = [example for example in examples if not isinstance(example, str)]
         accuracy = float("nan")
@@ -271,7 +276,7 @@ class ContinualLearner:
 
     def rollback(self, snapshot: tuple[ScheduleState, dict[str, list[int]]]) -> None:
         """Goes back to a snapshot."""
-        self._state, self._labels = snapshot[0], dict(snapshot[1])
+        self._state, self._labels, self._sparing = snapshot[0], dict(snapshot[1]), None
 
     def save(self, directory: str | Path) -> None:
         """Saves what was learned, without the model, in place of an earlier one.
@@ -292,6 +297,7 @@ class ContinualLearner:
         path = saved.newest(local_path(directory))
         metadata, own = saved.read_metadata(path), json.loads(json.dumps(self._metadata()))
         older = {"before": "", "parameters": own["parameters"]}  # where these are missing
+        metadata["levels"] = [{"protects": False, **level} for level in metadata.get("levels", [])]
         for name in ("format", "model", "parameters", "tokenizer", "levels", "question", "before"):
             if metadata.get(name, older.get(name)) != own[name]:
                 raise InputError(f"{path}: {name} {metadata.get(name)}; expected {own[name]}")
@@ -300,7 +306,16 @@ class ContinualLearner:
         structure = jax.tree.structure(self._state)
         self._state = jax.tree.unflatten(structure, [leaves[name] for name in named_leaves(self._state)])
         self._labels = {label: self._answer(label) for label in metadata["labels"]}
-        self.notes = metadata.get("notes", {})
+        self.notes, self._sparing = metadata.get("notes", {}), None
+
+    def _rates(self) -> dict[str, Rates]:
+        """The levels' rates; those of levels that protect are made anew after texts were protected, and then kept."""
+        levels, rates = unrated(self.levels)
+        if not any(level.protects for level in levels):
+            return rates
+        if self._sparing is None:
+            self._sparing = sparing(self._stacked.model, levels, rates, self._state)
+        return self._sparing
 
     def _metadata(self) -> dict[str, Any]:
         return {
@@ -342,8 +357,8 @@ class ContinualLearner:
             return model, None
         longest = max(len(self._row(example)[0]) for example in examples)
         model = with_room(model, len(self._before) + longest)
-        changed = _changed(model, unrated(self.levels)[0], self._state)
-        return model, repeated(read_prefix(changed, self._before, longest).state, batch_size)
+        learned = changed(model, unrated(self.levels)[0], self._state)
+        return model, repeated(read_prefix(learned, self._before, longest).state, batch_size)
 
     def _row(self, example: Example) -> tuple[list[int], int]:
         """Tokens of an example, and the number of those that are not learned."""
@@ -383,15 +398,3 @@ def _checked(examples: Sequence[Example]) -> list[Example]:
         if not (isinstance(example, str) or pair):
             raise InputError(f"example {reprlib.repr(example)}: expected a text, or (text, label)")
     return list(examples)
-
-
-@functools.partial(jax.jit, static_argnames="keep")
-def _losses(model: LanguageModel, chunk: Chunk, keep: bool) -> Any:
-    logits, mixers = model(chunk.tokens, chunk.state)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, chunk.targets)
-    return jnp.sum(losses * chunk.mask), mixers if keep else None
-
-
-@functools.partial(jax.jit, static_argnames="levels")
-def _changed(model: LanguageModel, levels: tuple[StackedLevel, ...], state: ScheduleState) -> LanguageModel:
-    return StackedModel(model, levels).changed(state)

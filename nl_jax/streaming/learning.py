@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from nl_jax.errors import Diverged
 from nl_jax.levels import Schedule, ScheduleState
 from nl_jax.models.chunk import all_finite
 from nl_jax.models.language_model import LanguageModel
-from nl_jax.pretrained.level_stacking import Chunk, Pull, Rates, StackedLevel, StackedModel
+from nl_jax.pretrained.level_stacking import Chunk, Pull, Rates, StackedModel
+from nl_jax.pretrained.stacked_level import StackedLevel
 
 AT_ONCE = 16  # batches of a program
 
@@ -111,6 +113,15 @@ def protect_chunk(
 
 
 @functools.partial(jax.jit, static_argnames="levels")
+def sparing(
+    model: LanguageModel, levels: tuple[StackedLevel, ...], rates: Mapping[str, Rates], state: ScheduleState
+) -> dict[str, Rates]:
+    """The rates with what spares protected inputs; it costs a decomposition of each matrix's covariance."""
+    found = StackedModel(model, levels, rates).sparing(state)
+    return {name: own._replace(sparing=found.get(name)) for name, own in rates.items()}
+
+
+@functools.partial(jax.jit, static_argnames="levels")
 def squared_gradients(
     model: LanguageModel,
     levels: tuple[StackedLevel, ...],
@@ -134,3 +145,17 @@ def squared_gradients(
         return i + 1, jax.tree.map(lambda t, g: t + g * g, total, gradients)
 
     return jax.lax.while_loop(lambda carry: carry[0] < count, body, (0, total))[1]
+
+
+@functools.partial(jax.jit, static_argnames="keep")
+def losses_of(model: LanguageModel, chunk: Chunk, keep: bool) -> tuple[Float[Array, ""], Any]:
+    """The summed nats of a chunk's targets, and the mixers' state after it, or None."""
+    logits, mixers = model(chunk.tokens, chunk.state)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, chunk.targets)
+    return jnp.sum(losses * chunk.mask), mixers if keep else None
+
+
+@functools.partial(jax.jit, static_argnames="levels")
+def changed(model: LanguageModel, levels: tuple[StackedLevel, ...], state: ScheduleState) -> LanguageModel:
+    """The model with what its levels have learned in its weights."""
+    return StackedModel(model, levels).changed(state)

@@ -12,7 +12,7 @@ from nl_jax.data import Tokenizer
 from nl_jax.data.tokenizer import begin_ids, ids_of
 from nl_jax.errors import InputError
 from nl_jax.models.language_model import LanguageModel
-from nl_jax.pretrained.level_stacking import StackedLevel
+from nl_jax.pretrained.stacked_level import StackedLevel
 from nl_jax.streaming.generation import Sampling, checked_sampling
 from nl_jax.streaming.together import written_lines
 

@@ -22,7 +22,7 @@ from experiments.continual_methods.table import METHODS, NAMES
 from experiments.continual_methods.text_learners import Elastic, InContext, Replay
 from experiments.continual_methods.text_table import TEXT_METHODS
 from nl_jax.pretrained import load_pretrained
-from nl_jax.pretrained.level_stacking import StackedLevel
+from nl_jax.pretrained.stacked_level import StackedLevel
 from nl_jax.streaming.answers import Answers
 
 CLASSES, WIDTH, NUMBER = 4, 6, 96

@@ -67,7 +67,7 @@ def test_every_way_runs_and_settings_are_chosen_on_other_languages(inputs, tmp_p
     results = results_of(tmp_path / "run")
     assert set(results["figures"]) == set(new_languages.NAMES)
     assert all(len(found) == 2 for found in results["figures"].values())
-    assert set(results["settings"]) == {"levels_1", "levels_3"}
+    assert set(results["settings"]) == {"levels_1", "levels_1_protected", "levels_3"}
     for name, chosen in results["settings"].items():
         best = max(range(2), key=lambda i: np.mean(chosen["validation"][i]["sequence"]))
         assert chosen["setting"] == METHODS[name].settings[best]
@@ -96,6 +96,24 @@ def test_each_language_is_learned_alone_and_b_after_a(pretrained, monkeypatch):
     assert np.isfinite([losses[n]["loss"] for n in (1, 2, 3)]).all()
     # B is the first language now; its sentences come in another order, in one step of the same batch
     np.testing.assert_allclose(scored[4][1], after_b, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_protected_is_known_when_b_is_learned(pretrained, monkeypatch):
+    """A is the same with and without; B moves the weights less where A's sentences are their inputs."""
+    texts, weights = generated(0, 8, 2, 10), {}
+    for name in ("levels_1", "levels_1_protected"):
+        seen = weights[name] = []
+
+        def score(self, model, text, examples=(), seen=seen):
+            seen.append(np.asarray(model.blocks.cms.levels[0].up.kernel[...]))
+            return 1.0
+
+        monkeypatch.setattr(translation.Translator, "score", score)
+        learned_by(METHODS[name], {"rate": 1e-3}, pretrained, texts, 1, 0, lambda *_: None, b_alone=False)
+    plain, protected = weights["levels_1"], weights["levels_1_protected"]
+    np.testing.assert_allclose(protected[0], plain[0], atol=1e-6)
+    moved = [np.linalg.norm(each[1] - each[0]) for each in (plain, protected)]
+    assert 0 < moved[1] < 0.9 * moved[0]
 
 
 def test_the_window_holds_the_newest_sentences(pretrained):

@@ -15,17 +15,9 @@ from nl_jax import InputError
 from nl_jax.models import LanguageModel, named_config
 from nl_jax.models.losses import mean_loss
 from nl_jax.pretrained.changes import MATRICES
-from nl_jax.pretrained.level_stacking import (
-    REGIMES,
-    RULES,
-    Chunk,
-    Pull,
-    Rates,
-    StackedLevel,
-    StackedModel,
-    stack_levels,
-)
+from nl_jax.pretrained.level_stacking import Chunk, Pull, Rates, StackedModel, stack_levels
 from nl_jax.pretrained.observed import observed_matmul
+from nl_jax.pretrained.stacked_level import REGIMES, RULES, StackedLevel
 from nl_jax.trees import named_leaves
 
 LAYERS = 3
@@ -235,6 +227,7 @@ LEVELS = {
     "no blocks": ({"blocks": ()}, "owns nothing"),
     "rank": ({"rank": 0, "rule": "adam"}, "rank=0"),
     "rank of a preconditioner": ({"rank": 2}, "whole matrices"),
+    "rank of what protects": ({"rank": 2, "rule": "adam", "protects": True}, "whole matrices"),
     "block": ({"blocks": (LAYERS,)}, f"block {LAYERS}"),
     "no units": ({"units": (0.0, 0.001)}, r"units=\(0.0, 0.001\): none of \d+ hidden units"),
 }

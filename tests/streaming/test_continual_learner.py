@@ -11,7 +11,8 @@ from flax import nnx
 from nl_jax import Diverged, InputError
 from nl_jax.data import ByteTokenizer
 from nl_jax.models import LanguageModel, named_config
-from nl_jax.pretrained.level_stacking import Chunk, Pull, StackedLevel
+from nl_jax.pretrained.level_stacking import Chunk, Pull
+from nl_jax.pretrained.stacked_level import StackedLevel
 from nl_jax.streaming import ContinualLearner
 from nl_jax.trees import named_leaves
 

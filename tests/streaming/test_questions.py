@@ -40,9 +40,18 @@ def test_exact_is_what_greedy_sampling_gives(model):
     assert answered(prefix, PROMPTS, other).exact.tolist() == [True, False, False]
 
 
-def test_protected_texts_are_not_learned_and_keep_their_answers(model):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"learning_rate": 2.0, "ridge": 0.01},
+        {"learning_rate": 0.01, "ridge": 0.1, "rule": "adam", "protects": True, "matrices": ("gate", "up", "down")},
+        {"learning_rate": 0.3, "ridge": 0.1, "rule": "gradient_descent", "protects": True},
+    ],
+    ids=lambda options: options.get("rule", "preconditioned"),
+)
+def test_protected_texts_are_not_learned_and_keep_their_answers(model, options):
     """Steps for a new text then avoid the directions of the protected texts' inputs."""
-    level = StackedLevel("fast", blocks=(1,), learning_rate=2.0, ridge=0.01)
+    level = StackedLevel("fast", blocks=(1,), **options)
     protected, new = ["the sky is blue and wide"] * 4, ["12345 67890 2468"] * 4
 
     def learner():
