@@ -21,7 +21,8 @@ def define_levels_flag(values: flags.FlagValues) -> None:
     """Adds --levels."""
     text = (
         "Levels, separated by ';', each as NAME:key=value,... with the keys period, rate, blocks (-4..-1 or 3+7), "
-        "matrices (gate+up+down), units (0..0.5), rule, rank, ridge, retention; or PATH.json with a list of objects. "
+        "matrices (gate+up+down), units (0..0.5), rule, rank, ridge, retention, protects (true or false); or PATH.json "
+        "with a list of objects. "
         "By default one level on the last blocks."
     )
     flags.DEFINE_string("levels", "", text, flag_values=values)
@@ -43,8 +44,13 @@ def levels_of(text: str) -> list[StackedLevel] | None:
 
 
 def fields_of(levels: Sequence[StackedLevel] | None) -> list[dict[str, Any]] | None:
-    """Levels as they are written to config.json."""
-    return None if levels is None else [dataclasses.asdict(level) for level in levels]
+    """Levels as they are written to config.json; runs of earlier versions know nothing of protection."""
+    if levels is None:
+        return None
+    return [
+        {name: value for name, value in dataclasses.asdict(level).items() if name != "protects" or value}
+        for level in levels
+    ]
 
 
 def _from_json(path: str) -> list[Any]:
@@ -80,7 +86,7 @@ def _level(given: Mapping[str, Any]) -> StackedLevel:
             raise InputError(f"level {name!r}: unknown key {key!r}; expected {', '.join(FIELDS)}")
         try:
             fields[key] = _value(key, value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, KeyError):
             raise InputError(f"level {name!r}: {key}={value!r}; expected {_form(key)}") from None
     return StackedLevel(**fields)
 
@@ -95,6 +101,8 @@ def _value(key: str, value: Any) -> Any:
         if key == "period" and int(value) < 1:
             raise ValueError
         return NUMBERS[key](value)
+    if key == "protects":
+        return {"true": True, "false": False}[str(value).lower()]
     if key == "blocks":
         return _integers(value) if isinstance(value, str) else tuple(map(int, value))
     if key == "matrices":
@@ -115,6 +123,10 @@ def _integers(text: str) -> tuple[int, ...]:
 
 
 def _form(key: str) -> str:
-    forms = {"blocks": "block numbers, such as -4..-1 or 3+7", "units": "two fractions, such as 0..0.5"}
+    forms = {
+        "blocks": "block numbers, such as -4..-1 or 3+7",
+        "units": "two fractions, such as 0..0.5",
+        "protects": "true or false",
+    }
     number = "a whole number of at least 1" if NUMBERS.get(key) is int else "a number"
     return forms.get(key, number if key in NUMBERS else "names joined by '+'")

@@ -95,6 +95,7 @@ LEARN = [
     (["--levels=fast:period=0"], "level 'fast': period"),
     (["--levels=fast:blocks=a..b"], "level 'fast': blocks='a..b'; expected block numbers"),
     (["--levels=fast:blocks=7"], "level 'fast': block 7; expected -2 to 1"),
+    (["--levels=fast:protects=maybe"], "level 'fast': protects='maybe'; expected true or false"),
     (["--levels=fast:rule=newton"], "level 'fast': rule='newton'"),
     (["--levels=/absent.json"], "--levels=/absent.json: cannot be read"),
 ]

@@ -67,6 +67,34 @@ def test_labels_are_learned_and_told(learned, capsys, monkeypatch):
     assert second in ("3.14", "fox")
 
 
+def test_levels_that_protect_spare_a_file_once_it_is_learned(inputs, tmp_path, monkeypatch, capsys):
+    """Also one whose protection was stopped, and never twice."""
+    protect, given = ContinualLearner.protect, []
+
+    def protected(self, texts):
+        if len(given) == 1:
+            given.append("stopped")
+            raise KeyboardInterrupt
+        given.append(list(texts))
+        protect(self, texts)
+
+    monkeypatch.setattr(ContinualLearner, "protect", protected)
+    levels = "--levels=fast:blocks=1,rule=adam,protects=true"
+    columns = ["--text_column=body", "--label_column=class", levels]
+    assert call_learn(inputs, tmp_path / "run", inputs / "labels.csv", *columns) == 130
+    for _ in range(2):
+        assert call_learn(inputs, tmp_path / "run", inputs / "labels.csv", *columns) == 0
+    first, stopped, *others = given
+    assert (first, stopped) == (others[0], "stopped")
+    assert [tuple(pair) for part in others for pair in part] == [("x", "return"), ("y", "12345")] * 3
+    given.clear()
+    assert (
+        call_learn(inputs, tmp_path / "without", inputs / "labels.csv", *columns, levels.replace("true", "false")) == 0
+    )
+    assert given == []
+    capsys.readouterr()
+
+
 def test_an_answer_ends_at_a_stop_and_a_chat_needs_a_template(learned, capsys):
     greedy = ["--temperature=0", "--num_tokens=5", "the", "quick"]
     assert call_ask(learned, *greedy) == 0
