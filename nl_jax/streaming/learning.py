@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -112,11 +113,18 @@ def protect_chunk(
     return StackedModel(model, levels).protect(state, chunk)
 
 
-@functools.partial(jax.jit, static_argnames="levels")
 def sparing(
-    model: LanguageModel, levels: tuple[StackedLevel, ...], rates: Mapping[str, Rates], state: ScheduleState
+    model: LanguageModel, levels: tuple[StackedLevel, ...], rates: dict[str, Rates], state: ScheduleState
 ) -> dict[str, Rates]:
-    """The rates with what spares protected inputs; it costs a decomposition of each matrix's covariance."""
+    """The rates, once texts are protected with what spares their inputs; this decomposes each matrix's covariance."""
+    counts = [seen.inputs for own in state.levels.values() for seen in own.seen.values()]
+    return _sparing(model, levels, rates, state) if any(map(np.any, jax.device_get(counts))) else rates
+
+
+@functools.partial(jax.jit, static_argnames="levels")
+def _sparing(
+    model: LanguageModel, levels: tuple[StackedLevel, ...], rates: dict[str, Rates], state: ScheduleState
+) -> dict[str, Rates]:
     found = StackedModel(model, levels, rates).sparing(state)
     return {name: own._replace(sparing=found.get(name)) for name, own in rates.items()}
 
