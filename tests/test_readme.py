@@ -79,7 +79,7 @@ def test_the_example_prints_its_table_learns_and_is_what_its_text_says(capsys):
 
 def test_the_learner_of_the_example_learns_and_is_saved(tmp_path, monkeypatch, capsys):
     """With a small model of random weights in the place of SmolLM2."""
-    (code,) = re.findall(r"```python\n(.*?)```", PAGES["pretrained"], re.DOTALL)
+    code, protecting = re.findall(r"```python\n(.*?)```", PAGES["pretrained"], re.DOTALL)
     small = {**configuration("llama"), "num_hidden_layers": 4}
     write_directory(tmp_path / "llama", small, tensors_of(small))
     given = nl_jax.pretrained.load_pretrained(tmp_path / "llama")
@@ -94,6 +94,10 @@ def test_the_learner_of_the_example_learns_and_is_saved(tmp_path, monkeypatch, c
     assert not np.array_equal(
         names["learner"].model.blocks.cms.levels[0].down.kernel, given.model.blocks.cms.levels[0].down.kernel
     )
+    exec(compile(protecting, "pretrained.md", "exec"), names)
+    assert names["learner"].labels == ("dog", "cat")
+    (state,) = names["learner"].snapshot()[0].levels.values()
+    assert all(np.all(seen.inputs > 0) for seen in state.seen.values())
 
 
 @pytest.fixture(scope="module")
