@@ -15,7 +15,7 @@ learned already is not learned again, unless --passes asks for more. Ask what wa
 A file whose learning has ended is protected by levels that do so: when they learn other files, their steps spare what
 the inputs of their weights were in this one.
 
-    python -m experiments.learn --workdir=runs/mine --levels='last:blocks=-2..-1,rule=adam,protects=true' notes.txt examples.csv
+    python -m experiments.learn --workdir=runs/mine --levels='last:blocks=-2..-1,rule=adam,protects=true' examples.csv
 
 What is learned as text is seldom found by a question. With --ask_itself the model first asks itself questions about
 each sentence of plain text, answers them while it sees the text, and learns these answers; rows with a label are
