@@ -72,7 +72,7 @@ def test_steps_are_multiplied_by_the_inverse_and_keep_what_is_new():
 @given(
     scale=st.sampled_from([1.0, 1e3, 1e6, 1e12, 1e17]),
     ridge=st.sampled_from([1e-6, 0.1, 10.0, 1e9]),
-    count=st.integers(1, 100),
+    count=st.sampled_from([1, 12, 48, 100]),
 )
 def test_no_spared_step_is_longer(scale, ridge, count):
     """Up to rounding, which a ridge of a millionth multiplies by a million."""
