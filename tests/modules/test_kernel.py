@@ -112,7 +112,7 @@ def test_chunks_in_float32_are_as_near(case):
 
 
 @slow
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(case=st.sampled_from(list(CHUNKED)), time=st.integers(1, 30), chunk_size=st.integers(1, 9), data=st.data())
 def test_chunks_of_any_length_and_any_split(case, time, chunk_size, data):
     with jax.enable_x64(True):
@@ -120,7 +120,7 @@ def test_chunks_of_any_length_and_any_split(case, time, chunk_size, data):
 
 
 @slow
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     case=st.sampled_from(list(CASES)),
     kernel=st.sampled_from(["interpret", "interpret_gpu"]),
