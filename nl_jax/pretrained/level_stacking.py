@@ -24,7 +24,7 @@ from nl_jax.models.language_model import LanguageModel, some_blocks
 from nl_jax.optim import clip_by_norm
 from nl_jax.optim.clip import shortened
 from nl_jax.pretrained.changes import Part, Seen, changed_blocks, matrix_of, no_inputs
-from nl_jax.pretrained.preconditioner import preconditioned, sparing
+from nl_jax.pretrained.preconditioner import preconditioned
 from nl_jax.pretrained.stacked_level import StackedLevel
 from nl_jax.trees import own_buffers
 
@@ -116,7 +116,7 @@ class StackedModel:
 
         Later steps of these levels then avoid the directions of these inputs, so that the answers to them stay (as
         orthogonal weight modification does for earlier tasks: Zeng et al., 2019; and AlphaEdit for facts: Fang et al.,
-        2024). Steps of "preconditioned" levels do so by themselves, those of others with `sparing` in their rates.
+        2024). Steps of "preconditioned" levels do so by themselves, those of others with ``sparing`` in their `Rates`.
 
         Returns:
           The state, and that of the mixers after the chunk.
@@ -127,17 +127,6 @@ class StackedModel:
             for name, own in state.levels.items()
         }
         return state._replace(levels=levels), read.state
-
-    def sparing(self, state: ScheduleState) -> dict[str, dict[str, Array]]:
-        """By level that protects without being "preconditioned", and matrix: what its `Rates` take to spare inputs."""
-        return {
-            level.name: {
-                name: sparing(seen, self.rates[level.name].ridge)
-                for name, seen in state.levels[level.name].seen.items()
-            }
-            for level in self.levels
-            if level.rule != "preconditioned" and level.protects
-        }
 
     def init(self) -> ScheduleState:
         """The state before the first chunk: no change."""

@@ -33,7 +33,7 @@ from nl_jax.streaming.learning import (
     learn_chunk,
     losses_of,
     protect_chunk,
-    sparing,
+    sparing_rates,
     squared_gradients,
     started,
     unrated,
@@ -125,7 +125,7 @@ class ContinualLearner:
         self._state = self._stacked.init()
         self._before = [*begin_ids(tokenizer), *self._ids(before)] if before else []
         self.end = self._ids("\n")[-1] if before else tokenizer.separator_id  # the token that ends an answer
-        self._sparing: dict[str, Rates] | None = None  # the rates, once they spare what is protected
+        self._kept_rates: dict[str, Rates] | None = None  # those of `_rates`, until what is protected changes
         self._labels: dict[str, list[int]] = {}  # tokens of every label that was learned
         self.notes: dict[str, Any] = {}  # JSON of the caller's, which is saved and loaded with what was learned
         self.pull: dict[str, Pull] | None = None  # by level, what `learn` pulls changes back to; it is not saved
@@ -143,7 +143,7 @@ class ContinualLearner:
     @property
     def model(self) -> LanguageModel:
         """The model with all that was learned in its weights."""
-        return changed(self._stacked.model, unrated(self.levels)[0], self._state)
+        return changed(self._stacked.model, unrated(self.levels), self._state)
 
     def learn(self, examples: Sequence[Example]) -> Learned:
         """Reads and learns texts and labelled examples, in their order.
@@ -156,7 +156,7 @@ class ContinualLearner:
             if not isinstance(example, str):
                 self._labels.setdefault(example[1], self._answer(example[1]))
         model, before = self._prefixed(examples, self.batch_size)
-        program = (model, unrated(self.levels)[0], self._rates())
+        program = (model, unrated(self.levels), self._rates())
         progress, count, step = started(self._state), 0, int(self._state.step)
         for group in grouped(self._chunks(examples), AT_ONCE):
             count += sum(int(np.sum(chunk.mask)) for chunks in group for chunk in chunks)
@@ -188,9 +188,9 @@ class ContinualLearner:
         for chunks in self._chunks(_checked(texts)):
             mixers = None
             for chunk in chunks:
-                program = (self._stacked.model, unrated(self.levels)[0])
+                program = (self._stacked.model, unrated(self.levels))
                 self._state, mixers = protect_chunk(*program, self._state, chunk._replace(state=mixers))
-        self._sparing = None
+        self._kept_rates = None
 
     def importance(self, examples: Sequence[Example]) -> dict[str, Any]:
         """How much the loss of examples depends on each element of each level's change, by level and matrix.
@@ -202,7 +202,7 @@ class ContinualLearner:
         examples = _checked(examples)
         texts = [self._one_chunk(example) for example in examples]
         model, before = self._prefixed(examples, 1)
-        total, programs = None, (model, unrated(self.levels)[0], self._state)
+        total, programs = None, (model, unrated(self.levels), self._state)
         for begin in range(0, len(texts), AT_ONCE):
             part = texts[begin : begin + AT_ONCE]
             found = squared_gradients(*programs, stacked(part, AT_ONCE), len(part), before)
@@ -234,7 +234,7 @@ class ContinualLearner:
         examples = _checked(examples)
         nats, count = 0.0, 0.0
         model, before = self._prefixed(examples, self.batch_size)
-        model = changed(model, unrated(self.levels)[0], self._state)
+        model = changed(model, unrated(self.levels), self._state)
         for chunks in self._chunks(examples):
             mixers = before
             for i, chunk in enumerate(chunks):
@@ -276,7 +276,7 @@ class ContinualLearner:
 
     def rollback(self, snapshot: tuple[ScheduleState, dict[str, list[int]]]) -> None:
         """Goes back to a snapshot."""
-        self._state, self._labels, self._sparing = snapshot[0], dict(snapshot[1]), None
+        self._state, self._labels, self._kept_rates = snapshot[0], dict(snapshot[1]), None
 
     def save(self, directory: str | Path) -> None:
         """Saves what was learned, without the model, in place of an earlier one.
@@ -306,16 +306,13 @@ class ContinualLearner:
         structure = jax.tree.structure(self._state)
         self._state = jax.tree.unflatten(structure, [leaves[name] for name in named_leaves(self._state)])
         self._labels = {label: self._answer(label) for label in metadata["labels"]}
-        self.notes, self._sparing = metadata.get("notes", {}), None
+        self.notes, self._kept_rates = metadata.get("notes", {}), None
 
     def _rates(self) -> dict[str, Rates]:
-        """The levels' rates; those of levels that protect are made anew after texts were protected, and then kept."""
-        levels, rates = unrated(self.levels)
-        if not any(level.protects for level in levels):
-            return rates
-        if self._sparing is None:
-            self._sparing = sparing(self._stacked.model, levels, rates, self._state)
-        return self._sparing
+        """The levels' rates, which are made anew after texts were protected, and then kept."""
+        if self._kept_rates is None:
+            self._kept_rates = sparing_rates(self.levels, self._state)
+        return self._kept_rates
 
     def _metadata(self) -> dict[str, Any]:
         return {
@@ -357,7 +354,7 @@ class ContinualLearner:
             return model, None
         longest = max(len(self._row(example)[0]) for example in examples)
         model = with_room(model, len(self._before) + longest)
-        learned = changed(model, unrated(self.levels)[0], self._state)
+        learned = changed(model, unrated(self.levels), self._state)
         return model, repeated(read_prefix(learned, self._before, longest).state, batch_size)
 
     def _row(self, example: Example) -> tuple[list[int], int]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from nl_jax.levels import Schedule, ScheduleState
 from nl_jax.models.chunk import all_finite
 from nl_jax.models.language_model import LanguageModel
 from nl_jax.pretrained.level_stacking import Chunk, Pull, Rates, StackedModel
+from nl_jax.pretrained.preconditioner import sparing
 from nl_jax.pretrained.stacked_level import StackedLevel
 
 AT_ONCE = 16  # batches of a program
@@ -39,10 +40,9 @@ def started(state: ScheduleState) -> Progress:
     return Progress(state, finite, jnp.asarray(True), jnp.zeros((), jnp.int32), jnp.zeros(()), zeros)
 
 
-def unrated(levels: tuple[StackedLevel, ...]) -> tuple[tuple[StackedLevel, ...], dict[str, Rates]]:
-    """The levels without their learning rates and ridges, for which programs are compiled, and these by level."""
-    rates = {level.name: Rates(level.rate, level.ridge) for level in levels}
-    return tuple(dataclasses.replace(level, learning_rate=1.0, ridge=1.0) for level in levels), rates
+def unrated(levels: Sequence[StackedLevel]) -> tuple[StackedLevel, ...]:
+    """The levels without their learning rates and ridges, for which programs are compiled."""
+    return tuple(dataclasses.replace(level, learning_rate=1.0, ridge=1.0) for level in levels)
 
 
 @functools.partial(jax.jit, static_argnames="levels")
@@ -113,20 +113,22 @@ def protect_chunk(
     return StackedModel(model, levels).protect(state, chunk)
 
 
-def sparing(
-    model: LanguageModel, levels: tuple[StackedLevel, ...], rates: dict[str, Rates], state: ScheduleState
-) -> dict[str, Rates]:
-    """The rates, once texts are protected with what spares their inputs; this decomposes each matrix's covariance."""
-    counts = [seen.inputs for own in state.levels.values() for seen in own.seen.values()]
-    return _sparing(model, levels, rates, state) if any(map(np.any, jax.device_get(counts))) else rates
+_sparing = jax.jit(sparing)
 
 
-@functools.partial(jax.jit, static_argnames="levels")
-def _sparing(
-    model: LanguageModel, levels: tuple[StackedLevel, ...], rates: dict[str, Rates], state: ScheduleState
-) -> dict[str, Rates]:
-    found = StackedModel(model, levels, rates).sparing(state)
-    return {name: own._replace(sparing=found.get(name)) for name, own in rates.items()}
+def sparing_rates(levels: Sequence[StackedLevel], state: ScheduleState) -> dict[str, Rates]:
+    """The levels' rates; of those that have protected texts with what spares the texts' inputs.
+
+    That decomposes the covariance of each matrix. "preconditioned" levels need none.
+    """
+    rates = {}
+    for level in levels:
+        own = Rates(level.rate, level.ridge)
+        seen = state.levels[level.name].seen
+        if level.rule != "preconditioned" and any(np.any(matrix.inputs) for matrix in seen.values()):
+            own = own._replace(sparing={name: _sparing(matrix, level.ridge) for name, matrix in seen.items()})
+        rates[level.name] = own
+    return rates
 
 
 @functools.partial(jax.jit, static_argnames="levels")

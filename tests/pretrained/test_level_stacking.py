@@ -18,6 +18,7 @@ from nl_jax.pretrained.changes import MATRICES
 from nl_jax.pretrained.level_stacking import Chunk, Pull, Rates, StackedModel, stack_levels
 from nl_jax.pretrained.observed import observed_matmul
 from nl_jax.pretrained.stacked_level import REGIMES, RULES, StackedLevel
+from nl_jax.streaming.learning import sparing_rates
 from nl_jax.trees import named_leaves
 
 LAYERS = 3
@@ -197,15 +198,18 @@ OPTIONS = given(
     period=st.integers(1, 3),
     same=st.booleans(),
     rank=st.sampled_from([None, 1]),
+    protects=st.booleans(),
 )
 
 
-def check_bounded(rule, rate, ridge, retention, matrices, period, same, rank):
+def check_bounded(rule, rate, ridge, retention, matrices, period, same, rank, protects):
     options = {"learning_rate": rate, "ridge": ridge, "retention": retention, "matrices": tuple(sorted(matrices))}
-    options |= {"rank": None if rule == "preconditioned" else rank}
+    options |= {"rank": None if rule == "preconditioned" or protects else rank, "protects": protects}
     level = StackedLevel("a", period, blocks=(0, 1), rule=rule, **options)
     stacked = stack_levels(make(num_layers=2), [level])
-    state, reads = learn(stacked, [chunk(0 if same else i) for i in range(6)])
+    protected, _ = jax.jit(stacked.protect)(stacked.init(), chunk(0))
+    stacked = StackedModel(stacked.model, [level], sparing_rates([level], protected))
+    state, reads = learn(stacked, [chunk(0 if same else i) for i in range(6)], protected)
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves((state, reads)))
 
 

@@ -1,6 +1,7 @@
 """`ContinualLearner`: learns, answers, goes back, is saved and loaded, refuses bad input, and does not grow."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +124,31 @@ def test_a_loaded_learner_goes_on_as_the_saved_one(model, tmp_path):
         one.learn(EXAMPLES[2:])
     assert_equal(learner, other)
     assert learner.labels == other.labels
+
+
+def test_what_is_protected_is_saved_and_earlier_versions_did_not_know_of_it(model, tmp_path):
+    levels = [dataclasses.replace(LEVELS[1], period=1, protects=True)]
+    learner, other, plain = (make(model, levels) for _ in range(3))
+    for one in (learner, plain):
+        one.learn(EXAMPLES[:2])
+    learner.protect(EXAMPLES[:2])
+    learner.save(tmp_path / "saved")
+    other.load(tmp_path / "saved")
+    for one in (learner, other, plain):
+        one.learn(EXAMPLES[2:])
+    assert_equal(learner, other)
+    changes = (one.snapshot()[0].levels["slow"].change["down"] for one in (learner, plain))
+    assert not np.allclose(*changes)
+
+    make(model).save(tmp_path / "earlier")
+    path = tmp_path / "earlier/about/metadata"
+    metadata = json.loads(path.read_text())
+    for level in metadata["levels"]:
+        assert level.pop("protects") is False
+    path.write_text(json.dumps(metadata))
+    make(model).load(tmp_path / "earlier")
+    with pytest.raises(InputError, match="levels"):
+        make(model, [LEVELS[0], dataclasses.replace(LEVELS[1], protects=True)]).load(tmp_path / "earlier")
 
 
 @pytest.mark.parametrize("difference", ["levels", "model", "question"])
