@@ -17,6 +17,7 @@ QUICK, FULL = "quick", "full"
 SIZES = ("width", "num_heads", "num_layers", "chunk_size")
 COUNTS = (*SIZES, "attention_heads", "batch_size", "steps", "eval_every", "seeds")
 RATES = ("1e-3", "3e-3", "1e-2")
+MOST_WORKERS = 8  # by default, since each needs a gigabyte
 
 
 def define_flags(evaluation: Evaluation) -> flags.FlagValues:
@@ -53,6 +54,11 @@ def define_flags(evaluation: Evaluation) -> flags.FlagValues:
     define(flags.DEFINE_integer, "steps", 1000, "Optimizer steps of a run; the cosine ends there.")
     define(flags.DEFINE_integer, "eval_every", 100, "Steps between evaluations on validation data.")
     define(flags.DEFINE_integer, "seeds", 3, "Runs of each model and subtask, with seeds 0, 1, ...")
+    workers = (
+        "Processes that train at the same time, each on its share of the cores. Default: one a core, "
+        f"{MOST_WORKERS} at most; 1 on an accelerator."
+    )
+    flags.DEFINE_integer("workers", None, workers, flag_values=values)
     return values
 
 

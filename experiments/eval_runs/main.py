@@ -1,7 +1,7 @@
 """The launcher of every evaluation: checks, runs, and reports what an `Evaluation` describes."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -10,16 +10,17 @@ from experiments.common import launcher
 from experiments.common.launcher import RESULTS
 from experiments.common.path_flags import INPUT_FLAGS
 from experiments.eval_runs.evaluation import Evaluation
-from experiments.eval_runs.flags import apply_preset, configurations, define_flags
-from experiments.eval_runs.running import Cell, Runner
+from experiments.eval_runs.flags import apply_preset, define_flags, rates_of
+from experiments.eval_runs.running import Cell, cells_of
 from experiments.eval_runs.table import bars, rows_of
+from experiments.eval_runs.workers import Job, check_workers, run_jobs
 from nl_jax import Diverged
 from nl_jax.models import count_parameters
 from nl_jax.plotting import save_figure
 from nl_jax.training.metrics import METRICS
 
 FIGURE = "results.png"
-FREE_FLAGS = ("workdir", *INPUT_FLAGS)  # paths of inputs, which config.json identifies by contents
+FREE_FLAGS = ("workdir", "workers", *INPUT_FLAGS)  # of inputs config.json has the contents
 
 
 def launcher_of(evaluation: Evaluation, description: str | None) -> tuple[Callable[[], Any], Callable[..., int]]:
@@ -36,38 +37,27 @@ def evaluate(evaluation: Evaluation, values: flags.FlagValues) -> None:
     """Runs what is missing in the workdir, and prints the tables. All checks come before any compilation."""
     workdir = launcher.own_workdir(values)
     apply_preset(evaluation, values)
-    subtasks = evaluation.subtasks(values)
-    configs = {name: configurations(evaluation, values, task) for name, task in subtasks.items()}
-    cells = [
-        Cell(name, model, task, config, values.seeds)
-        for name, task in subtasks.items()
-        for model, config in configs[name].items()
-    ]
-    # a model of one configuration keeps its program from subtask to subtask
-    cells.sort(key=lambda cell: list(values.models).index(cell.model))
+    check_workers(evaluation, values)
+    cells = cells_of(evaluation, values)
     parameters = [count_parameters(cell.config, cell.task.build or evaluation.build) for cell in cells]
-    results = launcher.claim_workdir(workdir, _configuration(values, evaluation, configs), {}, written=(FIGURE,))
+    results = launcher.claim_workdir(workdir, _configuration(values, evaluation, cells), {}, written=(FIGURE,))
     results["inputs"] = launcher.inputs_of(values)
     results["departures"], results["shown"] = list(evaluation.departures), dict(evaluation.shown)
     results["chosen_on"] = evaluation.chosen_on
     results["paper"] = {model: dict(figures) for model, figures in evaluation.paper.items()}
-    table = results.setdefault("subtasks", {name: {} for name in subtasks})
+    table = results.setdefault("subtasks", {cell.subtask: {} for cell in cells})
     if "references" not in results:
         results["references"] = evaluation.references(values)
 
     def save() -> None:
         launcher.write_json(workdir / RESULTS, results)
 
-    runner = Runner(evaluation, values, workdir, save)
-    entries = [
-        table[cell.subtask].setdefault(cell.model, {"parameters": number, "seeds": []})
-        for cell, number in zip(cells, parameters, strict=True)
-    ]
-    for i, (cell, entry) in enumerate(zip(cells, entries, strict=True)):
-        left = sum(cell.missing(entry, len(runner.rates)) for cell, entry in zip(cells[i:], entries[i:], strict=True))
-        if left:
-            launcher.say(f"{cell.subtask}, {cell.model}: at most {left} runs are left")
-        runner.run(cell, entry)
+    jobs, rates = [], len(rates_of(values))
+    for cell, number in zip(cells, parameters, strict=True):
+        entry = table[cell.subtask].setdefault(cell.model, {"parameters": number, "seeds": []})
+        if left := cell.missing(entry, rates):
+            jobs.append(Job(cell, entry, left))
+    run_jobs(evaluation, values, workdir, jobs, save)
     save()
     draw = evaluation.figure or bars
     save_figure(draw(results), workdir / FIGURE)
@@ -87,15 +77,13 @@ def check_diverged(results: Mapping[str, Any]) -> None:
         raise Diverged(f"the table lacks {len(diverged)} runs; {diverged[0]}")
 
 
-def _configuration(values: flags.FlagValues, evaluation: Evaluation, configs: dict[str, Any]) -> dict[str, Any]:
+def _configuration(values: flags.FlagValues, evaluation: Evaluation, cells: Sequence[Cell]) -> dict[str, Any]:
     """The content of config.json."""
     return {
         "launcher": evaluation.name,
         "flags": {name: value for name, value in values.flag_values_dict().items() if name not in FREE_FLAGS},
         "data": dict(evaluation.data(values)),
-        "models": {
-            f"{name}/{model}": config.to_json() for name, models in configs.items() for model, config in models.items()
-        },
+        "models": {f"{cell.subtask}/{cell.model}": cell.config.to_json() for cell in cells},
     }
 
 
@@ -110,4 +98,7 @@ def report(values: flags.FlagValues, results: dict[str, Any]) -> None:
     )
     for departure in results["departures"]:
         print(f"Departure: {departure}.")
-    print(f"Everything is in {values.workdir}: {RESULTS}, {FIGURE}, {METRICS}, SUBTASK/MODEL/rate_R/seed_N/tensorboard")
+    print(
+        f"Everything is in {values.workdir}: {RESULTS}, {FIGURE}, SUBTASK/MODEL/{METRICS}, "
+        "SUBTASK/MODEL/rate_R/seed_N/tensorboard"
+    )

@@ -13,7 +13,7 @@ from absl import flags
 
 from experiments.common.programs import Program
 from experiments.eval_runs.evaluation import Evaluation, Figures, Subtask
-from experiments.eval_runs.flags import rates_of
+from experiments.eval_runs.flags import configurations, rates_of
 from experiments.eval_runs.programs import Programs, set_rate_factor
 from nl_jax import Diverged
 from nl_jax.models import LanguageModelConfig
@@ -72,6 +72,16 @@ class Cell:
         done = {str(entry.get("seed", place)) for place, entry in enumerate(found.get("seeds", ()))}
         done |= found.get("diverged", {}).keys()
         return [seed for seed in range(self.seeds) if str(seed) not in done and ALL not in done]
+
+
+def cells_of(evaluation: Evaluation, values: flags.FlagValues) -> list[Cell]:
+    """All cells, those of a model one after the other: where it has one configuration, they share its program."""
+    cells = [
+        Cell(name, model, task, config, values.seeds)
+        for name, task in evaluation.subtasks(values).items()
+        for model, config in configurations(evaluation, values, task).items()
+    ]
+    return sorted(cells, key=lambda cell: list(values.models).index(cell.model))
 
 
 class Runner:
@@ -143,8 +153,10 @@ class Runner:
     def _train(self, cell: Cell, rate: float, seed: int) -> Trained:
         steps, build = cell.task.steps or self.values.steps, cell.task.build or self.evaluation.build
         program = self.programs(build, cell.config, steps, cell.task.batch(0, 1))
-        name = f"{cell.subtask}/{cell.model}/rate_{rate:g}/seed_{seed}"
-        with MetricsWriter(self.workdir, name) as metrics, progress_bar(name, steps) as bar:
+        directory, run = self.workdir / cell.subtask / cell.model, f"rate_{rate:g}/seed_{seed}"
+        directory.mkdir(parents=True, exist_ok=True)
+        name = f"{cell.subtask}/{cell.model}/{run}"
+        with MetricsWriter(directory, run) as metrics, progress_bar(name, steps) as bar:
             return self._take_steps(cell, program, (rate, seed, steps), name, metrics, bar)
 
     def _take_steps(

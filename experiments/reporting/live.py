@@ -12,6 +12,7 @@ from experiments.reporting.samples import Samples
 from nl_jax import InputError
 from nl_jax.files import Owner, owner, write_atomically
 from nl_jax.training import read_metrics
+from nl_jax.training.metrics import METRICS
 
 PAGE = "live.html"
 MOST_LINES = 6  # of a chart: the newest runs
@@ -70,8 +71,17 @@ def _write(
     workdir: Path, config: Mapping[str, Any], memory: Memory, samples: Samples, running: Owner | None, every: int
 ) -> None:
     title = f"{config.get('launcher')} ({workdir.name})"
-    parts = [*parts_of(title, config, read_metrics(workdir), memory, running), *_texts(samples)]
+    parts = [*parts_of(title, config, rows_of(workdir), memory, running), *_texts(samples)]
     write_atomically(workdir / PAGE, self_contained_html(parts, title, None if running is None else every))
+
+
+def rows_of(workdir: Path) -> list[dict[str, Any]]:
+    """The metrics of a run; those of each cell of an evaluation are in a folder of their own."""
+    rows = read_metrics(workdir)
+    for file in sorted(workdir.glob(f"*/*/{METRICS}"), key=lambda file: file.stat().st_mtime):
+        cell = file.parent.relative_to(workdir)
+        rows += [row | {"model": f"{cell}/{row['model']}"} for row in read_metrics(file.parent)]
+    return rows
 
 
 def parts_of(title: str, config: Mapping[str, Any], rows: Rows, memory: Memory, running: Owner | None) -> list[Part]:

@@ -299,6 +299,7 @@ EVALS = [
     ("--learning_rates=nan", "--learning_rates=nan: expected distinct numbers"),
     ("--num_heads=3", "--models="),
     ("--parameters=3", "--parameters=3: "),
+    ("--workers=0", "--workers=0: expected at least 1"),
     ("--mixer_option=speed=3", "--mixer_option=speed=3"),
 ]
 EVALS = [([flag], problem) for flag, problem in EVALS]  # of every evaluation

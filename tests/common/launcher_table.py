@@ -347,9 +347,9 @@ def without_speeds(content):
 
 
 def figures_of(workdir):
-    """What a run has written, speeds aside: results.json, and metrics.jsonl by run where there is one."""
-    metrics = workdir / "metrics.jsonl"
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    """What a run has written, speeds aside: results.json, and metrics.jsonl by run where there are any."""
+    metrics = sorted(workdir.rglob("metrics.jsonl"))
+    rows = [json.loads(line) for file in metrics for line in file.read_text().splitlines()]
     rows.sort(key=lambda row: row.get("model", ""))  # a run that starts again comes last
     return without_speeds(results_of(workdir)), without_speeds(rows)
 

@@ -39,6 +39,14 @@ def write_run(workdir, rows):
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def test_metrics_of_the_cells_of_an_evaluation_are_found(tmp_path):
+    write_run(tmp_path, [row(1)])
+    cell = tmp_path / "aa/transformer"
+    cell.mkdir(parents=True)
+    (cell / "metrics.jsonl").write_text(json.dumps(row(2, "rate_0.01/seed_0")) + "\n")
+    assert live.rows_of(tmp_path) == [row(1), row(2, "aa/transformer/rate_0.01/seed_0")]
+
+
 def test_a_lock_has_an_owner_as_long_as_its_process_lives(tmp_path):
     lock = tmp_path / ".nl_jax.lock"
     assert owner(lock) is None
