@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 LARGEST_STATE = 1e3  # Frobenius norm of one layer's change, and of its momentum; working memories stay below 100
 LARGEST_FORCING = 1e2  # length of what one token writes; about 1 in a working memory
 LARGEST_COTANGENT = 1e6  # of each element of a state; in training they are below 1
+LARGEST_TOKEN = 1e6  # length of a token that attention reads, whose gradients grow with its fourth power
 LARGEST_RATE = 1e6  # of η; larger ones hardly lengthen an implicit step
 
 

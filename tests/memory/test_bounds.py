@@ -27,7 +27,6 @@ from nl_jax.memory import (
 from nl_jax.modules import MIXERS, mixer
 
 SIZE, WIDTH, HEADS = 3, 8, 2
-ATTENTION = ("attention", "sliding_window_attention")
 rules = st.builds(Rule, st.sampled_from(RULES), st.booleans(), st.booleans(), st.booleans())
 rates = st.sampled_from([0.0, 0.1, 1.0, 5.0, 1e4])
 fractions = st.sampled_from([0.0, 0.3, 0.9, 1.0])
@@ -217,8 +216,18 @@ def test_gradients_of_the_defaults_stay_small_on_repeated_text():
         assert np.sqrt(sum(float(jnp.vdot(g, g)) for g in jax.tree.leaves(gradients))) < 1e4, stream
 
 
+BOOLEAN = (True, False)
+OF_ATTENTION = {
+    "use_rope": BOOLEAN,
+    "qk_norm": BOOLEAN,
+    "convolution": BOOLEAN,
+    "bias": BOOLEAN,
+    "num_kv_heads": (1, 2),
+}
 # of mixers that have few
 OWN_OPTIONS: dict[str, dict] = {
+    "attention": OF_ATTENTION | {"context_length": (1, 5, 300)},
+    "sliding_window_attention": OF_ATTENTION | {"window": (1, 5)},
     "mesa": {"iterations": (1, 8, 100)},
     "comba": {"correction": (0.0, 1.0)},
     "gla": {"rank": (1, 4)},
@@ -231,28 +240,28 @@ OWN_OPTIONS: dict[str, dict] = {
 
 @st.composite
 def compositions(draw):
-    """A mixer with memories, and values for any of its options; several of them exclude each other."""
-    name = draw(st.sampled_from([name for name in MIXERS if name not in ATTENTION]))
+    """A mixer, and values for any of its options; several of them exclude each other."""
+    name = draw(st.sampled_from(list(MIXERS)))
     given: dict = {"chunk_size": draw(st.sampled_from([1, 4, 16, 64]))}
     choices: dict = {
         "rule": RULES,
-        "delta": (True, False),
-        "delta_after_retention": (True, False),
-        "allow_neg_eigval": (True, False),
+        "delta": BOOLEAN,
+        "delta_after_retention": BOOLEAN,
+        "allow_neg_eigval": BOOLEAN,
         "read": ("token", "boundary"),
         "retention": ("initial", "zero"),
         "objective": tuple(OBJECTIVES),
-        "shrinkage": (True, False),
+        "shrinkage": BOOLEAN,
     }
     if name == "self_modifying_titans":
         choices |= {
-            "momentum": (True, False),
-            "gated": (True, False),
-            "self_targets": (True, False),
+            "momentum": BOOLEAN,
+            "gated": BOOLEAN,
+            "self_targets": BOOLEAN,
             "memory_gates": (True, False, None),
             "adaptive": ((), ("key", "value"), ("query", "eta"), ("key", "value", "query", "eta", "alpha")),
             "projection_chunk_size": (1, 4, 16),
-            "frozen": (True, False),
+            "frozen": BOOLEAN,
             "eta_bias": (-4.0, 5.0, 50.0, 1e4),
             "alpha_bias": (-5.0, 0.0, 4.0),
             "alpha": (None, 1.0, ("hard_tanh", 0.0)),
@@ -266,7 +275,7 @@ def compositions(draw):
             "initial": ("learned", "zero"),
         }
         if name in ("ttt_mlp", "titans", "atlas"):
-            choices["gated"] = (True, False)
+            choices["gated"] = BOOLEAN
     if name in OWN_OPTIONS:
         gates = {gate: choices[gate] for gate in ("eta", "alpha") if name in ("mesa", "comba")}
         choices = OWN_OPTIONS[name] | gates
@@ -284,6 +293,12 @@ def check(composition, dtype):
     except ValueError:
         return  # options that exclude each other are refused
     assert_finite(run(name, options, time, dtype))
+
+
+@pytest.mark.parametrize("options", [{"use_rope": False}, {"qk_norm": True}])
+def test_attention_to_huge_tokens(options):
+    """Where gradients of scores, or squares in a norm, overflowed."""
+    assert_finite(run("attention", {"context_length": 160, **options}, 160))
 
 
 @settings(max_examples=3, deadline=None, derandomize=True)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from nl_jax.memory.guards import LARGEST_TOKEN, limit_norm
 from nl_jax.modules.layers import CausalConv, linear, start_as_induction
 from nl_jax.modules.mixers.rotary import BASE, rotary, rotary_at, rotary_frequencies
 from nl_jax.ops import causal_attention, fits_splash, splash_attention
@@ -245,6 +246,7 @@ class Attention(nnx.Module):
 
         ``before`` gives the convolution's inputs before those that it is called with.
         """
+        x = limit_norm(x, LARGEST_TOKEN, -1)
         parts, conv = [self.query(x), self.key(x), self.value(x)], None
         if self.conv is not None:
             projected = jnp.concatenate(parts, axis=-1)
