@@ -13,6 +13,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.extend import core
+from mixer_groups import COMPOSED, FEWER_GATES
 
 from nl_jax.models import LanguageModel, LanguageModelConfig
 from nl_jax.models.losses import loss_and_state, mean_loss
@@ -35,9 +36,8 @@ CASES = {name: {"mixer": name} for name in MIXERS} | {
     **{f"online, {variant}": {**IN_CONTEXT, "cms_regime": "online", "cms_variant": variant} for variant in VARIANTS},
     **{f"meta, {variant}": {**IN_CONTEXT, "cms_regime": "meta", "cms_variant": variant} for variant in VARIANTS},
 }
-COMPOSED = ("mamba2", "gla", "dla")  # of what other rows trace
-DERIVED = ("linear_attention", "retnet", "linear_attention_pp", "sliding_window_attention", *COMPOSED)  # or compute
-DERIVED += tuple(f"online, {variant}" for variant in VARIANTS[1:])  # "meta" without its derivatives
+# the last are "meta" without its derivatives
+DERIVED = (*FEWER_GATES, *(f"online, {variant}" for variant in VARIANTS[1:]))
 DIFFERENT = [name for name in CASES if name not in DERIVED]
 QUICK_TO_TRACE = (
     *(name for name in MIXERS if name not in COMPOSED),

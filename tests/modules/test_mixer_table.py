@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from mixer_groups import COMPOSED, FEWER_GATES
 
 from nl_jax.modules import MIXERS, PAPER_FORM, AttentionState, HybridState, mixer
 
@@ -17,12 +18,8 @@ CASES = {name: (name, {}) for name in MIXERS} | {
     "attention, convolution": ("attention", {"convolution": True, "context_length": 5}),
 }
 COMPILED = ("delta_net", "attention")  # quick to compile; the others are slow
-COMPOSED = ("mamba2", "gla", "dla")  # of what other rows run
 # Their derivatives are another row's: a matrix with fewer gates, an MLP with another objective, two side by side.
-DERIVED = (
-    *("linear_attention", "retnet", "linear_attention_pp", "ttt_mlp", "sliding_window_attention"),
-    *("sliding_window_memory", *COMPOSED),
-)
+DERIVED = (*FEWER_GATES, "ttt_mlp", "sliding_window_memory")
 FIRST_ORDER = (  # derivatives of second order take minutes to compile, or are those of a row without options
     *("self_modifying_titans", "atlas"),
     *(case for case in CASES if case not in MIXERS),
