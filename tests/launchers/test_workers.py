@@ -43,6 +43,7 @@ def figures(content):
     return [x for each in content for x in figures(each)] if isinstance(content, list) else [content]
 
 
+@pytest.mark.slow
 def test_workers_give_the_results_of_one_process(tmp_path, capsys):
     assert evaluate(tmp_path / "one", "--workers=1") == 0
     assert evaluate(tmp_path / "two", "--workers=2") == 0
