@@ -98,9 +98,11 @@ def test_a_worker_that_is_killed_ends_the_run_and_the_same_command_goes_on(tmp_p
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_workers_end_with_the_command(tmp_path, by):
     flags = [*SMALL.split(), *CELLS.split(), "--steps=100000", f"--workdir={tmp_path / 'run'}", "--workers=2"]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # scripts in the background ignore it
     command = subprocess.Popen(
         [sys.executable, "-m", "experiments.evals.recall", *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
+    signal.signal(signal.SIGINT, before)
     while len(list((tmp_path / "run").rglob("metrics.jsonl"))) < 2:
         assert command.poll() is None
         time.sleep(0.2)
