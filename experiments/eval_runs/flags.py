@@ -55,7 +55,7 @@ def define_flags(evaluation: Evaluation) -> flags.FlagValues:
     define(flags.DEFINE_integer, "eval_every", 100, "Steps between evaluations on validation data.")
     define(flags.DEFINE_integer, "seeds", 3, "Runs of each model and subtask, with seeds 0, 1, ...")
     workers = (
-        "Processes that train at the same time, each on its share of the cores. Default: one a core, "
+        "Processes that train at the same time, each on its share of the cores. Default: one for two cores, "
         f"{MOST_WORKERS} at most; 1 on an accelerator."
     )
     flags.DEFINE_integer("workers", None, workers, flag_values=values)

@@ -1,4 +1,4 @@
-"""Processes that share the cells of an evaluation: a small model keeps hardly more than one core busy.
+"""Processes that share the cells of an evaluation: a small model gains little from more than two cores.
 
 Each worker has its own cores, and sends what a cell has after each run; only the command's own process writes results.
 """
@@ -70,7 +70,7 @@ def run_jobs(
         ProcessLost: if a worker ends before its job, as when the system is out of memory.
         Exception: what a worker raises.
     """
-    default = 1 if _reason_for_one(evaluation) else min(len(_cores()), MOST_WORKERS)
+    default = 1 if _reason_for_one(evaluation) else min(max(1, len(_cores()) // 2), MOST_WORKERS)
     number, left = min(values.workers or default, len(jobs)), sum(job.left for job in jobs)
 
     def begins(job: Job) -> Job:
