@@ -157,10 +157,9 @@ def test_every_command_gets_past_all_checks(name, arguments, text, tmp_path, mon
 
 
 def takes(value, flag):
-    """Whether a launcher's flag takes a value; one that is named without any only has to be there."""
+    """Whether a launcher's flag takes a value, or has a default where none is named."""
     try:
-        if value:
-            flag.parser.parse(value)
+        flag.parser.parse(value or flag.default)
     except ValueError:
         return False
     return True

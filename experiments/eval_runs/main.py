@@ -20,7 +20,7 @@ from nl_jax.plotting import save_figure
 from nl_jax.training.metrics import METRICS
 
 FIGURE = "results.png"
-FREE_FLAGS = ("workdir", "workers", *INPUT_FLAGS)  # of inputs config.json has the contents
+FREE_FLAGS = ("workdir", "workers", *INPUT_FLAGS)  # they change no result, or config.json has the contents
 
 
 def launcher_of(evaluation: Evaluation, description: str | None) -> tuple[Callable[[], Any], Callable[..., int]]:

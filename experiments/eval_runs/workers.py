@@ -94,14 +94,10 @@ def run_jobs(
                 busy[worker] = job
             if not busy:
                 return
-            idle = [worker for worker in _ready(busy) if _ended(worker, busy[worker], save)]
+            ready: list[Any] = wait(list(busy))
+            idle = [worker for worker in ready if _ended(worker, busy[worker], save)]
             for worker in idle:
                 del busy[worker]
-
-
-def _ready(busy: Mapping[Connection, Job]) -> list[Connection]:
-    """The workers that have something to say, or have ended."""
-    return [connection for connection in wait(list(busy)) if isinstance(connection, Connection)]
 
 
 def _ended(worker: Connection, job: Job, save: Callable[[], None]) -> bool:

@@ -24,6 +24,7 @@ from nl_jax.memory import (
     limit_cotangent,
     limit_norm,
 )
+from nl_jax.memory.guards import LARGEST_TOKEN
 from nl_jax.modules import MIXERS, mixer
 
 SIZE, WIDTH, HEADS = 3, 8, 2
@@ -133,6 +134,13 @@ def test_limits():
     assert jax.grad(total)(jnp.ones(()), -jnp.inf) == -1e6
     assert jax.jvp(lambda x: total(x, 1e30), (jnp.ones(()),), (jnp.ones(()),))[1] == jnp.float32(1e30)
     np.testing.assert_array_equal(jax.vmap(jax.grad(total), (0, None))(jnp.ones(3), 1e30), jnp.full(3, 1e6))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e4])
+def test_what_is_short_enough_stays_as_it_is(dtype, size):
+    x = jnp.asarray(size * np.random.default_rng(0).standard_normal((100, WIDTH)), dtype)
+    np.testing.assert_array_equal(jax.jit(lambda x: limit_norm(x, LARGEST_TOKEN, -1))(x), x)
 
 
 def streams(time):

@@ -61,6 +61,7 @@ class Attention(nnx.Module):
     """Multi-head causal softmax attention with RoPE over the last ``context_length`` tokens.
 
     On longer texts that is sliding-window attention (Eq. 63 of arXiv 2512.24695), on others attention to all (Eq. 62).
+    A token whose vector is longer than a million is scaled down to that length, which keeps gradients finite.
 
     Args:
       width: of input and output.
